@@ -1,0 +1,89 @@
+// Entry points of both backends: raw pointers, sizes and, for CUDA, a stream. Nothing here knows torch. Sizes are
+// elements; every array is contiguous. Arguments are checked by the callers in torch_cpu.cpp and torch_cuda.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace fastfood {
+
+enum class Type { f32, f64, f16, bf16 };
+
+// Rows of length n, a power of two, each times the n x n Hadamard matrix times `scale`. `out` may be `x`.
+struct Transform {
+  const void* x;
+  void* out;
+  Type type;  // f16 and bf16 are computed in f32 and rounded once
+  int64_t rows, n;
+  double scale;
+};
+
+// Calls [first, first + count) of a stream of definitions.h: 4 words each, or the 8 normals they stand for.
+struct Draw {
+  uint64_t seed;
+  uint32_t stream;
+  uint64_t first;
+  int64_t count;
+};
+
+// out[i] = base[i] + scales[s] * y[start + i], y = stack_b(H_L(G_b * v)), for offsets[s] <= i < offsets[s + 1].
+// With base null: out[i] = y[start + i], and offsets and scales are not read.
+struct Projection {
+  void* out;
+  const void* base;
+  const void* v;  // L entries, f64 if `type` is, else f32; `scales` has the same type
+  const int64_t* offsets;
+  const void* scales;
+  int64_t segments;
+  Type type;  // of out and base
+  int64_t L, start, count;
+  uint64_t seed;
+};
+
+// z = sum_b G_b * H_L(g_b), L entries, g the gradient of rows [start, start + count) and zero elsewhere. The order
+// of summation is fixed: the same bits for every number of threads.
+struct Adjoint {
+  const void* g;
+  void* z;    // f64 if `type` is, else f32
+  Type type;  // of g
+  int64_t L, start, count;
+  uint64_t seed;
+};
+
+namespace cpu {
+
+// Calls body(begin, end, context) on disjoint ranges that cover [0, count), each at least `grain` long.
+using Body = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = void (*)(int64_t count, int64_t grain, Body body, void* context);
+
+// One table for each instruction set; the results of all of them are equal bit for bit.
+struct Kernels {
+  const char* name;
+  void (*transform)(const Transform&, ParallelFor);
+  void (*words)(const Draw&, uint32_t* out, ParallelFor);
+  void (*normals)(const Draw&, float* out, ParallelFor);
+  void (*project)(const Projection&, ParallelFor);
+  void (*adjoint)(const Adjoint&, ParallelFor);
+};
+
+// The best table for this processor, or the one named by the environment variable FASTFOOD_ISA (avx512, avx2,
+// portable). Throws std::runtime_error if that name is unknown or the processor lacks it.
+const Kernels& kernels();
+
+}  // namespace cpu
+
+namespace cuda {
+
+// Each launches on `stream` and returns null, or the name of what failed and CUDA's reason. `workspace` holds the
+// bytes that the function of the same prefix asks for; it is free again when the stream has passed.
+using StreamHandle = void*;  // a cudaStream_t
+int64_t transform_workspace(const Transform&);
+const char* transform(const Transform&, void* workspace, StreamHandle stream);
+const char* words(const Draw&, uint32_t* out, StreamHandle stream);
+const char* normals(const Draw&, float* out, StreamHandle stream);
+int64_t project_workspace(const Projection&);
+const char* project(const Projection&, void* workspace, StreamHandle stream);
+int64_t adjoint_workspace(const Adjoint&);
+const char* adjoint(const Adjoint&, void* workspace, StreamHandle stream);
+
+}  // namespace cuda
+}  // namespace fastfood
