@@ -1,0 +1,71 @@
+// Chooses the kernels for the processor at hand, once, at the first call.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels.h"
+
+#define FASTFOOD_DECLARE(isa)                            \
+  namespace fastfood::isa {                              \
+  void transform(const Transform&, cpu::ParallelFor);    \
+  void words(const Draw&, uint32_t*, cpu::ParallelFor);  \
+  void normals(const Draw&, float*, cpu::ParallelFor);   \
+  void project(const Projection&, cpu::ParallelFor);     \
+  void adjoint(const Adjoint&, cpu::ParallelFor);        \
+  }
+#define FASTFOOD_TABLE(isa) \
+  { #isa, isa::transform, isa::words, isa::normals, isa::project, isa::adjoint }
+
+FASTFOOD_DECLARE(portable)
+#if !defined(FASTFOOD_PORTABLE_ONLY)
+FASTFOOD_DECLARE(avx2)
+FASTFOOD_DECLARE(avx512)
+#endif
+
+namespace fastfood::cpu {
+
+namespace {
+
+struct Candidate {
+  Kernels kernels;
+  bool (*supported)();
+};
+
+// Widest first.
+const Candidate kCandidates[] = {
+#if !defined(FASTFOOD_PORTABLE_ONLY)
+    {FASTFOOD_TABLE(avx512),
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+    {FASTFOOD_TABLE(avx2),
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
+     }},
+#endif
+    {FASTFOOD_TABLE(portable), [] { return true; }},
+};
+
+const Kernels& choose() {
+  const char* wanted = std::getenv("FASTFOOD_ISA");
+  std::string names;
+  for (const Candidate& candidate : kCandidates) {
+    if (!candidate.supported()) continue;
+    if (!wanted || std::strcmp(wanted, candidate.kernels.name) == 0) return candidate.kernels;
+    names += std::string(names.empty() ? "" : ", ") + candidate.kernels.name;
+  }
+  throw std::runtime_error("FASTFOOD_ISA: wanted one of " + names + " on this processor, got " + wanted);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace fastfood::cpu

@@ -1,0 +1,176 @@
+// Vectors of one instruction set, as GNU vector types: arithmetic is written with + - *, and only the few operations
+// that have no operator are spelled out here. Every file that includes this one is compiled once for each
+// instruction set, with FASTFOOD_ISA its name; all that it defines lives in a namespace of that name, so that
+// no function compiled for a wider set can be linked into a narrower one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "../kernels.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace fastfood::FASTFOOD_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), may_alias, aligned(alignof(T))));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <int bytes>
+struct IntegersOf {  // the integer vectors whose lanes are `bytes` wide
+  typedef VectorOf<int32_t>::type Signed;
+  typedef VectorOf<uint32_t>::type Unsigned;
+};
+template <>
+struct IntegersOf<8> {
+  typedef VectorOf<int64_t>::type Signed;
+  typedef VectorOf<uint64_t>::type Unsigned;
+};
+
+using Float = Vector<float>;
+using U32 = Vector<uint32_t>;
+using U64 = Vector<uint64_t>;
+constexpr int kW = kLanes<float>;
+
+#define FASTFOOD_INLINE static inline __attribute__((always_inline))
+
+template <class T>
+FASTFOOD_INLINE Vector<T> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p);
+}
+
+template <class T>
+FASTFOOD_INLINE void store(T* p, Vector<T> x) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = x;
+}
+
+// The 64-bit products of the low halves of each 64-bit lane.
+FASTFOOD_INLINE U64 multiply_low_halves(U64 a, uint32_t b) {
+#if defined(__AVX512F__)
+  return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+  return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__SSE2__)
+  return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
+  return (a & 0xFFFFFFFFull) * static_cast<uint64_t>(b);
+#endif
+}
+
+// a * b + c rounded once. Without the instruction the sum is made in double, which gives the same bits for every
+// argument that `normal` can meet (a test goes through all of them).
+FASTFOOD_INLINE Float multiply_add(Float a, Float b, Float c) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  Float r;
+  for (int i = 0; i < kW; ++i) r[i] = static_cast<float>(static_cast<double>(a[i]) * b[i] + c[i]);
+  return r;
+#endif
+}
+
+// table[index % 16] for each lane.
+FASTFOOD_INLINE Float look_up_16(const float* table, U32 index) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(table));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)index);
+  const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)index);
+  return (Float)_mm256_blendv_ps(low, high, _mm256_castsi256_ps((__m256i)(index << 28)));
+#else
+  Float r;
+  for (int i = 0; i < kW; ++i) r[i] = table[index[i] & 15u];
+  return r;
+#endif
+}
+
+// Lane i of the result is lane i ^ stride of x.
+template <int stride, class V>
+FASTFOOD_INLINE V swap_lanes(V x) {
+  typename IntegersOf<sizeof(x[0])>::Signed mask;
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) mask[i] = i ^ stride;
+  return __builtin_shuffle(x, mask);
+}
+
+// Storage types narrower than the arithmetic: bfloat16 is the upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+FASTFOOD_INLINE float widen(float x) { return x; }
+FASTFOOD_INLINE double widen(double x) { return x; }
+FASTFOOD_INLINE float widen(_Float16 x) { return static_cast<float>(x); }
+FASTFOOD_INLINE float widen(BFloat16 x) { return __builtin_bit_cast(float, uint32_t{x.bits} << 16); }
+
+// Rounds to nearest, ties to even.
+FASTFOOD_INLINE void narrow(float x, float* out) { *out = x; }
+FASTFOOD_INLINE void narrow(double x, double* out) { *out = x; }
+FASTFOOD_INLINE void narrow(float x, _Float16* out) { *out = static_cast<_Float16>(x); }
+FASTFOOD_INLINE void narrow(float x, BFloat16* out) {
+  const uint32_t u = __builtin_bit_cast(uint32_t, x);
+  const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  out->bits = static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : rounded);
+}
+
+template <class S>
+using Arithmetic = typename std::conditional<std::is_same<S, double>::value, double, float>::type;
+
+// Calls f(S{}) with the storage type that `type` names.
+template <class F>
+FASTFOOD_INLINE void dispatch(Type type, F f) {
+  switch (type) {
+    case Type::f32: return f(float{});
+    case Type::f64: return f(double{});
+    case Type::f16: return f(_Float16{});
+    case Type::bf16: return f(BFloat16{});
+  }
+  __builtin_trap();
+}
+
+// Memory for one task, 64-byte aligned and uninitialised.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : p_(__builtin_malloc(static_cast<size_t>(bytes) + 64)) {
+    if (!p_) __builtin_trap();
+  }
+  ~Scratch() { __builtin_free(p_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p_) + 63) & ~uintptr_t{63});
+  }
+
+ private:
+  void* p_;
+};
+
+// parallel(count, grain, f) with a callable f(begin, end).
+template <class F>
+FASTFOOD_INLINE void for_each_range(cpu::ParallelFor parallel, int64_t count, int64_t grain, F& f) {
+  parallel(count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); },
+           &f);
+}
+
+}  // namespace fastfood::FASTFOOD_ISA

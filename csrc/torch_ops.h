@@ -1,0 +1,180 @@
+// The registered operators, once for both backends: checks, allocation, and a descriptor of kernels.h filled from
+// tensors. A Backend has the static functions transform, words, normals, project and adjoint, each taking a
+// descriptor and a tensor on the device at hand. Included by torch_cpu.cpp and torch_cuda.cpp alone.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastfood {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+
+inline Type type_of(const Tensor& x, const char* name) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Type::f32;
+    case ScalarType::Double: return Type::f64;
+    case ScalarType::Half: return Type::f16;
+    case ScalarType::BFloat16: return Type::bf16;
+    default:
+      STD_TORCH_CHECK(false, name, ": wanted float32, float64, float16 or bfloat16, got ",
+                      torch::headeronly::toString(x.scalar_type()));
+  }
+}
+
+// The type that values stored as `type` are computed in.
+inline ScalarType arithmetic(Type type) { return type == Type::f64 ? ScalarType::Double : ScalarType::Float; }
+
+inline void check_type(const Tensor& x, const char* name, ScalarType wanted) {
+  STD_TORCH_CHECK(x.scalar_type() == wanted, name, ": wanted ", torch::headeronly::toString(wanted), ", got ",
+                  torch::headeronly::toString(x.scalar_type()));
+}
+
+inline void check_same_device(const Tensor& x, const char* name, const Tensor& out) {
+  STD_TORCH_CHECK(x.device() == out.device(), name, ": wanted the device of the other tensors");
+}
+
+inline void check_vector(const Tensor& x, const char* name, int64_t size) {
+  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == size && x.is_contiguous(), name, ": wanted a contiguous vector of ",
+                  size, " entries");
+}
+
+inline void check_block_length(int64_t L) {
+  STD_TORCH_CHECK(L >= 256 && is_power_of_two(L), "L: wanted a power of two of at least 256, got ", L);
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+inline std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.size(i));
+  shape.push_back(last);
+  return shape;
+}
+
+inline const char* at_row(const Tensor& x, int64_t row, int64_t length) {
+  return static_cast<const char*>(x.const_data_ptr()) + row * length * static_cast<int64_t>(x.element_size());
+}
+inline char* at_row(Tensor& x, int64_t row, int64_t length) {
+  return static_cast<char*>(x.mutable_data_ptr()) + row * length * static_cast<int64_t>(x.element_size());
+}
+
+template <class Backend>
+Tensor hadamard_transform(const Tensor& x_in, double scale) {
+  const Type type = type_of(x_in, "x");
+  STD_TORCH_CHECK(x_in.dim() > 0, "x: wanted at least one dimension, got a scalar");
+  const int64_t n = x_in.size(x_in.dim() - 1);
+  STD_TORCH_CHECK(is_power_of_two(n), "x: wanted a last dimension that is a power of two, got ", n);
+  const Tensor x = torch::stable::contiguous(x_in);
+  Tensor out = new_tensor(x, with_last(x, n), x.scalar_type());
+  if (x.numel() > 0)
+    Backend::transform({x.const_data_ptr(), out.mutable_data_ptr(), type, x.numel() / n, n, scale}, x);
+  return out;
+}
+
+inline Draw draw(int64_t seed, int64_t stream, int64_t first, int64_t count) {
+  STD_TORCH_CHECK(stream >= 0 && stream < (int64_t{1} << 32), "stream: wanted 0 ... 2^32 - 1, got ", stream);
+  STD_TORCH_CHECK(first >= 0 && count >= 0, "first, count: wanted no negative number, got ", first, ", ", count);
+  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint64_t>(first), count};
+}
+
+template <class Backend>
+Tensor philox_words(const Tensor& like, int64_t seed, int64_t stream, int64_t first, int64_t count) {
+  const Draw d = draw(seed, stream, first, count);
+  Tensor out = new_tensor(like, {4 * count}, ScalarType::Int);
+  if (count > 0) Backend::words(d, static_cast<uint32_t*>(out.mutable_data_ptr()), like);
+  return out;
+}
+
+template <class Backend>
+Tensor normals(const Tensor& like, int64_t seed, int64_t stream, int64_t first, int64_t count) {
+  const Draw d = draw(seed, stream, first, count);
+  Tensor out = new_tensor(like, {8 * count}, ScalarType::Float);
+  if (count > 0) Backend::normals(d, static_cast<float*>(out.mutable_data_ptr()), like);
+  return out;
+}
+
+template <class Backend>
+Tensor project_rows(const Tensor& v_in, int64_t seed, int64_t start, int64_t stop) {
+  const Type type = type_of(v_in, "v");
+  STD_TORCH_CHECK(arithmetic(type) == v_in.scalar_type(), "v: wanted float32 or float64");
+  STD_TORCH_CHECK(v_in.dim() > 0, "v: wanted at least one dimension, got a scalar");
+  const int64_t L = v_in.size(v_in.dim() - 1);
+  check_block_length(L);
+  STD_TORCH_CHECK(0 <= start && start <= stop, "start, stop: wanted 0 <= start <= stop, got ", start, ", ", stop);
+  const Tensor v = torch::stable::contiguous(v_in);
+  Tensor out = new_tensor(v, with_last(v, stop - start), v.scalar_type());
+  if (out.numel() == 0) return out;
+  for (int64_t row = 0; row < v.numel() / L; ++row)
+    Backend::project({at_row(out, row, stop - start), nullptr, at_row(v, row, L), nullptr, nullptr, 0, type, L, start,
+                      stop - start, static_cast<uint64_t>(seed)},
+                     v);
+  return out;
+}
+
+template <class Backend>
+Tensor project_rows_adjoint(const Tensor& g_in, int64_t L, int64_t seed, int64_t start) {
+  const Type type = type_of(g_in, "g");
+  check_block_length(L);
+  STD_TORCH_CHECK(g_in.dim() > 0, "g: wanted at least one dimension, got a scalar");
+  STD_TORCH_CHECK(start >= 0, "start: wanted no negative number, got ", start);
+  const Tensor g = torch::stable::contiguous(g_in);
+  const int64_t count = g.size(g.dim() - 1);
+  Tensor z = new_tensor(g, with_last(g, L), arithmetic(type));
+  if (count == 0) return torch::stable::zero_(z);
+  for (int64_t row = 0; row < z.numel() / L; ++row)
+    Backend::adjoint({at_row(g, row, count), at_row(z, row, L), type, L, start, count, static_cast<uint64_t>(seed)}, g);
+  return z;
+}
+
+template <class Backend>
+void perturb_(Tensor out, const Tensor& base, const Tensor& v, const Tensor& offsets, const Tensor& scales,
+              int64_t seed, int64_t start) {
+  const Type type = type_of(out, "out");
+  const int64_t count = out.numel(), segments = scales.numel();
+  check_vector(out, "out", count);
+  check_vector(base, "base", count);
+  check_type(base, "base", out.scalar_type());
+  check_block_length(v.numel());
+  check_vector(v, "v", v.numel());
+  check_type(v, "v", arithmetic(type));
+  check_vector(scales, "scales", segments);
+  check_type(scales, "scales", arithmetic(type));
+  STD_TORCH_CHECK(segments > 0, "scales: wanted at least one segment, got none");
+  check_vector(offsets, "offsets", segments + 1);
+  check_type(offsets, "offsets", ScalarType::Long);
+  STD_TORCH_CHECK(start >= 0, "start: wanted no negative number, got ", start);
+  check_same_device(base, "base", out);
+  check_same_device(v, "v", out);
+  check_same_device(offsets, "offsets", out);
+  check_same_device(scales, "scales", out);
+  if (count == 0) return;
+  Backend::project({out.mutable_data_ptr(), base.const_data_ptr(), v.const_data_ptr(),
+                    static_cast<const int64_t*>(offsets.const_data_ptr()), scales.const_data_ptr(), segments, type,
+                    v.numel(), start, count, static_cast<uint64_t>(seed)},
+                   out);
+}
+
+template <class Backend>
+void register_operators(torch::stable::detail::StableLibrary& m) {
+  m.impl("hadamard_transform", TORCH_BOX(&hadamard_transform<Backend>));
+  m.impl("philox_words", TORCH_BOX(&philox_words<Backend>));
+  m.impl("normals", TORCH_BOX(&normals<Backend>));
+  m.impl("project_rows", TORCH_BOX(&project_rows<Backend>));
+  m.impl("project_rows_adjoint", TORCH_BOX(&project_rows_adjoint<Backend>));
+  m.impl("perturb_", TORCH_BOX(&perturb_<Backend>));
+}
+
+}  // namespace fastfood
