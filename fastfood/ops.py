@@ -1,0 +1,296 @@
+"""The registered operators and their public functions.
+
+Every operator here is linear in its first argument, and its adjoint is an operator here as well:
+that is all that autograd, forward mode and vmap of any order need. Eager code goes through one
+`torch.autograd.Function`; compiled code meets the registered operator itself. The arithmetic, and
+the pure functions of (seed, stream, index) that the random matrices are made of, are described in
+csrc/definitions.h.
+"""
+
+import pathlib
+import warnings
+
+import torch
+
+_LIBRARIES = pathlib.Path(__file__).parent / "lib"
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+# Streams of random numbers, as in csrc/definitions.h.
+STREAM_G, STREAM_B, STREAM_PI, STREAM_DENSE, STREAM_SPARSE = range(5)
+
+
+def _load_libraries() -> None:
+    cpu, cuda = _LIBRARIES / "libfastfood_cpu.so", _LIBRARIES / "libfastfood_cuda.so"
+    if not cpu.exists():
+        raise ImportError(
+            f"fastfood is not built: {cpu} is missing; run `pip install .` in the sources"
+        )
+    torch.ops.load_library(str(cpu))
+    if torch.version.cuda and cuda.exists():
+        try:
+            torch.ops.load_library(str(cuda))
+        except OSError as error:
+            warnings.warn(
+                f"fastfood works on the CPU alone, its CUDA library did not load: {error}",
+                stacklevel=3,
+            )
+
+
+_load_libraries()
+_ops = torch.ops.fastfood
+
+
+class _LinearMap(torch.autograd.Function):
+    """y = f(x) for a linear f over the last dimension whose adjoint is `adjoint`; both take
+    leading dimensions.
+    """
+
+    @staticmethod
+    def forward(x, f, adjoint):
+        return f(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.f, ctx.adjoint = inputs
+        ctx.dtype = x.dtype
+
+    @staticmethod
+    def backward(ctx, g):
+        return linear_map(g, ctx.adjoint, ctx.f).to(ctx.dtype), None, None
+
+    @staticmethod
+    def jvp(ctx, x_tangent, _f, _adjoint):
+        return linear_map(x_tangent, ctx.f, ctx.adjoint)
+
+    @staticmethod
+    def vmap(info, in_dims, x, f, adjoint):
+        return linear_map(x.movedim(in_dims[0], 0), f, adjoint), 0
+
+
+def linear_map(x, f, adjoint):
+    """f(x), differentiable to any order in both modes, for a linear map `f` and its adjoint
+    `adjoint`.
+
+    Both map (..., a) to (..., b) or back, and keep nothing of their argument.
+    """
+    return _LinearMap.apply(x, f, adjoint)
+
+
+def check_tensor(x, name: str, dtypes=FLOATING) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: wanted a tensor, got {type(x).__name__}")
+    if x.dtype not in dtypes:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name}: wanted a dtype among {wanted}, got {x.dtype}")
+    if x.dim() == 0:
+        raise ValueError(f"{name}: wanted at least one dimension, got a scalar")
+
+
+def _check_rows(start: int, stop: int) -> None:
+    if not 0 <= start <= stop:
+        raise ValueError(f"start, stop: wanted 0 <= start <= stop, got {start}, {stop}")
+
+
+def _check_block_length(L: int, name: str) -> None:
+    if L < 256 or L & (L - 1):
+        raise ValueError(f"{name}: wanted a power of two of at least 256, got {L}")
+
+
+def signed(seed: int) -> int:
+    """The 64-bit pattern of `seed` as the signed number that operators take.
+
+    Raises ValueError unless 0 <= seed < 2**64.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed: wanted an integer 0 <= seed < 2**64, got {seed!r}")
+    return seed - (1 << 64) if seed >> 63 else seed
+
+
+def hadamard_transform(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Each row of `x` times the Sylvester Hadamard matrix, times `scale`.
+
+    Args:
+        x: shape (..., n), any strides; float32, float64, float16 or bfloat16. Sixteen-bit types are
+            computed in float32 and rounded once.
+        scale: a number; n ** -0.5 makes the transform orthonormal.
+
+    Returns:
+        Shape (..., n), contiguous, of x's dtype and device. If n is not a power of two, the rows
+        are padded with zeros to the next one and the result is cut to n; that is no orthogonal
+        transform.
+
+    Raises:
+        TypeError: `x` is no tensor of a floating type above. ValueError: `x` is a scalar or n = 0.
+
+    The float32 result is defined to the last bit: butterflies in the order of strides 1, 2, 4, ...,
+    each sum rounded once, the scale multiplied last. Differentiable to any order, forward and
+    backward (the matrix is symmetric).
+    """
+    check_tensor(x, "x")
+    n = x.shape[-1]
+    if n == 0:
+        raise ValueError(f"x: wanted a last dimension of at least 1, got shape {tuple(x.shape)}")
+    padded = 1 << (n - 1).bit_length() if isinstance(n, int) else n
+    if padded != n:
+        x = torch.nn.functional.pad(x, (0, padded - n))
+    y = _hadamard(x, float(scale))
+    return y if padded == n else y[..., :n]
+
+
+def _hadamard(x, scale):
+    if torch.compiler.is_compiling():
+        return _ops.hadamard_transform(x, scale)
+
+    def f(x):
+        return _ops.hadamard_transform(x, scale)
+
+    return linear_map(x, f, f)
+
+
+def project_rows(v: torch.Tensor, seed: int, start: int, stop: int) -> torch.Tensor:
+    """Rows [start, stop) of stack_b(H_L(G_b * v)), the part of the Fastfood projection that grows
+    with D.
+
+    Args:
+        v: shape (..., L), float32 or float64; L a power of two of at least 256.
+        seed: 0 <= seed < 2**64, the key of G.
+        start, stop: rows; row r belongs to block b = r // L.
+
+    Returns:
+        Shape (..., stop - start) of v's dtype. Raises TypeError or ValueError for anything else.
+
+    Source: Le, Sarlos, Smola, "Fastfood", ICML 2013; eq. 2 of Aghajanyan et al., ACL 2021.
+    """
+    check_tensor(v, "v", (torch.float32, torch.float64))
+    _check_block_length(v.shape[-1], "v")
+    _check_rows(start, stop)
+    return _rows(v, signed(seed), start, stop)
+
+
+def project_rows_adjoint(g: torch.Tensor, L: int, seed: int, start: int) -> torch.Tensor:
+    """The adjoint of `project_rows`: z = sum_b G_b * H_L(g_b), for a gradient of rows [start, start
+    + len).
+
+    Args:
+        g: shape (..., len), float32, float64, float16 or bfloat16.
+        L, seed, start: as in `project_rows`.
+
+    Returns:
+        Shape (..., L), float32, or float64 for float64. The order of summation is fixed, so the
+        bits do not depend on the number of threads. Raises TypeError or ValueError for anything
+        else.
+    """
+    check_tensor(g, "g")
+    _check_block_length(L, "L")
+    _check_rows(start, start + g.shape[-1])
+    return _rows_adjoint(g, L, signed(seed), start)
+
+
+def _rows(v, seed, start, stop):
+    if torch.compiler.is_compiling():
+        return _ops.project_rows(v, seed, start, stop)
+    L = v.shape[-1]
+    return linear_map(
+        v,
+        lambda v: _ops.project_rows(v, seed, start, stop),
+        lambda g: _ops.project_rows_adjoint(g, L, seed, start),
+    )
+
+
+def _rows_adjoint(g, L, seed, start):
+    if torch.compiler.is_compiling():
+        return _ops.project_rows_adjoint(g, L, seed, start)
+    stop = start + g.shape[-1]
+    return linear_map(
+        g,
+        lambda g: _ops.project_rows_adjoint(g, L, seed, start),
+        lambda z: _ops.project_rows(z, seed, start, stop),
+    )
+
+
+def perturb_(out, base, v, offsets, scales, seed: int, start: int = 0) -> torch.Tensor:
+    """Writes out[i] = base[i] + scales[s] * y[start + i] for offsets[s] <= i < offsets[s + 1], y as
+    in `project_rows`.
+
+    Args:
+        out, base: shape (N,), contiguous, of one dtype: float32, float64, float16 or bfloat16; they
+            may be the same.
+        v: shape (L,), float32, or float64 if `out` is.
+        offsets: int64, shape (S + 1,), ascending, offsets[0] = 0 and offsets[S] = N (the caller's
+            promise: the values are not read here, as they may lie on a GPU).
+        scales: shape (S,), of v's dtype.
+        seed, start: as in `project_rows`.
+
+    Returns:
+        `out`, its version counter bumped. Not differentiable. Raises RuntimeError naming the
+        argument that is off.
+    """
+    with torch.no_grad():
+        _ops.perturb_(out, base, v, offsets, scales, signed(seed), start)
+        torch.autograd.graph.increment_version(out)
+    return out
+
+
+def philox_words(seed: int, stream: int, first: int, count: int, device="cpu") -> torch.Tensor:
+    """The words of calls [first, first + count) of a stream: int32 bit patterns, shape (4 *
+    count,).
+
+    Philox4x32 with seven rounds, the key `seed`, the counter (call, stream); Salmon et al., SC
+    2011.
+    """
+    return _ops.philox_words(torch.empty(0, device=device), signed(seed), stream, first, count)
+
+
+def normals(seed: int, stream: int, first: int, count: int, device="cpu") -> torch.Tensor:
+    """Eight standard normals for each call [first, first + count) of a stream: float32, shape (8 *
+    count,).
+    """
+    return _ops.normals(torch.empty(0, device=device), signed(seed), stream, first, count)
+
+
+def _register(name, fake, backward=None, setup_context=None) -> None:
+    torch.library.register_fake(f"fastfood::{name}", fake)
+    if backward:
+        torch.library.register_autograd(f"fastfood::{name}", backward, setup_context=setup_context)
+
+
+def _save_arguments(ctx, inputs, output):
+    ctx.arguments = inputs[1:]
+    ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
+
+
+def _fake_random(words_per_call, dtype):
+    def fake(like, seed, stream, first, count):
+        return like.new_empty(words_per_call * count, dtype=dtype)
+
+    return fake
+
+
+_register(
+    "hadamard_transform",
+    lambda x, scale: torch.empty_like(x, memory_format=torch.contiguous_format),
+    lambda ctx, g: (_hadamard(g, *ctx.arguments), None),
+    _save_arguments,
+)
+_register(
+    "project_rows",
+    lambda v, seed, start, stop: v.new_empty((*v.shape[:-1], stop - start)),
+    lambda ctx, g: (_rows_adjoint(g, ctx.shape[-1], *ctx.arguments[:2]), None, None, None),
+    _save_arguments,
+)
+_register(
+    "project_rows_adjoint",
+    lambda g, L, seed, start: g.new_empty(
+        (*g.shape[:-1], L), dtype=torch.float64 if g.dtype == torch.float64 else torch.float32
+    ),
+    lambda ctx, z: (
+        _rows(z, *ctx.arguments[1:], ctx.arguments[2] + ctx.shape[-1]).to(ctx.dtype),
+        None,
+        None,
+        None,
+    ),
+    _save_arguments,
+)
+_register("perturb_", lambda *arguments: None)
+_register("philox_words", _fake_random(4, torch.int32))
+_register("normals", _fake_random(8, torch.float32))

@@ -1,0 +1,267 @@
+"""Random linear maps P from d to D dimensions, as operators: called, transposed, cut into rows,
+never stored.
+
+`Fastfood` is M = H G Pi H B of Aghajanyan et al. (ACL 2021, eq. 2) in blocks; `Dense` and `Sparse`
+are the two other projections of Li et al. (2018). Each is a pure function of (d, D, seed), has
+columns of unit length in expectation, and is differentiable in its argument to any order.
+csrc/definitions.h is their definition, to the bit.
+"""
+
+import math
+
+import torch
+
+from . import ops
+
+_TILE = 1 << 22  # random numbers that Dense and Sparse hold at a time
+
+
+class Projection:
+    """What all projections have in common: sizes, checks, and the calls made of rows.
+
+    Subclasses give `_rows(theta, start, stop)` and `_rows_adjoint(g, start)`, each linear, of
+    leading dimensions.
+    """
+
+    def __init__(self, d: int, D: int, seed: int = 0):
+        for name, value in (("d", d), ("D", D)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: wanted an integer of at least 1, got {value!r}")
+        ops.signed(seed)
+        self.d, self.D, self.seed = d, D, seed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(d={self.d}, D={self.D}, seed={self.seed})"
+
+    def __call__(self, theta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """P theta: (..., d) to (..., D), float32 or float64. With `out`, of that shape and dtype,
+        it is written there.
+
+        Raises TypeError or ValueError if theta or out has another dtype or shape.
+        """
+        if out is None:
+            return self.rows(theta, 0, self.D)
+        self._check(theta, "theta", self.d)
+        self._check(out, "out", self.D)
+        if (
+            out.shape[:-1] != theta.shape[:-1]
+            or out.dtype != theta.dtype
+            or out.device != theta.device
+        ):
+            raise ValueError(
+                f"out: wanted shape {(*theta.shape[:-1], self.D)}, {theta.dtype}, {theta.device}, "
+                f"got {tuple(out.shape)}, {out.dtype}, {out.device}"
+            )
+        return out.copy_(self.rows(theta, 0, self.D))
+
+    def adjoint(self, g: torch.Tensor) -> torch.Tensor:
+        """P^T g: (..., D) to (..., d). Raises TypeError or ValueError for another dtype or
+        shape.
+        """
+        self._check(g, "g", self.D, ops.FLOATING)
+        return self.rows_adjoint(g, 0)
+
+    def rows(self, theta: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of P theta: (..., d) to (..., stop - start); bit for bit the slice of
+        the whole.
+        """
+        self._check(theta, "theta", self.d)
+        if not 0 <= start <= stop <= self.D:
+            raise ValueError(
+                f"start, stop: wanted 0 <= start <= stop <= {self.D}, got {start}, {stop}"
+            )
+        return self._rows(theta, start, stop)
+
+    def rows_adjoint(self, g: torch.Tensor, start: int) -> torch.Tensor:
+        """The transpose of rows [start, start + len): (..., len) to (..., d), float32, or float64
+        for float64.
+
+        Raises TypeError if g is no floating tensor, ValueError if its rows end beyond D.
+        """
+        self._check(g, "g", None, ops.FLOATING)
+        if not 0 <= start <= self.D - g.shape[-1]:
+            raise ValueError(
+                f"start: wanted rows within 0 ... {self.D}, got {start} and {g.shape[-1]} rows"
+            )
+        return self._rows_adjoint(g, start)
+
+    def perturb_(self, out, base, theta, offsets, scales, start: int = 0) -> torch.Tensor:
+        """Writes out[i] = base[i] + scales[s] * (P theta)[start + i] for offsets[s] <= i <
+        offsets[s + 1].
+
+        Shapes and dtypes are those of `fastfood.ops.perturb_`, with theta of shape (d,) in the
+        place of v. Nothing is recorded for autograd; out's version counter is bumped.
+        """
+        with torch.no_grad():
+            y = self.rows(theta, start, start + out.shape[0])
+            factor = torch.repeat_interleave(scales, offsets.diff())
+            return torch.add(base, y.mul_(factor), out=out)
+
+    def to_dense(self, dtype=torch.float32, device="cpu") -> torch.Tensor:
+        """P as a matrix, shape (D, d)."""
+        return self(torch.eye(self.d, dtype=dtype, device=device)).T.contiguous()
+
+    def _check(self, x, name, size, dtypes=(torch.float32, torch.float64)) -> None:
+        ops.check_tensor(x, name, dtypes)
+        if size is not None and x.shape[-1] != size:
+            raise ValueError(f"{name}: wanted shape (..., {size}), got {tuple(x.shape)}")
+
+
+class Fastfood(Projection):
+    """P theta = (D L)^(-1/2) stack_b(H_L G_b Pi tile(H_n B pad(theta)))[: D], in O(D log L),
+    nothing of size D stored.
+
+    Args:
+        d, D: columns and rows of P, at least 1.
+        seed: 0 <= seed < 2**64; it and the sizes determine every bit.
+        L: block length, a power of two of at least max(n, 256), which is the default; n is the
+            power of two >= d. L = 2 ** ceil(log2 D) is the one-block form of the original authors'
+            code.
+
+    Raises:
+        ValueError: a size or the seed is out of range.
+    """
+
+    def __init__(self, d: int, D: int, seed: int = 0, L: int | None = None):
+        super().__init__(d, D, seed)
+        self.n = 1 << (d - 1).bit_length()
+        self.L = max(self.n, 256) if L is None else L
+        if self.L < max(self.n, 256) or self.L & (self.L - 1):
+            raise ValueError(f"L: wanted a power of two of at least {max(self.n, 256)}, got {L}")
+        self.scale = 1.0 / math.sqrt(D * self.L)
+        self._state = {}
+
+    def _signs_and_permutation(self, device: torch.device):
+        """B, its first d entries, and Pi as indices: made once for each device."""
+        if device not in self._state:
+            words = ops.philox_words(self.seed, ops.STREAM_B, 0, -(-self.n // 128), device)
+            bits = (words.unsqueeze(1) >> torch.arange(32, device=device)) & 1
+            B = (1 - 2 * bits.reshape(-1)[: self.d]).to(torch.float32)
+            words = (
+                ops.philox_words(self.seed, ops.STREAM_PI, 0, self.L // 2, device)
+                .long()
+                .reshape(-1, 2)
+            )
+            keys = (words[:, 1] << 32) | (words[:, 0] & 0xFFFFFFFF)
+            # Flipping the top bit makes the signed order the unsigned one.
+            Pi = torch.argsort(keys ^ torch.iinfo(torch.int64).min, stable=True)
+            self._state[device] = B, Pi
+        return self._state[device]
+
+    def spread(self, theta: torch.Tensor) -> torch.Tensor:
+        """v = (D L)^(-1/2) Pi tile(H_n (B * pad(theta))): (..., d) to (..., L)."""
+        B, Pi = self._signs_and_permutation(theta.device)
+        padded = torch.nn.functional.pad(theta * B.to(theta.dtype), (0, self.n - self.d))
+        return ops.hadamard_transform(padded, self.scale)[..., Pi & (self.n - 1)]
+
+    def spread_adjoint(self, z: torch.Tensor) -> torch.Tensor:
+        """The transpose of `spread`: (..., L) to (..., d)."""
+        B, Pi = self._signs_and_permutation(z.device)
+        tiles = torch.zeros_like(z).index_copy(-1, Pi, z).unflatten(-1, (-1, self.n))
+        return ops.hadamard_transform(tiles.sum(-2), self.scale)[..., : self.d] * B.to(z.dtype)
+
+    def _rows(self, theta, start, stop):
+        return ops.project_rows(self.spread(theta), self.seed, start, stop)
+
+    def _rows_adjoint(self, g, start):
+        return self.spread_adjoint(ops.project_rows_adjoint(g, self.L, self.seed, start))
+
+    def perturb_(self, out, base, theta, offsets, scales, start: int = 0) -> torch.Tensor:
+        with torch.no_grad():
+            return ops.perturb_(out, base, self.spread(theta), offsets, scales, self.seed, start)
+
+    perturb_.__doc__ = Projection.perturb_.__doc__
+
+
+class Dense(Projection):
+    """P with independent N(0, 1/D) entries (Li et al., 2018), made anew in tiles at each use: O(D
+    d).
+    """
+
+    def _tiles(self, start: int, stop: int, device):
+        """Yields (first row, last row, P of these rows in float32)."""
+        step = max(1, _TILE // self.d)
+        for row in range(start, stop, step):
+            last = min(row + step, stop)
+            first = row * self.d // 8
+            entries = ops.normals(
+                self.seed, ops.STREAM_DENSE, first, -(-last * self.d // 8) - first, device
+            )
+            skip = row * self.d - 8 * first
+            tile = entries[skip : skip + (last - row) * self.d].reshape(-1, self.d)
+            yield row, last, tile * (1.0 / math.sqrt(self.D))
+
+    def _forward(self, theta, start, stop):
+        tiles = self._tiles(start, stop, theta.device)
+        # A first piece of no rows, for a range of none.
+        return torch.cat(
+            [theta.narrow(-1, 0, 0), *(theta @ P.to(theta.dtype).T for _, _, P in tiles)], dim=-1
+        )
+
+    def _transposed(self, g, start):
+        dtype = torch.promote_types(g.dtype, torch.float32)
+        out = g.new_zeros((*g.shape[:-1], self.d), dtype=dtype)
+        for row, last, P in self._tiles(start, start + g.shape[-1], g.device):
+            out = out + g.narrow(-1, row - start, last - row).to(dtype) @ P.to(dtype)
+        return out
+
+    def _rows(self, theta, start, stop):
+        return ops.linear_map(
+            theta, lambda x: self._forward(x, start, stop), lambda g: self._transposed(g, start)
+        )
+
+    def _rows_adjoint(self, g, start):
+        stop = start + g.shape[-1]
+        return ops.linear_map(
+            g, lambda g: self._transposed(g, start), lambda x: self._forward(x, start, stop)
+        )
+
+
+class Sparse(Dense):
+    """P of density 1 / sqrt(D) (Li et al., 2018): each column has one entry +-sqrt(R / D) in every
+    R = ceil(sqrt(D)) rows.
+
+    Li et al. draw the entries independently; one in each stretch of R rows has the same density,
+    unit columns without fluctuation, and can be made for any rows alone. O(d sqrt(D)) work.
+    """
+
+    def __init__(self, d: int, D: int, seed: int = 0):
+        super().__init__(d, D, seed)
+        self.R = math.isqrt(D - 1) + 1
+
+    def _entries(self, start: int, stop: int, device):
+        """Yields (row, column, value) of the entries in rows [start, stop), as tensors, some tiles
+        of R rows at a time.
+        """
+        step = max(1, _TILE // self.d)
+        tiles = range(start // self.R, -(-stop // self.R))
+        for tile in tiles[::step]:
+            index = torch.arange(
+                tile * self.d, min(tile + step, tiles.stop) * self.d, device=device
+            )
+            first = int(tile * self.d) // 4
+            words = (
+                ops.philox_words(
+                    self.seed, ops.STREAM_SPARSE, first, len(index) // 4 + 2, device
+                ).long()
+                & 0xFFFFFFFF
+            )
+            w = words[index - 4 * first]
+            column = index % self.d
+            row = (index // self.d) * self.R + ((w >> 1) * self.R >> 31)
+            value = (1 - 2 * (w & 1)) * math.sqrt(self.R / self.D)
+            wanted = (row >= start) & (row < stop)
+            yield row[wanted], column[wanted], value[wanted]
+
+    def _forward(self, theta, start, stop):
+        out = theta.new_zeros((*theta.shape[:-1], stop - start))
+        for row, column, value in self._entries(start, stop, theta.device):
+            out = out.index_add(-1, row - start, theta[..., column] * value.to(theta.dtype))
+        return out
+
+    def _transposed(self, g, start):
+        dtype = torch.promote_types(g.dtype, torch.float32)
+        out = g.new_zeros((*g.shape[:-1], self.d), dtype=dtype)
+        for row, column, value in self._entries(start, start + g.shape[-1], g.device):
+            out = out.index_add(-1, column, g[..., row - start].to(dtype) * value.to(dtype))
+        return out

@@ -1,0 +1,350 @@
+"""The projections: random numbers to the bit, P against explicit float64 matrices, adjoints, rows,
+and isometry.
+"""
+
+import json
+import math
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+import fastfood
+from fastfood import ops, reference
+
+HERE = pathlib.Path(__file__).parent
+GOLDEN = json.loads((HERE / "golden.json").read_text())
+DEFINITIONS = HERE.parent / "csrc" / "definitions.h"
+KINDS = {
+    "fastfood": (fastfood.Fastfood, reference.fastfood_matrix),
+    "dense": (fastfood.Dense, reference.dense_matrix),
+    "sparse": (fastfood.Sparse, reference.sparse_matrix),
+}
+SIZES = [(1, 1), (1, 300), (3, 1000), (129, 255), (200, 5000), (300, 4097), (600, 70)]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+# --- random numbers
+# ---------------------------------------------------------------------------------------------
+
+
+def test_philox_has_the_published_answers():
+    """Known answers of Salmon et al.'s Random123: (rounds, counter, key, words)."""
+    ones = [0xFFFFFFFF] * 4
+    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
+    for rounds, counter, key, words in [
+        (7, [0] * 4, [0] * 2, "5f6fb709 0d893f64 4f121f81 4f730a48"),
+        (7, ones, ones[:2], "5207ddc2 45165e59 4d8ee751 8c52f662"),
+        (7, pi, [0xA4093822, 0x299F31D0], "4dfccaba 190a87f0 c47362ba b6b5242a"),
+        (10, [0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (10, ones, ones[:2], "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (10, pi, [0xA4093822, 0x299F31D0], "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ]:
+        got = reference.philox(
+            [torch.tensor(c) for c in counter], [torch.tensor(k) for k in key], rounds
+        )
+        assert " ".join(f"{int(w):08x}" for w in got) == words
+
+
+@pytest.mark.parametrize("seed", [0, 1, 0x299F31D0A4093822, 2**64 - 1])
+@pytest.mark.parametrize("first, count", [(0, 1), (3, 100), ((1 << 32) - 5, 40), (1 << 40, 17)])
+def test_words_are_philox_of_the_counter(seed, first, count, device):
+    got = ops.philox_words(seed, 2, first, count, device)
+    assert torch.equal(got.cpu(), reference.philox_words(seed, 2, first, count))
+
+
+def test_normals_meet_the_exact_quantiles(device):
+    z = ops.normals(11, 3, 7, 1 << 15, device).cpu().double()
+    assert (z - reference.normals(11, 3, 7, 1 << 15)).abs().max() < 3e-5
+
+
+def sixteen_bit_normals():
+    """Every 16-bit number that 2^20 draws meet, with its normal: (k, z)."""
+    words = ops.philox_words(0, 0, 0, 1 << 17).numpy().view(np.uint32)
+    k = np.stack([words & 0xFFFF, words >> 16], 1).reshape(-1)
+    return k, ops.normals(0, 0, 0, 1 << 17).numpy()
+
+
+def test_normals_are_the_polynomial_of_the_definition_to_the_bit():
+    source = DEFINITIONS.read_text().split("kNormalTable = {{")[1].split("}};")[0]
+    constants = [
+        float.fromhex(c) for c in re.findall(r"-?(?:0x[0-9a-f.]+p[+-]\d+|0\.0)(?=f)", source)
+    ]
+    table = np.array(constants).reshape(5, 16)
+    k, z = sixteen_bit_normals()
+    assert len(np.unique(k)) > 65000
+    q = ((k << 1) & 0xFFFF) | 1
+    row = np.floor(np.log2(q)).astype(int)
+    want = table[4, row].astype(np.float32)
+    for power in (
+        3,
+        2,
+        1,
+        0,
+    ):  # the product is exact in the longer type, the sum is rounded to float32
+        exact = want.astype(np.longdouble) * q + table[power, row].astype(np.longdouble)
+        want = exact.astype(np.float32)
+    want = np.where(k & 0x8000, -want, want)
+    assert np.array_equal(z.view(np.uint32), want.view(np.uint32))
+
+
+def test_normals_are_symmetric_with_unit_variance():
+    k, z = sixteen_bit_normals()
+    value = np.full(1 << 16, np.nan)
+    value[k] = z
+    known = ~np.isnan(value)
+    both = known[:32768] & known[32768:]
+    assert np.array_equal(value[:32768][both], -value[32768:][both])
+    assert (np.diff(value[:32768][known[:32768]]) < 0).all()
+    assert abs(np.square(value[known]).mean() - 1) < 1e-3
+
+
+def test_normals_look_independent():
+    """First four moments and correlations at lags within and across blocks, seeds and streams, at
+    5 sigma.
+    """
+    N = 1 << 20
+    z = ops.normals(5, 0, 0, N // 8).double()
+    others = [
+        ops.normals(6, 0, 0, N // 8),
+        ops.normals(5, 3, 0, N // 8),
+        ops.normals(5, 0, N // 8, N // 8),
+    ]
+    for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
+        assert (
+            abs(float((z**power).mean()) - mean) < 5 * math.sqrt(variance / N) + (power == 4) * 1e-3
+        )
+    for lag in (1, 2, 7, 8, 16, 256, 1024):
+        assert abs(float((z[lag:] * z[:-lag]).mean())) < 5 / math.sqrt(N)
+        assert abs(float((z[lag:] ** 2 * z[:-lag] ** 2).mean() - 1)) < 5 * math.sqrt(8 / N)
+    for other in others:
+        assert abs(float((z * other).mean())) < 5 / math.sqrt(N)
+
+
+# --- P against explicit matrices
+# ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d, D", SIZES)
+def test_equals_the_explicit_matrix(kind, d, D, device):
+    operator, matrix = kind
+    want = matrix(d, D, 7)
+    got = operator(d, D, seed=7).to_dense(torch.float64, device).cpu()
+    assert got.shape == (D, d)
+    assert (got - want).norm() <= 3e-5 * d**0.5
+    narrow = operator(d, D, seed=7).to_dense(torch.float32, device).cpu().double()
+    assert (narrow - got).abs().max() <= 4e-6 * max(1.0, float(got.abs().max()))
+
+
+def test_one_block_form_equals_the_explicit_matrix(device):
+    P = fastfood.Fastfood(40, 3000, seed=7, L=4096)
+    want = reference.fastfood_matrix(40, 3000, 7, 4096)
+    assert (P.to_dense(torch.float64, device).cpu() - want).norm() <= 3e-5 * 40**0.5
+
+
+@pytest.mark.parametrize("d, D", SIZES)
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-13), (torch.float32, 1e-5)], ids=str)
+def test_adjoint(kind, d, D, dtype, bound, device):
+    P = kind[0](d, D, seed=3)
+    start, stop = D // 3, D - D // 5
+    x = torch.randn(d, dtype=dtype, device=device)
+    g = torch.randn(D, dtype=dtype, device=device)
+    part = g[start:stop]
+    for y, Px, PTy in [
+        (g, P(x), P.adjoint(g)),
+        (part, P.rows(x, start, stop), P.rows_adjoint(part, start)),
+    ]:
+        left, right = float(Px.double() @ y.double()), float(x.double() @ PTy.double())
+        assert abs(left - right) <= bound * float(Px.norm() * y.norm() + 1e-30)
+
+
+def test_rows_are_slices_to_the_bit(device):
+    P = fastfood.Fastfood(300, 50_000, seed=1)
+    theta = torch.randn(2, 300, device=device)
+    whole = P(theta)
+    for start, stop in [(0, 1), (511, 513), (512, 1024), (700, 49_000), (49_999, 50_000), (5, 5)]:
+        assert torch.equal(P.rows(theta, start, stop), whole[:, start:stop])
+
+
+def test_rows_beyond_32_bits(device):
+    v, start = torch.randn(256, dtype=torch.float64, device=device), (1 << 33) + 77
+    rows = ops.project_rows(v, 5, start, start + 600).cpu()
+    assert (
+        rows - reference.project_rows(v.cpu(), 5, start, start + 600)
+    ).norm() <= 3e-5 * rows.norm()
+    z = ops.project_rows_adjoint(rows.to(device), 256, 5, start).cpu()
+    assert abs(float(z @ v.cpu()) - float(rows @ rows)) <= 1e-12 * float(rows @ rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    k=st.integers(8, 12),
+    start=st.integers(0, 9000),
+    ends=st.lists(st.integers(0, 6000), min_size=1, max_size=5),
+    dtype=st.sampled_from(ops.FLOATING),
+)
+def test_perturbation_in_segments(k, start, ends, dtype):
+    offsets = torch.tensor([0, *sorted(ends)])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    v = torch.randn(1 << k, dtype=wide) / (1 << k) ** 0.5
+    base, scales = torch.randn(int(offsets[-1])).to(dtype), torch.randn(len(ends), dtype=wide)
+    out = torch.full_like(base, float("nan"))
+    assert ops.perturb_(out, base, v, offsets, scales, 8, start) is out
+    want = reference.perturb(base, v, offsets, scales, 8, start)
+    error = 2e-4 + want.abs() * torch.finfo(dtype).eps
+    assert bool(((out.double() - want).abs() <= error).all())
+    y = ops.project_rows(v, 8, start, start + len(base))
+    factor = torch.repeat_interleave(scales, offsets.diff())
+    assert torch.equal(out, (base.to(wide) + factor * y).to(dtype))
+
+
+def test_perturbation_of_every_kind(kind, device):
+    P = kind[0](20, 1000, seed=2)
+    theta, base = torch.randn(20, device=device), torch.randn(600, device=device)
+    offsets, scales = (
+        torch.tensor([0, 100, 600], device=device),
+        torch.tensor([2.0, -1.0], device=device),
+    )
+    out = torch.empty_like(base)
+    version = out._version
+    P.perturb_(out, base, theta, offsets, scales, start=300)
+    assert out._version > version
+    factor = torch.repeat_interleave(scales, offsets.diff())
+    torch.testing.assert_close(out, base + factor * P(theta)[300:900])
+
+
+def test_gradient_of_narrow_types_is_summed_in_float32(device):
+    P = fastfood.Fastfood(100, 5000)
+    for dtype in (torch.float16, torch.bfloat16):
+        g = torch.randn(5000, device=device).to(dtype)
+        assert torch.equal(P.adjoint(g), P.adjoint(g.float()))
+        assert P.adjoint(g).dtype == torch.float32
+
+
+def test_gradients_of_any_order(kind, device):
+    P = kind[0](3, 40, seed=3)
+    theta = torch.randn(3, dtype=torch.float64, device=device, requires_grad=True)
+    g = torch.randn(40, dtype=torch.float64, device=device, requires_grad=True)
+    assert gradcheck(P, (theta,), check_forward_ad=True, check_batched_grad=True)
+    assert gradcheck(lambda g: P.rows_adjoint(g[10:35], 4), (g,), check_forward_ad=True)
+    assert gradgradcheck(lambda t: P(t) ** 2, (theta,))
+    torch.testing.assert_close(
+        torch.func.jacrev(P)(theta.detach()), P.to_dense(torch.float64, device)
+    )
+
+
+def test_compiled_projection(device):
+    P = fastfood.Fastfood(30, 2000, seed=3)
+    theta = torch.randn(30, device=device, requires_grad=True)
+    P(theta.detach())  # makes B and Pi, which are constants of the graph
+
+    def loss(theta):
+        return P.rows(theta, 100, 1500).cos().sum()
+
+    (want,) = torch.autograd.grad(loss(theta), theta)
+    (got,) = torch.autograd.grad(torch.compile(loss, fullgraph=True)(theta), theta)
+    torch.testing.assert_close(got, want)
+
+
+# --- what the projection is for
+# ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 4, 100, 300])
+def test_isometric_like_a_gaussian(kind, d):
+    """Norms, inner products and extreme eigenvalues of P^T P for D >> d."""
+    D = 100 * d + 20_000
+    P = kind[0](d, D, seed=0)
+    # Fastfood's eigenvalues are means of D / L squared normals, whose variance is 2; 5 sigma.
+    edge = (
+        5 * math.sqrt(2 * P.L / D)
+        if kind[0] is fastfood.Fastfood
+        else 3 * math.sqrt(d / D) + 8 / math.sqrt(D)
+    )
+    P = P.to_dense(torch.float64)
+    gram = P.T @ P
+    eigenvalues = torch.linalg.eigvalsh(gram)
+    assert 1 - edge < eigenvalues[0] and eigenvalues[-1] < 1 + edge
+    assert (gram - gram.diag().diag()).abs().max() < 8 / math.sqrt(D)
+
+
+def test_seeds_differ_and_repeat(kind):
+    theta = torch.randn(50)
+    outputs = [kind[0](50, 3000, seed=seed)(theta) for seed in (0, 1, 1 << 32, 1 << 63, 0)]
+    assert torch.equal(outputs[0], outputs[4])
+    for a, b in ((0, 1), (0, 2), (0, 3), (1, 2)):
+        assert abs(torch.cosine_similarity(outputs[a], outputs[b], 0)) < 0.2
+
+
+def test_golden_vectors(device):
+    """The bits that saved adapters rest on. They never change: a change of format gets a number of
+    its own.
+    """
+    for case in GOLDEN["fastfood"]:
+        P = fastfood.Fastfood(case["d"], case["D"], case["seed"], case["L"])
+        B, Pi = P._signs_and_permutation(device)
+        assert B[:16].tolist() == case["B"] and Pi[:16].tolist() == case["Pi"]
+        theta = (torch.arange(case["d"], device=device) % 7 - 3).float()
+        G = ops.normals(case["seed"], ops.STREAM_G, case["D"] // 8 - 1, 1, device)
+        for name, got in [("G", G), ("v", P.spread(theta)[:8]), ("tail", P(theta)[-8:])]:
+            assert [x.hex() for x in got.tolist()] == case[name], name
+    for name in ("dense", "sparse"):
+        P = KINDS[name][0](33, 1000, seed=9)
+        got = P(torch.ones(33, device=device))[-8:]
+        torch.testing.assert_close(
+            got.cpu(), torch.tensor([float.fromhex(x) for x in GOLDEN[name]])
+        )
+
+
+def test_out_and_bad_arguments():
+    P = fastfood.Fastfood(4, 300)
+    theta, out = torch.randn(4), torch.empty(300)
+    assert P(theta, out=out) is out and torch.equal(out, P(theta))
+    for call, error, message in [
+        (lambda: fastfood.Fastfood(0, 5), ValueError, "d: wanted an integer of at least 1, got 0"),
+        (lambda: fastfood.Dense(3, 2.5), ValueError, "D: wanted an integer of at least 1, got 2.5"),
+        (
+            lambda: fastfood.Fastfood(3, 5, L=300),
+            ValueError,
+            "L: wanted a power of two of at least 256, got 300",
+        ),
+        (lambda: fastfood.Fastfood(3, 5, seed=-1), ValueError, "seed: wanted an integer"),
+        (lambda: P(torch.randn(5)), ValueError, r"theta: wanted shape \(..., 4\), got \(5,\)"),
+        (
+            lambda: P(torch.arange(4)),
+            TypeError,
+            "theta: wanted a dtype among float32, float64, got torch.int64",
+        ),
+        (lambda: P(theta, out=torch.empty(299)), ValueError, r"out: wanted shape \(..., 300\)"),
+        (lambda: P(theta, out=torch.empty(300).double()), ValueError, "out: wanted shape"),
+        (lambda: P.rows(theta, 5, 301), ValueError, "wanted 0 <= start <= stop <= 300, got 5, 301"),
+        (lambda: P.adjoint(torch.randn(299)), ValueError, r"g: wanted shape \(..., 300\)"),
+        (
+            lambda: P.rows_adjoint(torch.randn(9), 295),
+            ValueError,
+            "start: wanted rows within 0 ... 300",
+        ),
+        (
+            lambda: ops.project_rows(torch.randn(100), 0, 0, 1),
+            ValueError,
+            "v: wanted a power of two",
+        ),
+        (
+            lambda: ops.perturb_(
+                out, out.double(), torch.randn(256), torch.tensor([0, 300]), torch.ones(1), 0
+            ),
+            RuntimeError,
+            "base: wanted Float, got Double",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
