@@ -1,25 +1,29 @@
-// Format 1 of the random matrices, as pure functions of (seed, stream, index). Saved adapters depend on
-// every bit of this file. The projection of theta (d entries) to D entries in blocks of L rows, with
-// n the power of two >= d and b = 0 ... ceil(D / L) - 1, is
+// Format 1 of the random matrices, as pure functions of (seed, stream, index). Saved adapters
+// depend on every bit of this file. The projection of theta (d entries) to D entries in blocks of L
+// rows, with n the power of two >= d and b = 0 ... ceil(D / L) - 1, is
 //
 //   v        = (D L)^(-1/2) Pi tile_{L/n}( H_n (B * pad_n(theta)) )
 //   P theta  = stack_b( H_L (G_b * v) ) [: D]
 //
 // B[i]        = +1 or -1: bit i % 128 of call i / 128 of stream B; a set bit is -1.
-// Pi          : (Pi x)[j] = x[p[j]], p the stable argsort of L unsigned 64-bit keys; key i is made of words
+// Pi          : (Pi x)[j] = x[p[j]], p the stable argsort of L unsigned 64-bit keys; key i is made
+// of words
 //               2 (i % 2) (low half) and 2 (i % 2) + 1 (high half) of call i / 2 of stream Pi.
 // G_b[j]      = normal number b L + j of stream G.
-// Normals     : number i is half i % 2 (0 the low one) of word (i / 2) % 4 of call i / 8 of its stream, read
+// Normals     : number i is half i % 2 (0 the low one) of word (i / 2) % 4 of call i / 8 of its
+// stream, read
 //               as 16 bits by `normal`.
 // Dense P     : P[i, k] = D^(-1/2) times normal number i d + k of stream Dense.
-// Sparse P    : with R = ceil(sqrt(D)), each column has one entry +-sqrt(R / D) in every R rows. For rows
+// Sparse P    : with R = ceil(sqrt(D)), each column has one entry +-sqrt(R / D) in every R rows.
+// For rows
 //               [t R, (t + 1) R) and column k it is decided by w = word (t d + k) % 4 of call
 //               (t d + k) / 4 of stream Sparse: row t R + ((w >> 1) R >> 31), negative if w is odd;
 //               an entry whose row is >= D is left out.
 //
-// Call c of a stream is philox4x32 of the counter (c low, c high, stream, 0) under the key (seed low,
-// seed high). Bit 0 of a call is the lowest bit of its word 0. Every H is the Sylvester matrix, its butterfly
-// levels in the order of strides 1, 2, 4, ...; every sum, difference and product below is rounded once.
+// Call c of a stream is philox4x32 of the counter (c low, c high, stream, 0) under the key (seed
+// low, seed high). Bit 0 of a call is the lowest bit of its word 0. Every H is the Sylvester
+// matrix, its butterfly levels in the order of strides 1, 2, 4, ...; every sum, difference and
+// product below is rounded once.
 #pragma once
 
 #include <math.h>
@@ -35,9 +39,10 @@ FASTFOOD_HD Words stream_call(uint64_t seed, uint32_t stream, uint64_t call) {
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
-// Sixteen bits k stand for a standard normal: bit 15 is the sign and q = 2 (k % 2^15) + 1 gives the magnitude
-// -Phi^-1(q / 2^17), divided by the root mean square over all k so that the variance is 1. It is a
-// polynomial of degree 4 in q with the coefficients of q's leading bit, within 3e-5 of the exact value.
+// Sixteen bits k stand for a standard normal: bit 15 is the sign and q = 2 (k % 2^15) + 1 gives the
+// magnitude -Phi^-1(q / 2^17), divided by the root mean square over all k so that the variance
+// is 1. It is a polynomial of degree 4 in q with the coefficients of q's leading bit, within 3e-5
+// of the exact value.
 struct NormalTable {
   float c[5][16];  // c[power][floor(log2 q)]
 };
@@ -74,7 +79,8 @@ FASTFOOD_HD float normal(uint32_t k, const NormalTable& table) {
   return (k & 0x8000u) ? -z : z;
 }
 
-// Row r of a plain projection is y = (H_L (G_b * v))[r % L]; added to weights it is base + (scale * y), the
-// product and the sum rounded one after the other, in fp32 (in fp64 if theta is), then to base's type.
+// Row r of a plain projection is y = (H_L (G_b * v))[r % L]; added to weights it is base + (scale *
+// y), the product and the sum rounded one after the other, in fp32 (in fp64 if theta is), then to
+// base's type.
 
 }  // namespace fastfood

@@ -1,5 +1,6 @@
-// Entry points of both backends: raw pointers, sizes and, for CUDA, a stream. Nothing here knows torch. Sizes are
-// elements; every array is contiguous. Arguments are checked by the callers in torch_cpu.cpp and torch_cuda.cpp.
+// Entry points of both backends: raw pointers, sizes and, for CUDA, a stream. Nothing here knows
+// torch. Sizes are elements; every array is contiguous. Arguments are checked by the callers in
+// torch_cpu.cpp and torch_cuda.cpp.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,8 @@ namespace fastfood {
 
 enum class Type { f32, f64, f16, bf16 };
 
-// Rows of length n, a power of two, each times the n x n Hadamard matrix times `scale`. `out` may be `x`.
+// Rows of length n, a power of two, each times the n x n Hadamard matrix times `scale`. `out` may
+// be `x`.
 struct Transform {
   const void* x;
   void* out;
@@ -17,7 +19,8 @@ struct Transform {
   double scale;
 };
 
-// Calls [first, first + count) of a stream of definitions.h: 4 words each, or the 8 normals they stand for.
+// Calls [first, first + count) of a stream of definitions.h: 4 words each, or the 8 normals they
+// stand for.
 struct Draw {
   uint64_t seed;
   uint32_t stream;
@@ -25,8 +28,8 @@ struct Draw {
   int64_t count;
 };
 
-// out[i] = base[i] + scales[s] * y[start + i], y = stack_b(H_L(G_b * v)), for offsets[s] <= i < offsets[s + 1].
-// With base null: out[i] = y[start + i], and offsets and scales are not read.
+// out[i] = base[i] + scales[s] * y[start + i], y = stack_b(H_L(G_b * v)), for offsets[s] <= i <
+// offsets[s + 1]. With base null: out[i] = y[start + i], and offsets and scales are not read.
 struct Projection {
   void* out;
   const void* base;
@@ -39,8 +42,8 @@ struct Projection {
   uint64_t seed;
 };
 
-// z = sum_b G_b * H_L(g_b), L entries, g the gradient of rows [start, start + count) and zero elsewhere. The order
-// of summation is fixed: the same bits for every number of threads.
+// z = sum_b G_b * H_L(g_b), L entries, g the gradient of rows [start, start + count) and zero
+// elsewhere. The order of summation is fixed: the same bits for every number of threads.
 struct Adjoint {
   const void* g;
   void* z;    // f64 if `type` is, else f32
@@ -51,7 +54,8 @@ struct Adjoint {
 
 namespace cpu {
 
-// Calls body(begin, end, context) on disjoint ranges that cover [0, count), each at least `grain` long.
+// Calls body(begin, end, context) on disjoint ranges that cover [0, count), each at least `grain`
+// long.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t count, int64_t grain, Body body, void* context);
 
@@ -65,16 +69,18 @@ struct Kernels {
   void (*adjoint)(const Adjoint&, ParallelFor);
 };
 
-// The best table for this processor, or the one named by the environment variable FASTFOOD_ISA (avx512, avx2,
-// portable). Throws std::runtime_error if that name is unknown or the processor lacks it.
+// The best table for this processor, or the one named by the environment variable FASTFOOD_ISA
+// (avx512, avx2, portable). Throws std::runtime_error if that name is unknown or the processor
+// lacks it.
 const Kernels& kernels();
 
 }  // namespace cpu
 
 namespace cuda {
 
-// Each launches on `stream` and returns null, or the name of what failed and CUDA's reason. `workspace` holds the
-// bytes that the function of the same prefix asks for; it is free again when the stream has passed.
+// Each launches on `stream` and returns null, or the name of what failed and CUDA's reason.
+// `workspace` holds the bytes that the function of the same prefix asks for; it is free again when
+// the stream has passed.
 using StreamHandle = void*;  // a cudaStream_t
 int64_t transform_workspace(const Transform&);
 const char* transform(const Transform&, void* workspace, StreamHandle stream);

@@ -1,7 +1,7 @@
 // Philox4x32, the only generator of fastfood (Salmon et al., "Parallel random numbers: as easy as
-// 1, 2, 3", SC 2011). A keyed bijection of a 128-bit counter made of 32-bit multiplications and xors:
-// any output can be had without the ones before it, and every compiler computes the same bits. Seven
-// rounds are the fewest that pass BigCrush.
+// 1, 2, 3", SC 2011). A keyed bijection of a 128-bit counter made of 32-bit multiplications and
+// xors: any output can be had without the ones before it, and every compiler computes the same
+// bits. Seven rounds are the fewest that pass BigCrush.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ struct Words {
   uint32_t w[4];
 };
 
-FASTFOOD_HD Words philox4x32(Words counter, uint32_t key0, uint32_t key1, int rounds = kPhiloxRounds) {
+FASTFOOD_HD Words philox4x32(Words counter, uint32_t key0, uint32_t key1,
+                             int rounds = kPhiloxRounds) {
   uint32_t x0 = counter.w[0], x1 = counter.w[1], x2 = counter.w[2], x3 = counter.w[3];
   for (int round = 0; round < rounds; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * x0;

@@ -1,4 +1,5 @@
-// The schemas of all operators, and their CPU implementations. Seeds are the bit patterns of unsigned 64-bit numbers.
+// The schemas of all operators, and their CPU implementations. Seeds are the bit patterns of
+// unsigned 64-bit numbers.
 #include "torch_ops.h"
 
 namespace fastfood {
@@ -10,10 +11,18 @@ void parallel_for(int64_t count, int64_t grain, cpu::Body body, void* context) {
 }
 
 struct Cpu {
-  static void transform(const Transform& t, const Tensor&) { cpu::kernels().transform(t, parallel_for); }
-  static void words(const Draw& d, uint32_t* out, const Tensor&) { cpu::kernels().words(d, out, parallel_for); }
-  static void normals(const Draw& d, float* out, const Tensor&) { cpu::kernels().normals(d, out, parallel_for); }
-  static void project(const Projection& p, const Tensor&) { cpu::kernels().project(p, parallel_for); }
+  static void transform(const Transform& t, const Tensor&) {
+    cpu::kernels().transform(t, parallel_for);
+  }
+  static void words(const Draw& d, uint32_t* out, const Tensor&) {
+    cpu::kernels().words(d, out, parallel_for);
+  }
+  static void normals(const Draw& d, float* out, const Tensor&) {
+    cpu::kernels().normals(d, out, parallel_for);
+  }
+  static void project(const Projection& p, const Tensor&) {
+    cpu::kernels().project(p, parallel_for);
+  }
   static void adjoint(const Adjoint& a, const Tensor&) { cpu::kernels().adjoint(a, parallel_for); }
 };
 
@@ -26,7 +35,8 @@ STABLE_TORCH_LIBRARY(fastfood, m) {
   m.def("project_rows(Tensor v, int seed, SymInt start, SymInt stop) -> Tensor");
   m.def("project_rows_adjoint(Tensor g, SymInt L, int seed, SymInt start) -> Tensor");
   m.def(
-      "perturb_(Tensor(a!) out, Tensor base, Tensor v, Tensor offsets, Tensor scales, int seed, SymInt start) -> ()");
+      "perturb_(Tensor(a!) out, Tensor base, Tensor v, Tensor offsets, Tensor scales, int seed, "
+      "SymInt start) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastfood, CPU, m) { register_operators<Cpu>(m); }

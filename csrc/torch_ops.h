@@ -1,6 +1,7 @@
-// The registered operators, once for both backends: checks, allocation, and a descriptor of kernels.h filled from
-// tensors. A Backend has the static functions transform, words, normals, project and adjoint, each taking a
-// descriptor and a tensor on the device at hand. Included by torch_cpu.cpp and torch_cuda.cpp alone.
+// The registered operators, once for both backends: checks, allocation, and a descriptor of
+// kernels.h filled from tensors. A Backend has the static functions transform, words, normals,
+// project and adjoint, each taking a descriptor and a tensor on the device at hand. Included by
+// torch_cpu.cpp and torch_cuda.cpp alone.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -33,11 +34,13 @@ inline Type type_of(const Tensor& x, const char* name) {
 }
 
 // The type that values stored as `type` are computed in.
-inline ScalarType arithmetic(Type type) { return type == Type::f64 ? ScalarType::Double : ScalarType::Float; }
+inline ScalarType arithmetic(Type type) {
+  return type == Type::f64 ? ScalarType::Double : ScalarType::Float;
+}
 
 inline void check_type(const Tensor& x, const char* name, ScalarType wanted) {
-  STD_TORCH_CHECK(x.scalar_type() == wanted, name, ": wanted ", torch::headeronly::toString(wanted), ", got ",
-                  torch::headeronly::toString(x.scalar_type()));
+  STD_TORCH_CHECK(x.scalar_type() == wanted, name, ": wanted ", torch::headeronly::toString(wanted),
+                  ", got ", torch::headeronly::toString(x.scalar_type()));
 }
 
 inline void check_same_device(const Tensor& x, const char* name, const Tensor& out) {
@@ -45,12 +48,13 @@ inline void check_same_device(const Tensor& x, const char* name, const Tensor& o
 }
 
 inline void check_vector(const Tensor& x, const char* name, int64_t size) {
-  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == size && x.is_contiguous(), name, ": wanted a contiguous vector of ",
-                  size, " entries");
+  STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == size && x.is_contiguous(), name,
+                  ": wanted a contiguous vector of ", size, " entries");
 }
 
 inline void check_block_length(int64_t L) {
-  STD_TORCH_CHECK(L >= 256 && is_power_of_two(L), "L: wanted a power of two of at least 256, got ", L);
+  STD_TORCH_CHECK(L >= 256 && is_power_of_two(L), "L: wanted a power of two of at least 256, got ",
+                  L);
 }
 
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
@@ -65,10 +69,12 @@ inline std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
 }
 
 inline const char* at_row(const Tensor& x, int64_t row, int64_t length) {
-  return static_cast<const char*>(x.const_data_ptr()) + row * length * static_cast<int64_t>(x.element_size());
+  return static_cast<const char*>(x.const_data_ptr()) +
+         row * length * static_cast<int64_t>(x.element_size());
 }
 inline char* at_row(Tensor& x, int64_t row, int64_t length) {
-  return static_cast<char*>(x.mutable_data_ptr()) + row * length * static_cast<int64_t>(x.element_size());
+  return static_cast<char*>(x.mutable_data_ptr()) +
+         row * length * static_cast<int64_t>(x.element_size());
 }
 
 template <class Backend>
@@ -80,18 +86,23 @@ Tensor hadamard_transform(const Tensor& x_in, double scale) {
   const Tensor x = torch::stable::contiguous(x_in);
   Tensor out = new_tensor(x, with_last(x, n), x.scalar_type());
   if (x.numel() > 0)
-    Backend::transform({x.const_data_ptr(), out.mutable_data_ptr(), type, x.numel() / n, n, scale}, x);
+    Backend::transform({x.const_data_ptr(), out.mutable_data_ptr(), type, x.numel() / n, n, scale},
+                       x);
   return out;
 }
 
 inline Draw draw(int64_t seed, int64_t stream, int64_t first, int64_t count) {
-  STD_TORCH_CHECK(stream >= 0 && stream < (int64_t{1} << 32), "stream: wanted 0 ... 2^32 - 1, got ", stream);
-  STD_TORCH_CHECK(first >= 0 && count >= 0, "first, count: wanted no negative number, got ", first, ", ", count);
-  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint64_t>(first), count};
+  STD_TORCH_CHECK(stream >= 0 && stream < (int64_t{1} << 32), "stream: wanted 0 ... 2^32 - 1, got ",
+                  stream);
+  STD_TORCH_CHECK(first >= 0 && count >= 0, "first, count: wanted no negative number, got ", first,
+                  ", ", count);
+  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint64_t>(first),
+          count};
 }
 
 template <class Backend>
-Tensor philox_words(const Tensor& like, int64_t seed, int64_t stream, int64_t first, int64_t count) {
+Tensor philox_words(const Tensor& like, int64_t seed, int64_t stream, int64_t first,
+                    int64_t count) {
   const Draw d = draw(seed, stream, first, count);
   Tensor out = new_tensor(like, {4 * count}, ScalarType::Int);
   if (count > 0) Backend::words(d, static_cast<uint32_t*>(out.mutable_data_ptr()), like);
@@ -113,13 +124,14 @@ Tensor project_rows(const Tensor& v_in, int64_t seed, int64_t start, int64_t sto
   STD_TORCH_CHECK(v_in.dim() > 0, "v: wanted at least one dimension, got a scalar");
   const int64_t L = v_in.size(v_in.dim() - 1);
   check_block_length(L);
-  STD_TORCH_CHECK(0 <= start && start <= stop, "start, stop: wanted 0 <= start <= stop, got ", start, ", ", stop);
+  STD_TORCH_CHECK(0 <= start && start <= stop, "start, stop: wanted 0 <= start <= stop, got ",
+                  start, ", ", stop);
   const Tensor v = torch::stable::contiguous(v_in);
   Tensor out = new_tensor(v, with_last(v, stop - start), v.scalar_type());
   if (out.numel() == 0) return out;
   for (int64_t row = 0; row < v.numel() / L; ++row)
-    Backend::project({at_row(out, row, stop - start), nullptr, at_row(v, row, L), nullptr, nullptr, 0, type, L, start,
-                      stop - start, static_cast<uint64_t>(seed)},
+    Backend::project({at_row(out, row, stop - start), nullptr, at_row(v, row, L), nullptr, nullptr,
+                      0, type, L, start, stop - start, static_cast<uint64_t>(seed)},
                      v);
   return out;
 }
@@ -135,13 +147,15 @@ Tensor project_rows_adjoint(const Tensor& g_in, int64_t L, int64_t seed, int64_t
   Tensor z = new_tensor(g, with_last(g, L), arithmetic(type));
   if (count == 0) return torch::stable::zero_(z);
   for (int64_t row = 0; row < z.numel() / L; ++row)
-    Backend::adjoint({at_row(g, row, count), at_row(z, row, L), type, L, start, count, static_cast<uint64_t>(seed)}, g);
+    Backend::adjoint({at_row(g, row, count), at_row(z, row, L), type, L, start, count,
+                      static_cast<uint64_t>(seed)},
+                     g);
   return z;
 }
 
 template <class Backend>
-void perturb_(Tensor out, const Tensor& base, const Tensor& v, const Tensor& offsets, const Tensor& scales,
-              int64_t seed, int64_t start) {
+void perturb_(Tensor out, const Tensor& base, const Tensor& v, const Tensor& offsets,
+              const Tensor& scales, int64_t seed, int64_t start) {
   const Type type = type_of(out, "out");
   const int64_t count = out.numel(), segments = scales.numel();
   check_vector(out, "out", count);
@@ -162,8 +176,8 @@ void perturb_(Tensor out, const Tensor& base, const Tensor& v, const Tensor& off
   check_same_device(scales, "scales", out);
   if (count == 0) return;
   Backend::project({out.mutable_data_ptr(), base.const_data_ptr(), v.const_data_ptr(),
-                    static_cast<const int64_t*>(offsets.const_data_ptr()), scales.const_data_ptr(), segments, type,
-                    v.numel(), start, count, static_cast<uint64_t>(seed)},
+                    static_cast<const int64_t*>(offsets.const_data_ptr()), scales.const_data_ptr(),
+                    segments, type, v.numel(), start, count, static_cast<uint64_t>(seed)},
                    out);
 }
 

@@ -6,16 +6,16 @@
 
 #include "../kernels.h"
 
-#define FASTFOOD_DECLARE(isa)                            \
-  namespace fastfood::isa {                              \
-  void transform(const Transform&, cpu::ParallelFor);    \
-  void words(const Draw&, uint32_t*, cpu::ParallelFor);  \
-  void normals(const Draw&, float*, cpu::ParallelFor);   \
-  void project(const Projection&, cpu::ParallelFor);     \
-  void adjoint(const Adjoint&, cpu::ParallelFor);        \
+#define FASTFOOD_DECLARE(isa)                           \
+  namespace fastfood::isa {                             \
+  void transform(const Transform&, cpu::ParallelFor);   \
+  void words(const Draw&, uint32_t*, cpu::ParallelFor); \
+  void normals(const Draw&, float*, cpu::ParallelFor);  \
+  void project(const Projection&, cpu::ParallelFor);    \
+  void adjoint(const Adjoint&, cpu::ParallelFor);       \
   }
 #define FASTFOOD_TABLE(isa) \
-  { #isa, isa::transform, isa::words, isa::normals, isa::project, isa::adjoint }
+  {#isa, isa::transform, isa::words, isa::normals, isa::project, isa::adjoint}
 
 FASTFOOD_DECLARE(portable)
 #if !defined(FASTFOOD_PORTABLE_ONLY)
@@ -58,7 +58,8 @@ const Kernels& choose() {
     if (!wanted || std::strcmp(wanted, candidate.kernels.name) == 0) return candidate.kernels;
     names += std::string(names.empty() ? "" : ", ") + candidate.kernels.name;
   }
-  throw std::runtime_error("FASTFOOD_ISA: wanted one of " + names + " on this processor, got " + wanted);
+  throw std::runtime_error("FASTFOOD_ISA: wanted one of " + names + " on this processor, got " +
+                           wanted);
 }
 
 }  // namespace

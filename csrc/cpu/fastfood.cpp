@@ -1,6 +1,7 @@
-// The Fastfood projection on the CPU (definitions.h). As many blocks as a vector has lanes are made side by side: entry
-// j of all of them is one vector, so the transform needs no shuffles, and one Philox vector serves them all. Rows are
-// turned into memory order, 64 at a time, only when they leave for the output or arrive from the gradient.
+// The Fastfood projection on the CPU (definitions.h). As many blocks as a vector has lanes are made
+// side by side: entry j of all of them is one vector, so the transform needs no shuffles, and one
+// Philox vector serves them all. Rows are turned into memory order, 64 at a time, only when they
+// leave for the output or arrive from the gradient.
 #include "../definitions.h"
 #include "fwht.h"
 
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int kHalves = 8;      // 16-bit halves, that is normals, in one Philox call
 constexpr int64_t kRun = 64;    // consecutive rows of a block that are moved at once
-constexpr int64_t kTile = 16;   // blocks whose adjoints are summed apart, whatever the vector's width
+constexpr int64_t kTile = 16;   // blocks whose adjoints are summed apart, whatever the vector
 constexpr int64_t kParts = 64;  // partial sums of the adjoint, whatever the number of threads
 static_assert(kTile % kW == 0 && kRun % kW == 0, "a tile is whole vectors");
 
@@ -42,7 +43,8 @@ FASTFOOD_INLINE Calls calls_of_lanes(uint64_t first, uint64_t step) {
 }
 
 // One half of the lanes of philox4x32; the upper 32 bits of each result are left undefined.
-FASTFOOD_INLINE void philox_half(U64 call, uint32_t stream, uint32_t key0, uint32_t key1, U64 out[4]) {
+FASTFOOD_INLINE void philox_half(U64 call, uint32_t stream, uint32_t key0, uint32_t key1,
+                                 U64 out[4]) {
   U64 x0 = call, x1 = call >> 32, x2 = U64{} + stream, x3 = U64{};
 #pragma GCC unroll 7
   for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -73,12 +75,14 @@ FASTFOOD_INLINE Float normals_of(U32 words) {
   const U32 exponent = (U32)x >> 23;
   Float z = look_up_16(kRotated.c[4], exponent);
 #pragma GCC unroll 4
-  for (int power = 3; power >= 0; --power) z = multiply_add(z, x, look_up_16(kRotated.c[power], exponent));
+  for (int power = 3; power >= 0; --power)
+    z = multiply_add(z, x, look_up_16(kRotated.c[power], exponent));
   return (Float)((U32)z ^ ((half ? words : words << 16) & 0x80000000u));
 }
 
 // The eight normals of each lane's call.
-FASTFOOD_INLINE void normals_of_calls(Calls calls, uint64_t seed, uint32_t stream, Float out[kHalves]) {
+FASTFOOD_INLINE void normals_of_calls(Calls calls, uint64_t seed, uint32_t stream,
+                                      Float out[kHalves]) {
   U32 words[4];
   philox(calls, seed, stream, words);
 #pragma GCC unroll 4
@@ -134,7 +138,8 @@ FASTFOOD_INLINE void transpose(Vector<T>* r) {
   }
 }
 
-// kRun rows of kLanes<T> blocks: from one vector a row at x to one row of memory a block at y, or back.
+// kRun rows of kLanes<T> blocks: from one vector a row at x to one row of memory a block at y, or
+// back.
 template <class T>
 FASTFOOD_INLINE void rows_to_blocks(const Vector<T>* x, T* y) {
   constexpr int lanes = kLanes<T>;
@@ -228,7 +233,8 @@ void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
 
 // Adds G_b * H_L(g_b) of the tile's blocks to sums: vector j of each of kTile / lanes arrays of L.
 template <class S>
-void adjoint_tile(const Adjoint& a, int64_t tile, Vector<Arithmetic<S>>* x, Vector<Arithmetic<S>>* sums) {
+void adjoint_tile(const Adjoint& a, int64_t tile, Vector<Arithmetic<S>>* x,
+                  Vector<Arithmetic<S>>* sums) {
   using T = Arithmetic<S>;
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t block = tile; block < tile + kTile; block += lanes, sums += a.L) {
@@ -263,7 +269,8 @@ void adjoint_blocks(const Adjoint& a, cpu::ParallelFor parallel) {
   const int64_t tiles = (blocks + kTile - 1) / kTile, parts = tiles < kParts ? tiles : kParts;
   Scratch partial(parts * a.L * static_cast<int64_t>(sizeof(T)));
   auto body = [&](int64_t begin, int64_t end) {
-    Scratch row_scratch(a.L * kVectorBytes), sum_scratch(a.L * kTile * static_cast<int64_t>(sizeof(T)));
+    Scratch row_scratch(a.L * kVectorBytes),
+        sum_scratch(a.L * kTile * static_cast<int64_t>(sizeof(T)));
     Vector<T>* sums = sum_scratch.as<Vector<T>>();
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t i = 0; i < a.L * kTile / kLanes<T>; ++i) sums[i] = Vector<T>{};
@@ -279,9 +286,11 @@ void adjoint_blocks(const Adjoint& a, cpu::ParallelFor parallel) {
     for (int64_t j = 0; j < a.L; ++j) z[j] += partial.as<T>()[part * a.L + j];
 }
 
-// Calls f(i, k) with i the offset of a vector of calls from d.first and k running over its lanes that are wanted.
+// Calls f(i, k) with i the offset of a vector of calls from d.first and k running over its lanes
+// that are wanted.
 template <class Make, class Take>
-FASTFOOD_INLINE void for_each_call(const Draw& d, cpu::ParallelFor parallel, Make make, Take take_lane) {
+FASTFOOD_INLINE void for_each_call(const Draw& d, cpu::ParallelFor parallel, Make make,
+                                   Take take_lane) {
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * kW; i < end * kW && i < d.count; i += kW) {
       const auto values = make(calls_of_lanes(d.first + static_cast<uint64_t>(i), 1));

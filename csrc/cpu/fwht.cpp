@@ -1,16 +1,19 @@
-// hadamard_transform on the CPU: rows of a power of two, one after the other, each lane level in a register and
-// the levels above over whole vectors. Sixteen-bit rows are transformed in a float copy and rounded once.
+// hadamard_transform on the CPU: rows of a power of two, one after the other, each lane level in a
+// register and the levels above over whole vectors. Sixteen-bit rows are transformed in a float
+// copy and rounded once.
 #include "fwht.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
-// The level of one stride inside a vector: lane i gets x[i] + x[i ^ stride], or x[i ^ stride] - x[i] if i & stride.
+// The level of one stride inside a vector: lane i gets x[i] + x[i ^ stride], or x[i ^ stride] -
+// x[i] if i & stride.
 template <int stride, class V>
 FASTFOOD_INLINE V lane_level(V x) {
   V sign;
-  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i) sign[i] = (i & stride) ? -0.0f : 0.0f;
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i)
+    sign[i] = (i & stride) ? -0.0f : 0.0f;
   using Bits = typename IntegersOf<sizeof(x[0])>::Unsigned;
   return swap_lanes<stride>(x) + (V)((Bits)x ^ (Bits)sign);
 }
@@ -20,13 +23,17 @@ template <class V>
 FASTFOOD_INLINE V lane_levels(V x, int64_t n) {
   constexpr int lanes = sizeof(V) / sizeof(x[0]);
   if (n > 1) x = lane_level<1>(x);
-  if constexpr (lanes > 2) if (n > 2) x = lane_level<2>(x);
-  if constexpr (lanes > 4) if (n > 4) x = lane_level<4>(x);
-  if constexpr (lanes > 8) if (n > 8) x = lane_level<8>(x);
+  if constexpr (lanes > 2)
+    if (n > 2) x = lane_level<2>(x);
+  if constexpr (lanes > 4)
+    if (n > 4) x = lane_level<4>(x);
+  if constexpr (lanes > 8)
+    if (n > 8) x = lane_level<8>(x);
   return x;
 }
 
-// `count` values, a multiple of n, from x to out, with scale: for n up to one vector, in which several rows may lie.
+// `count` values, a multiple of n, from x to out, with scale: for n up to one vector, in which
+// several rows may lie.
 template <class S>
 void transform_short_rows(const S* x, S* out, int64_t count, int64_t n, Arithmetic<S> scale) {
   using T = Arithmetic<S>;

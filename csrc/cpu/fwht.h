@@ -1,6 +1,7 @@
-// The Walsh-Hadamard butterflies over an array of vectors: entry i of the transform is vector i, so that each lane is
-// a transform of its own. Levels run in ascending stride order, depth first, so that every piece is finished while it
-// is in cache; eight vectors at a time keep three levels in registers.
+// The Walsh-Hadamard butterflies over an array of vectors: entry i of the transform is vector i, so
+// that each lane is a transform of its own. Levels run in ascending stride order, depth first, so
+// that every piece is finished while it is in cache; eight vectors at a time keep three levels in
+// registers.
 #pragma once
 
 #include "simd.h"

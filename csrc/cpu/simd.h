@@ -1,7 +1,8 @@
-// Vectors of one instruction set, as GNU vector types: arithmetic is written with + - *, and only the few operations
-// that have no operator are spelled out here. Every file that includes this one is compiled once for each
-// instruction set, with FASTFOOD_ISA its name; all that it defines lives in a namespace of that name, so that
-// no function compiled for a wider set can be linked into a narrower one.
+// Vectors of one instruction set, as GNU vector types: arithmetic is written with + - *, and only
+// the few operations that have no operator are spelled out here. Every file that includes this one
+// is compiled once for each instruction set, with FASTFOOD_ISA its name; all that it defines lives
+// in a namespace of that name, so that no function compiled for a wider set can be linked into a
+// narrower one.
 #pragma once
 
 #include <cstddef>
@@ -76,8 +77,8 @@ FASTFOOD_INLINE U64 multiply_low_halves(U64 a, uint32_t b) {
 #endif
 }
 
-// a * b + c rounded once. Without the instruction the sum is made in double, which gives the same bits for every
-// argument that `normal` can meet (a test goes through all of them).
+// a * b + c rounded once. Without the instruction the sum is made in double, which gives the same
+// bits for every argument that `normal` can meet (a test goes through all of them).
 FASTFOOD_INLINE Float multiply_add(Float a, Float b, Float c) {
 #if defined(__AVX512F__)
   return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -121,7 +122,9 @@ struct BFloat16 {
 FASTFOOD_INLINE float widen(float x) { return x; }
 FASTFOOD_INLINE double widen(double x) { return x; }
 FASTFOOD_INLINE float widen(_Float16 x) { return static_cast<float>(x); }
-FASTFOOD_INLINE float widen(BFloat16 x) { return __builtin_bit_cast(float, uint32_t{x.bits} << 16); }
+FASTFOOD_INLINE float widen(BFloat16 x) {
+  return __builtin_bit_cast(float, uint32_t{x.bits} << 16);
+}
 
 // Rounds to nearest, ties to even.
 FASTFOOD_INLINE void narrow(float x, float* out) { *out = x; }
@@ -169,8 +172,10 @@ class Scratch {
 // parallel(count, grain, f) with a callable f(begin, end).
 template <class F>
 FASTFOOD_INLINE void for_each_range(cpu::ParallelFor parallel, int64_t count, int64_t grain, F& f) {
-  parallel(count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); },
-           &f);
+  parallel(
+      count, grain,
+      [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); },
+      &f);
 }
 
 }  // namespace fastfood::FASTFOOD_ISA
