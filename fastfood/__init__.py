@@ -1,0 +1,24 @@
+"""fastfood: the fast Walsh-Hadamard transform and the Fastfood projection for PyTorch, and what
+they are good for.
+
+`hadamard_transform` is the transform as a differentiable operator. `Fastfood`, `Dense` and `Sparse`
+are random linear maps from d to D dimensions that store nothing of size D. `get_subspace_model`
+trains any `nn.Module` in d dimensions (DID and SAID), and the command `fastfood d90` measures a
+task's intrinsic dimension with it. This package needs torch alone.
+"""
+
+from .ops import hadamard_transform
+from .projection import Dense, Fastfood, Sparse
+from .subspace import SubspaceConfig, SubspaceModel, get_subspace_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Dense",
+    "Fastfood",
+    "Sparse",
+    "SubspaceConfig",
+    "SubspaceModel",
+    "get_subspace_model",
+    "hadamard_transform",
+]

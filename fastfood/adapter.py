@@ -1,0 +1,186 @@
+"""Task vectors on disk: one safetensors file with theta, lambda_ and how to rebuild P.
+
+The header carries the format, the configuration, D and a hash of the base model, so that a file is
+never applied to other weights than those it was trained on. At d = 200 a file takes at most 1,024
+bytes in float16 and 1,536 in float32. Nothing is ever unpickled. Buffers are not kept: statistics
+that a training changes (BatchNorm) belong to the base model's own checkpoint.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .subspace import SubspaceConfig, SubspaceModel, get_subspace_model
+
+FILE_NAME = "adapter.safetensors"
+FORMAT = 1
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SETTINGS = ("d", "method", "seed", "normalization", "groups", "projection")
+
+_CHUNK = 1 << 22  # bytes hashed at a time, in several threads
+
+
+def save(
+    model: SubspaceModel, folder: str | os.PathLike, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Writes folder/adapter.safetensors whole or not at all, and returns its path.
+
+    dtype: float32, float16, bfloat16 or float64, of theta (d - m,) and lambda_ (m,) in the file.
+    A function given as `groups` is recorded as "custom" and has to be given again to load().
+    Raises ValueError if a value is not finite in `dtype`, ImportError without safetensors.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, got {dtype}")
+    tensors = {}
+    for name, p in model.state_dict().items():
+        tensors[name] = p.to("cpu", dtype).contiguous()
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{name} has values that are not finite in {dtype}")
+    config = model.subspace_config
+    header = {"format": FORMAT, **{name: getattr(config, name) for name in SETTINGS}}
+    if callable(config.groups):
+        header["groups"] = "custom"
+    header |= {"D": model.projection.D, "base": base_hash(model)}
+    # one entry: safetensors writes several in a random order
+    metadata = {"fastfood": json.dumps(header, separators=(",", ":"))}
+    content = _safetensors().torch.save(tensors, metadata)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    temporary = folder / f".{FILE_NAME}.{os.getpid()}"
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(
+    base_model: nn.Module,
+    path: str | os.PathLike,
+    groups: Callable[[str], Hashable] | None = None,
+) -> SubspaceModel:
+    """base_model wrapped as it was when `path`, a file of save() or its folder, was written.
+
+    groups: the function of the training, if it was one. theta and lambda_ come back in float32
+    (float64 beside a float64 weight) whatever the file holds.
+
+    Raises FileNotFoundError, or ValueError naming the file: it is damaged or no adapter of ours, or
+    base_model is not the one it was trained on. base_model is then left as it was.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    header, tensors = _read(path)
+    if (header["groups"] == "custom") != (groups is not None):
+        wanted = "needs" if groups is None else "does not take"
+        raise ValueError(
+            f"{path}: {wanted} a function as groups, trained with {header['groups']!r}"
+        )
+    settings = {name: header[name] for name in SETTINGS} | ({"groups": groups} if groups else {})
+    try:
+        model = get_subspace_model(base_model, SubspaceConfig(**settings))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be put on this model: {error}") from error
+    problem = _mismatch(model, header, tensors)
+    if problem:
+        model.unload()
+        raise ValueError(f"{path}: {problem}")
+    model.load_state_dict(tensors)
+    model.refresh()
+    return model
+
+
+def base_hash(model: SubspaceModel) -> str:
+    """The base model as "layout-weights" in hex, computed once.
+
+    layout: 4 bytes, of names, dtypes, shapes and groups of all parameters, frozen ones included.
+    weights: 16 bytes, of the layout and all values (theta_0 where they train), by BLAKE2b.
+    """
+    if model.base_hash is not None:
+        return model.base_hash
+    theta_0 = {s.name: (run.view(run.base, s), s) for run in model.theta_0() for s in run.segments}
+    parameters = []
+    for name, p in model.base_model.named_parameters():
+        p, segment = theta_0.get(name, (p.detach(), None))
+        parameters.append((name, p, None if segment is None else segment.group))
+    layout = [[name, str(p.dtype), list(p.shape), group] for name, p, group in parameters]
+    layout = json.dumps(layout).encode()
+    whole = hashlib.blake2b(layout, digest_size=16)
+    with ThreadPoolExecutor() as pool:
+        for _, p, _ in parameters:
+            values = p.cpu().contiguous().reshape(-1).view(torch.uint8)
+            for digest in pool.map(_digest, values.split(_CHUNK)):
+                whole.update(digest)
+    short = hashlib.blake2b(layout, digest_size=4)
+    model.base_hash = f"{short.hexdigest()}-{whole.hexdigest()}"
+    return model.base_hash
+
+
+def _digest(values: torch.Tensor) -> bytes:
+    return hashlib.blake2b(values.numpy(), digest_size=16).digest()
+
+
+def _mismatch(model: SubspaceModel, header: dict, tensors: dict) -> str | None:
+    """In what the freshly wrapped base model differs from the one in the file, if it does."""
+    D = model.projection.D
+    if header["D"] != D:
+        return f"was trained on a model with D = {header['D']}, this one has D = {D}"
+    own = model.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        wanted, got = (list(x[name].shape) if name in x else None for x in (own, tensors))
+        if wanted != got:
+            return f"{name} must have shape {wanted}, got {got}"
+    found, wanted = base_hash(model).split("-"), str(header["base"]).split("-")
+    if found[0] != wanted[0]:
+        return "was trained on a model with other parameter names, shapes, types or groups"
+    if found != wanted:
+        return (
+            "was trained on other base weights: load the same checkpoint, and initialise a new "
+            "head with the same seed as in training"
+        )
+    return None
+
+
+def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The header and the tensors of an adapter file, checked as far as the file alone allows."""
+    safetensors = _safetensors()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such adapter file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+    try:
+        header = json.loads(metadata["fastfood"])
+        version = header["format"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a fastfood adapter, its header has no format") from error
+    if version != FORMAT:
+        raise ValueError(f"{path}: format must be {FORMAT}, got {version!r}: use a newer fastfood")
+    missing = [name for name in (*SETTINGS, "D", "base") if name not in header]
+    if missing:
+        raise ValueError(f"{path}: damaged, its header lacks {', '.join(missing)}")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} must hold finite floating-point numbers")
+    return header, tensors
+
+
+def _safetensors():
+    """The safetensors package, which only saving and loading need."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("adapter files need safetensors: pip install safetensors") from error
+    return safetensors

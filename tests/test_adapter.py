@@ -1,0 +1,295 @@
+"""Adapter files: what is written comes back, stays small, and is refused where it is wrong."""
+
+import json
+import os
+import struct
+
+import pytest
+import torch
+from torch import nn
+
+from fastfood.subspace import SubspaceConfig, SubspaceModel, get_subspace_model
+
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+
+class Net(nn.Module):
+    """Seven layers for `groups`, as MiniLM: embeddings, six blocks and a head, m = 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.layer = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+        self.head = nn.Linear(8, 2)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layer:
+            x = x + torch.tanh(layer(x))
+        return self.head(x) * self.frozen
+
+
+IDS = torch.arange(12).reshape(3, 4)
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return Net()
+
+
+def by_kind(name):
+    return name.rsplit(".", 1)[-1]
+
+
+def trained(d=200, **settings):
+    model = get_subspace_model(net(), SubspaceConfig(d=d, seed=2**64 - 1, **settings))
+    with torch.no_grad():
+        model.theta.normal_()
+        if model.lambda_ is not None:
+            model.lambda_.uniform_(0.5, 1.5)
+    return model
+
+
+def same_state(model, before):
+    return all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(
+        p.requires_grad == (name != "frozen") for name, p in model.named_parameters()
+    )
+
+
+@pytest.mark.parametrize("normalization", ["global", "tensor"])
+@pytest.mark.parametrize("groups", ["layer", "tensor", by_kind])
+@pytest.mark.parametrize("method", ["said", "did"])
+def test_round_trip(tmp_path, method, groups, normalization):
+    model = trained(method=method, groups=groups, normalization=normalization)
+    logits = model(IDS)
+    path = model.save_pretrained(tmp_path / "new" / "folder")
+    assert [p.name for p in path.parent.iterdir()] == ["adapter.safetensors"]
+    passed = {"groups": groups} if callable(groups) else {}
+    for source in (path, path.parent, str(path)):
+        other = SubspaceModel.from_pretrained(net(), source, **passed)
+        assert torch.equal(other(IDS), logits)
+        assert other.subspace_config == model.subspace_config
+        assert torch.equal(other.theta, model.theta)
+    assert torch.equal(other.merge_and_unload()(IDS), logits)
+
+
+def test_saving_needs_no_forward_and_loading_writes_the_weights(tmp_path):
+    model = trained()
+    model.save_pretrained(tmp_path)
+    loaded = SubspaceModel.from_pretrained(net(), tmp_path)
+    assert torch.equal(loaded.base_model.head.weight, model.merge_and_unload().head.weight)
+
+
+@pytest.mark.parametrize("method", ["said", "did"])
+def test_sizes_at_d_200(tmp_path, method):
+    model = trained(method=method, normalization="global")
+    assert model.save_pretrained(tmp_path, dtype=torch.float16).stat().st_size <= 1024
+    assert model.save_pretrained(tmp_path).stat().st_size <= 1536
+
+
+def test_files_are_reproducible(tmp_path):
+    first = trained().save_pretrained(tmp_path)
+    contents = set()
+    for _ in range(8):
+        torch.manual_seed(0)
+        model = SubspaceModel.from_pretrained(net(), first)
+        contents.add(model.save_pretrained(tmp_path / "again").read_bytes())
+    assert contents == {first.read_bytes()}
+
+
+def test_float16_files_load_as_float32(tmp_path):
+    model = trained()
+    model.save_pretrained(tmp_path, dtype=torch.float16)
+    loaded = SubspaceModel.from_pretrained(net(), tmp_path)
+    assert loaded.theta.dtype == loaded.lambda_.dtype == torch.float32
+    assert torch.equal(loaded.theta, model.theta.half().float())
+    assert torch.equal(loaded.lambda_, model.lambda_.half().float())
+
+
+def test_values_out_of_range_are_not_written(tmp_path):
+    model = trained()
+    with torch.no_grad():
+        model.theta[3] = 1e6
+    with pytest.raises(ValueError, match="theta has values that are not finite in torch.float16"):
+        model.save_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        model.save_pretrained(tmp_path, dtype=torch.int8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = trained().save_pretrained(tmp_path)
+    old = path.read_bytes()
+
+    def broken(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        trained(d=100).save_pretrained(tmp_path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter.safetensors"]
+
+
+def changed_head():
+    model = net()
+    with torch.no_grad():
+        model.head.weight[0, 0] += 1e-6
+    return model
+
+
+def changed_frozen():
+    model = net()
+    with torch.no_grad():
+        model.frozen[1] = 2
+    return model
+
+
+def renamed():
+    model = net()
+    model.top = model.head
+    del model.head
+    return model
+
+
+def wider():
+    model = net()
+    model.head = nn.Linear(8, 3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: net(1), "other base weights.*same seed as in training"),
+        (changed_head, "other base weights"),
+        (changed_frozen, "other base weights"),
+        (lambda: net().double(), "other parameter names, shapes, types or groups"),
+        (renamed, "other parameter names, shapes, types or groups"),
+        (wider, r"D = 610, this one has D = 619"),
+        (lambda: net().requires_grad_(False), "cannot be put on this model"),
+    ],
+)
+def test_other_bases_are_refused_and_left_alone(tmp_path, build, message):
+    path = trained().save_pretrained(tmp_path)
+    base = build()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    flags = [p.requires_grad for p in base.parameters()]
+    with pytest.raises(ValueError, match=message) as caught:
+        SubspaceModel.from_pretrained(base, tmp_path)
+    assert str(path) in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    assert [p.requires_grad for p in base.parameters()] == flags
+    assert not any(module._forward_pre_hooks for module in base.modules())
+
+
+def test_groups_must_be_those_of_the_training(tmp_path):
+    trained(groups=by_kind).save_pretrained(tmp_path / "custom")
+    trained().save_pretrained(tmp_path / "layer")
+    with pytest.raises(ValueError, match="needs a function as groups"):
+        SubspaceModel.from_pretrained(net(), tmp_path / "custom")
+    with pytest.raises(ValueError, match="does not take a function as groups"):
+        SubspaceModel.from_pretrained(net(), tmp_path / "layer", groups=by_kind)
+    with pytest.raises(ValueError, match="other parameter names, shapes, types or groups"):
+        SubspaceModel.from_pretrained(
+            net(), tmp_path / "custom", groups=lambda name: name == "head.bias"
+        )
+
+
+def rewrite(path, change):
+    """The same file with a changed header or changed tensors."""
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["fastfood"])
+    tensors = safetensors_torch.load(content)
+    change(header, tensors)
+    path.write_bytes(safetensors_torch.save(tensors, {"fastfood": json.dumps(header)}))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def no_header(path):
+    safetensors_torch.save_file({"theta": torch.ones(3)}, path)
+
+
+def foreign_header(path):
+    safetensors_torch.save_file({"theta": torch.ones(3)}, path, {"fastfood": "[1]"})
+
+
+def pickled(path):
+    torch.save({"theta": torch.ones(3)}, path)
+
+
+def header(**values):
+    return lambda path: rewrite(path, lambda header, _: header.update(values))
+
+
+def without(name):
+    return lambda path: rewrite(path, lambda header, _: header.pop(name))
+
+
+def tensors(**values):
+    return lambda path: rewrite(path, lambda _, tensors: tensors.update(values))
+
+
+def no_lambda(path):
+    rewrite(path, lambda _, tensors: tensors.pop("lambda_"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "damaged or not a safetensors file"),
+        (lambda path: path.write_bytes(b""), "damaged or not a safetensors file"),
+        (lambda path: path.write_bytes(b"\xff" * 100), "damaged or not a safetensors file"),
+        (pickled, "damaged or not a safetensors file"),
+        (no_header, "not a fastfood adapter"),
+        (foreign_header, "not a fastfood adapter"),
+        (header(format=2), "format must be 1, got 2"),
+        (without("seed"), "lacks seed"),
+        (without("base"), "lacks base"),
+        (header(method="lora"), "method must be 'said' or 'did', got 'lora'"),
+        (header(d="200"), "d must be an integer, got '200'"),
+        (header(d=199), r"theta must have shape \[191\], got \[192\]"),
+        (header(method="did"), r"lambda_ must have shape None, got \[8\]"),
+        (header(D=611), "D = 611"),
+        (header(base="0"), "trained on a model with other parameter names"),
+        (header(groups=["layer"]), "groups must be"),
+        (tensors(theta=torch.full((192,), float("nan"))), "theta must hold finite"),
+        (tensors(theta=torch.ones(192, dtype=torch.int32)), "theta must hold finite"),
+        (tensors(extra=torch.ones(2)), r"extra must have shape None, got \[2\]"),
+        (no_lambda, r"lambda_ must have shape \[8\], got None"),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused(tmp_path, damage, message):
+    path = trained().save_pretrained(tmp_path)
+    damage(path)
+    base = net()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as caught:
+        SubspaceModel.from_pretrained(base, tmp_path)
+    assert str(path) in str(caught.value)
+    assert same_state(base, before)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="adapter.safetensors"):
+        SubspaceModel.from_pretrained(net(), tmp_path / "adapter.safetensors")
+
+
+def test_the_hash_is_of_theta_0_and_made_once(tmp_path, monkeypatch):
+    from fastfood import adapter
+
+    model = trained()
+    model(IDS)
+    wanted = adapter.base_hash(get_subspace_model(net(), model.subspace_config))
+    assert adapter.base_hash(model) == wanted
+    monkeypatch.setattr(adapter, "_digest", None)
+    model.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert adapter.base_hash(model.double()) != wanted
+    monkeypatch.setattr(adapter, "_CHUNK", 16)
+    assert adapter.base_hash(model.float()) != wanted  # chunks are part of the definition
