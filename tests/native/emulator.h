@@ -1,0 +1,172 @@
+// Runs CUDA kernels on the host, one block after the other, each thread of a block a fiber that
+// runs from barrier to barrier; so a missing barrier shows as a wrong result, in whichever of the
+// two orders of the threads it matters. What the kernels of csrc/cuda ask of nvcc is here and
+// nothing more. Shared memory is full of NaN when a block starts and has guards around it; a
+// barrier that some threads never reach, or wait for elsewhere, is an error.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __syncthreads() emulator::barrier(__FILE__, __LINE__)
+
+struct Index {
+  unsigned x;
+};
+inline Index threadIdx, blockIdx, blockDim, gridDim;
+
+// --- Sixteen-bit types ---------------------------------------------------------------------------
+
+struct __half {
+  _Float16 value;
+};
+inline float __half2float(__half x) { return static_cast<float>(x.value); }
+inline __half __float2half_rn(float x) { return {static_cast<_Float16>(x)}; }
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+inline float __bfloat162float(__nv_bfloat16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  if (x != x) return {0x7FFF};
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
+namespace emulator {
+
+struct Limits {  // small, so that the tests meet every loop over what does not fit
+  int64_t blocks = 3;
+  int64_t wave = int64_t{1} << 15;
+  int64_t parts = 3;
+};
+inline Limits limits;
+inline bool backwards = false;  // the last thread of a block runs first
+
+constexpr int kMaxThreads = 1024;
+constexpr size_t kStack = 64 * 1024;
+constexpr size_t kGuard = 256;
+constexpr unsigned char kGuardByte = 0xA5;
+constexpr size_t kMaxShared = 48 * 1024;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  const char* file;  // of the barrier that it waits at
+  int line;          // 0: finished
+};
+
+struct Machine {
+  ucontext_t scheduler;
+  std::vector<Fiber> fibers;
+  Fiber* running = nullptr;
+  std::function<void()> kernel;
+  std::unique_ptr<unsigned char[]> memory{new unsigned char[kMaxShared + 2 * kGuard + 16]};
+  size_t shared_bytes = 0;
+  std::string error;
+
+  // 16-byte aligned and no better, as little as a kernel may count on.
+  unsigned char* shared() {
+    const auto address = reinterpret_cast<uintptr_t>(memory.get() + kGuard);
+    return reinterpret_cast<unsigned char*>((address + 15) / 16 * 16);
+  }
+};
+inline Machine machine;
+
+inline void barrier(const char* file, int line) {
+  Fiber* fiber = machine.running;
+  fiber->file = file;
+  fiber->line = line;
+  swapcontext(&fiber->context, &machine.scheduler);
+}
+
+inline void* shared_memory(size_t bytes) {
+  if (bytes > machine.shared_bytes)
+    machine.error = "more shared memory used than the launch asked for";
+  return machine.shared();
+}
+
+inline void run_fiber() {
+  machine.kernel();
+  machine.running->line = 0;  // the context's link goes back to the scheduler
+}
+
+inline void start_block(int threads) {
+  std::memset(machine.shared() - kGuard, kGuardByte, machine.shared_bytes + 2 * kGuard);
+  std::memset(machine.shared(), 0xFF, machine.shared_bytes);  // NaN in every type
+  for (int thread = 0; thread < threads; ++thread) {
+    Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
+    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = &machine.scheduler;
+    makecontext(&fiber.context, run_fiber, 0);
+  }
+}
+
+// Each thread up to its next barrier; false when the block is finished.
+inline bool advance(int threads) {
+  for (int i = 0; i < threads; ++i) {
+    const int thread = backwards ? threads - 1 - i : i;
+    threadIdx.x = static_cast<unsigned>(thread);
+    machine.running = &machine.fibers[static_cast<size_t>(thread)];
+    swapcontext(&machine.scheduler, &machine.running->context);
+  }
+  const Fiber& first = machine.fibers[0];
+  for (int i = 1; i < threads; ++i) {
+    const Fiber& fiber = machine.fibers[static_cast<size_t>(i)];
+    if (fiber.line == first.line && (fiber.line == 0 || fiber.file == first.file)) continue;
+    machine.error = "thread 0 is at line " + std::to_string(first.line) + " and thread " +
+                    std::to_string(i) + " at line " + std::to_string(fiber.line) + " (0: finished)";
+    return false;
+  }
+  return first.line != 0;
+}
+
+inline void check_guards() {
+  const unsigned char* shared = machine.shared();
+  for (size_t i = 0; i < kGuard; ++i)
+    if (shared[machine.shared_bytes + i] != kGuardByte || *(shared - 1 - i) != kGuardByte)
+      machine.error = "written outside of shared memory";
+}
+
+// Returns null, or what went wrong.
+inline const char* run(int64_t blocks, int threads, size_t shared_bytes,
+                       std::function<void()> kernel) {
+  machine.error.clear();
+  if (blocks < 1 || blocks > INT32_MAX || threads < 1 || threads > kMaxThreads ||
+      shared_bytes > kMaxShared)
+    return "invalid configuration argument";
+  machine.kernel = std::move(kernel);
+  machine.shared_bytes = shared_bytes;
+  machine.fibers.resize(kMaxThreads);
+  gridDim.x = static_cast<unsigned>(blocks);
+  blockDim.x = static_cast<unsigned>(threads);
+  for (int64_t block = 0; block < blocks && machine.error.empty(); ++block) {
+    blockIdx.x = static_cast<unsigned>(block);
+    start_block(threads);
+    while (advance(threads)) continue;
+    check_guards();
+  }
+  return machine.error.empty() ? nullptr : machine.error.c_str();
+}
+
+}  // namespace emulator

@@ -1,0 +1,112 @@
+// fastfood_native_tests: both backends without torch. Arrays come as addresses, so that the tests
+// choose alignment and guards. `cuda` says which one: the emulated CUDA kernels, or the CPU's of
+// the instruction set in FASTFOOD_ISA.
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "../../csrc/definitions.h"
+#include "../../csrc/kernels.h"
+#include "emulator.h"
+
+namespace py = pybind11;
+
+namespace fastfood {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Ranges of the smallest size allowed, the last one first: results must not depend on either.
+void split_evenly(int64_t count, int64_t grain, cpu::Body body, void* context) {
+  for (int64_t begin = (count - 1) / grain * grain; begin >= 0; begin -= grain)
+    body(begin, begin + grain < count ? begin + grain : count, context);
+}
+
+// Runs launch(workspace) with a workspace full of NaN, which must not be written beyond its end.
+template <class Launch>
+void run_emulated(int64_t bytes, Launch launch) {
+  constexpr size_t kGuard = 256;
+  std::vector<unsigned char> workspace(static_cast<size_t>(bytes) + kGuard, 0xFF);
+  if (const char* error = launch(workspace.data())) throw std::runtime_error(error);
+  for (size_t i = static_cast<size_t>(bytes); i < workspace.size(); ++i)
+    if (workspace[i] != 0xFF) throw std::runtime_error("written beyond the workspace");
+}
+
+void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_t n, double scale) {
+  const Transform t{at<void>(x), at<void>(out), static_cast<Type>(type), rows, n, scale};
+  if (!cuda) return cpu::kernels().transform(t, split_evenly);
+  run_emulated(cuda::transform_workspace(t),
+               [&](void* w) { return cuda::transform(t, w, nullptr); });
+}
+
+void words(bool cuda, uint64_t seed, uint32_t stream, uint64_t first, int64_t count, Address out) {
+  const Draw d{seed, stream, first, count};
+  if (!cuda) return cpu::kernels().words(d, at<uint32_t>(out), split_evenly);
+  run_emulated(0, [&](void*) { return cuda::words(d, at<uint32_t>(out), nullptr); });
+}
+
+void normals(bool cuda, uint64_t seed, uint32_t stream, uint64_t first, int64_t count,
+             Address out) {
+  const Draw d{seed, stream, first, count};
+  if (!cuda) return cpu::kernels().normals(d, at<float>(out), split_evenly);
+  run_emulated(0, [&](void*) { return cuda::normals(d, at<float>(out), nullptr); });
+}
+
+void project(bool cuda, Address out, Address base, Address v, Address offsets, Address scales,
+             int64_t segments, int type, int64_t L, int64_t start, int64_t count, uint64_t seed) {
+  const Projection p{at<void>(out),
+                     at<void>(base),
+                     at<void>(v),
+                     at<int64_t>(offsets),
+                     at<void>(scales),
+                     segments,
+                     static_cast<Type>(type),
+                     L,
+                     start,
+                     count,
+                     seed};
+  if (!cuda) return cpu::kernels().project(p, split_evenly);
+  run_emulated(cuda::project_workspace(p), [&](void* w) { return cuda::project(p, w, nullptr); });
+}
+
+void adjoint(bool cuda, Address g, Address z, int type, int64_t L, int64_t start, int64_t count,
+             uint64_t seed) {
+  const Adjoint a{at<void>(g), at<void>(z), static_cast<Type>(type), L, start, count, seed};
+  if (!cuda) return cpu::kernels().adjoint(a, split_evenly);
+  run_emulated(cuda::adjoint_workspace(a), [&](void* w) { return cuda::adjoint(a, w, nullptr); });
+}
+
+py::tuple philox(py::tuple counter, uint32_t key0, uint32_t key1, int rounds) {
+  Words x;
+  for (size_t i = 0; i < 4; ++i) x.w[i] = counter[i].cast<uint32_t>();
+  const Words y = philox4x32(x, key0, key1, rounds);
+  return py::make_tuple(y.w[0], y.w[1], y.w[2], y.w[3]);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(fastfood_native_tests, m) {
+  m.def("isa", [] { return cpu::kernels().name; });
+  m.def("transform", transform);
+  m.def("words", words);
+  m.def("normals", normals);
+  m.def("project", project);
+  m.def("adjoint", adjoint);
+  m.def("philox", philox);
+  m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
+  // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's parts, the order of
+  // threads.
+  m.def("configure", [](int64_t blocks, int64_t wave, int64_t parts, bool backwards) {
+    emulator::limits = {blocks, wave, parts};
+    emulator::backwards = backwards;
+  });
+}
+
+}  // namespace fastfood
