@@ -7,9 +7,10 @@ trains any `nn.Module` in d dimensions (DID and SAID), and the command `fastfood
 task's intrinsic dimension with it. This package needs torch alone.
 """
 
+from .layout import SubspaceConfig
 from .ops import hadamard_transform
 from .projection import Dense, Fastfood, Sparse
-from .subspace import SubspaceConfig, SubspaceModel, get_subspace_model
+from .subspace import SubspaceModel, get_subspace_model
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .subspace import SubspaceConfig, SubspaceModel, get_subspace_model
+from .layout import SubspaceConfig
+from .subspace import SubspaceModel, get_subspace_model
 
 FILE_NAME = "adapter.safetensors"
 FORMAT = 1

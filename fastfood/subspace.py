@@ -9,221 +9,14 @@ they come. theta and lambda_ are ordinary leaves for optimizers, clipping and ch
 
 import functools
 import itertools
-import math
-import operator
-import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .projection import Dense, Fastfood, Sparse
-
-PROJECTIONS = {"fastfood": Fastfood, "dense": Dense, "sparse": Sparse}
-CHOICES = {
-    "method": ("said", "did"),
-    "normalization": ("global", "tensor"),
-    "groups": ("layer", "tensor"),
-    "projection": tuple(PROJECTIONS),
-}
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-_BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")  # a name up to its first all-digit component
-_ALONE = 1 << 20  # rows from which a gradient goes through the adjoint without being gathered first
-
-
-@dataclass(frozen=True)
-class SubspaceConfig:
-    """What is trained, and in which subspace; together with the base model it determines P.
-
-    d: how many numbers are trained in all, 1 <= d <= D. SAID spends m of them on lambda_.
-    method: "said" (a scale per group beside theta) or "did" (theta alone).
-    seed: of the projection, 0 <= seed < 2**64.
-    normalization: "global", columns of P of unit length over all D rows, or "tensor", within each
-        tensor's rows (a factor sqrt(D / D_t), as in the code of the paper's authors).
-    groups: what shares a scale: "layer" (each numbered block, the embeddings, the head), "tensor",
-        or a function from a parameter's name to anything hashable. DID does not depend on it.
-    projection: "fastfood", "dense" or "sparse".
-
-    Raises TypeError or ValueError naming the argument, what was wanted and what was given.
-    """
-
-    d: int
-    method: str = "said"
-    seed: int = 0
-    normalization: str = "global"
-    groups: str | Callable[[str], Hashable] = "layer"
-    projection: str = "fastfood"
-
-    def __post_init__(self):
-        for name in ("d", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
-            object.__setattr__(self, name, operator.index(value))
-        if self.d < 1:
-            raise ValueError(f"d must be at least 1, got {self.d}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must be at least 0 and below 2**64, got {self.seed}")
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            function = name == "groups" and callable(value)
-            if not function and value not in allowed:
-                wanted = " or ".join(repr(choice) for choice in allowed)
-                wanted += " or a function of a parameter's name" if name == "groups" else ""
-                raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-
-@dataclass
-class _Segment:
-    """One trainable tensor, however many modules share it: its place among the rows of P."""
-
-    name: str
-    owners: list[tuple[nn.Module, str]]  # every attribute that refers to it
-    shape: torch.Size
-    start: int
-    numel: int
-    group: int
-    norm: float
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        module, attribute = self.owners[0]
-        return module._parameters[attribute]
-
-
-@dataclass
-class _Run:
-    """Consecutive segments of one dtype and device: theta_0 and, once written, theta_D."""
-
-    segments: list[_Segment]
-    base: Tensor
-    current: Tensor | None = None
-    marks: list | None = None  # state() after the last write
-    layout: tuple[Tensor, Tensor, Tensor] | None = None  # offsets, norms and groups of the segments
-
-    def view(self, flat: Tensor, segment: _Segment) -> Tensor:
-        first = segment.start - self.segments[0].start
-        return flat[first : first + segment.numel].view(segment.shape)
-
-    def state(self) -> list:
-        """Where the weights lie and how often they were written: tells when somebody else did."""
-        parameters = [
-            module._parameters.get(attribute)
-            for segment in self.segments
-            for module, attribute in segment.owners
-        ]
-        marks = [p if p is None else (p.data_ptr(), p._version) for p in parameters]
-        return [self.current._version, *marks]
-
-    def write(self, projection, theta: Tensor, lambda_: Tensor | None) -> None:
-        """current = base + lambda * norm * (P theta), where the parameters lie from then on."""
-        device, dtype = self.base.device, self.base.dtype
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        start = self.segments[0].start
-        if self.current is not None:
-            untouched = self.state() == self.marks
-        else:
-            kinds = {(s.parameter.dtype, s.parameter.device) for s in self.segments}
-            untouched = kinds == {(dtype, device)}
-        if not untouched:
-            raise RuntimeError(
-                "base_model's weights were moved, converted or written while it was wrapped: call "
-                ".to() and the like on the SubspaceModel, and load weights before its first "
-                "forward or after unload()"
-            )
-        if self.current is None:
-            ends = [s.start + s.numel - start for s in self.segments]
-            self.layout = (
-                torch.tensor([0, *ends], device=device),
-                torch.tensor([s.norm for s in self.segments], dtype=wide, device=device),
-                torch.tensor([s.group for s in self.segments], device=device),
-            )
-            for segment in self.segments:  # frees their memory before more is taken
-                segment.parameter.data = self.view(self.base, segment)
-            self.current = torch.empty_like(self.base)
-            for segment in self.segments:
-                segment.parameter.data = self.view(self.current, segment)
-        offsets, scales, groups = self.layout
-        if lambda_ is not None:
-            scales = scales * lambda_.to(scales)[groups]
-        projection.perturb_(self.current, self.base, theta.to(scales), offsets, scales, start)
-
-
-@dataclass
-class _Node:
-    """What one group's autograd node needs besides its inputs."""
-
-    projection: Fastfood | Dense | Sparse
-    group: int
-    places: list[tuple[_Run, _Segment]]
-    leaves: list[Tensor]
-    values: list[Tensor]  # of theta and, for SAID, lambda_: what the weights were made from
-    versions: list[int]
-
-    def coordinates(self) -> list[Tensor]:
-        """theta and, for SAID, lambda_, in a form to compute gradients from."""
-        if not torch.is_grad_enabled():
-            return self.values
-        if self.versions != [p._version for p in self.leaves]:
-            raise RuntimeError("theta or lambda_ was changed before a backward with create_graph")
-        return self.leaves
-
-    def gradients(self, grads: tuple[Tensor | None, ...]) -> Iterator[tuple[int, float, Tensor]]:
-        """(first row, factor, flat gradient): absent ones are zero, neighbours go together."""
-        alone_from = max(_ALONE, 8 * self.projection.d)
-        gathered, start, stop, home = [], 0, 0, None
-        for (run, segment), grad in zip(self.places, grads, strict=True):
-            if grad is None:
-                continue
-            grad = grad.to_dense().reshape(-1)
-            if segment.numel >= alone_from:  # copying it would cost more than a call of its own
-                yield segment.start, segment.norm, grad
-                continue
-            if gathered and (segment.start != stop or run is not home):
-                yield start, 1.0, torch.cat(gathered)
-                gathered = []
-            if not gathered:
-                start, home = segment.start, run
-            gathered.append(
-                grad if segment.norm == 1 else grad.to(self.values[0].dtype) * segment.norm
-            )
-            stop = segment.start + segment.numel
-        if gathered:
-            yield start, 1.0, torch.cat(gathered)
-
-
-class _Weights(torch.autograd.Function):
-    """(theta, lambda_) -> one group's weights, as views of the flat buffers; nothing is computed.
-
-    The adjoint needs no projection: <(P theta)_g, w> = <theta, P_g^T w>, so a = P_g^T w gives both
-    gradients. Nothing is saved in autograd's sense, so one node serves any number of backwards.
-    """
-
-    @staticmethod
-    def forward(ctx, theta, lambda_, node):
-        ctx.set_materialize_grads(False)
-        ctx.node = node
-        # detach shares the buffer's version counter: a backward after the next write is an error
-        return tuple(run.view(run.current, segment).detach() for run, segment in node.places)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        node = ctx.node
-        theta, *lambda_ = node.coordinates()
-        a = torch.zeros_like(theta)
-        with torch.autocast(a.device.type, enabled=False):
-            for start, factor, grad in node.gradients(grads):
-                a = a + factor * node.projection.rows_adjoint(grad, start).to(a)
-        if not lambda_:
-            return a, None, None
-        scales = lambda_[0]
-        scales_grad = torch.zeros_like(scales)
-        scales_grad[node.group] = torch.dot(theta, a)
-        return scales[node.group] * a, scales_grad, None
+from .layout import PROJECTIONS, SubspaceConfig, check, lay_out
+from .weights import Node, Run, Weights
 
 
 class SubspaceModel(nn.Module):
@@ -240,7 +33,7 @@ class SubspaceModel(nn.Module):
     """
 
     def __init__(self, model: nn.Module, config: SubspaceConfig):
-        segments, group_names = _lay_out(model, config)
+        segments, group_names = lay_out(model, config)
         D = sum(segment.numel for segment in segments)
         m = len(group_names) if config.method == "said" else 0
         if config.d > D:
@@ -263,7 +56,7 @@ class SubspaceModel(nn.Module):
         self.group_names = group_names
         self.training = model.training
         self._segments = segments
-        self._runs: list[_Run] | None = None
+        self._runs: list[Run] | None = None
         self.base_hash: str | None = None  # of theta_0 and what surrounds it, once adapter needs it
         self._written = None  # leaves, their stamp and their values, as of the last write
         for segment in segments:
@@ -339,14 +132,14 @@ class SubspaceModel(nn.Module):
             run.marks = run.state()
         self._written = leaves, self._stamp(), values
 
-    def theta_0(self) -> list[_Run]:
+    def theta_0(self) -> list[Run]:
         """The runs of theta_0, which is what the parameters hold when this is first called."""
         if self._runs is None:
             kinds = itertools.groupby(
                 self._segments, lambda s: (s.parameter.dtype, s.parameter.device)
             )
             self._runs = [
-                _Run(run, torch.cat([s.parameter.detach().reshape(-1) for s in run]))
+                Run(run, torch.cat([s.parameter.detach().reshape(-1) for s in run]))
                 for run in (list(segments) for _, segments in kinds)
             ]
         return self._runs
@@ -359,8 +152,8 @@ class SubspaceModel(nn.Module):
             for segment in run.segments:
                 groups[segment.group].append((run, segment))
         for group, places in enumerate(groups):
-            node = _Node(self.projection, group, places, leaves, values, versions)
-            weights = _Weights.apply(self.theta, self.lambda_, node)
+            node = Node(self.projection, group, places, leaves, values, versions)
+            weights = Weights.apply(self.theta, self.lambda_, node)
             for (_, segment), weight in zip(places, weights, strict=True):
                 for module, attribute in segment.owners:
                     module.__dict__[attribute] = weight
@@ -487,7 +280,12 @@ def get_subspace_model(model: nn.Module, config: SubspaceConfig) -> SubspaceMode
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if not isinstance(config, SubspaceConfig):
         raise TypeError(f"config must be a SubspaceConfig, got {type(config).__name__}")
-    _check(model)
+    for module in model.modules():
+        hooks = module._forward_pre_hooks.values()
+        holders = [module, *(getattr(hook, "__self__", None) for hook in hooks)]
+        if any(isinstance(holder, SubspaceModel) for holder in holders):
+            raise ValueError("model is wrapped in a SubspaceModel already: unload() it first")
+    check(model)
     return _class_over(type(model))(model, config)
 
 
@@ -511,81 +309,3 @@ def _allow_missing_base(model: SubspaceModel, incompatible) -> None:
     """A load_state_dict hook: a checkpoint of a SubspaceModel holds none of the base's weights."""
     keys = [key for key in incompatible.missing_keys if "base_model" not in key.split(".")]
     incompatible.missing_keys[:] = keys
-
-
-def _lay_out(model: nn.Module, config: SubspaceConfig) -> tuple[list[_Segment], list[Hashable]]:
-    """The trainable tensors in the order of P's rows, and the groups' names; changes nothing."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
-    owners = {}
-    for module in model.modules():
-        for attribute, p in module._parameters.items():
-            owners.setdefault(id(p), []).append((module, attribute))
-    names = [name for name, _ in named]
-    if config.groups == "layer":
-        labels = _layers(names)
-    else:
-        labels = names if config.groups == "tensor" else [config.groups(name) for name in names]
-    index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    D = sum(p.numel() for _, p in named)
-    segments, start = [], 0
-    for (name, p), label in zip(named, labels, strict=True):
-        n = p.numel()
-        norm = math.sqrt(D / n) if config.normalization == "tensor" else 1.0
-        segments.append(_Segment(name, owners[id(p)], p.shape, start, n, index[label], norm))
-        start += n
-    return segments, list(index)
-
-
-def _layers(names: list[str]) -> list[str]:
-    """Each name's numbered block, else "embeddings" (before all blocks or so named) or "head"."""
-    blocks = [_BLOCK.match(name) for name in names]
-    first = next((i for i, block in enumerate(blocks) if block), 0)
-    return [
-        block[0] if block else "embeddings" if i < first or "emb" in name.lower() else "head"
-        for i, (name, block) in enumerate(zip(names, blocks, strict=True))
-    ]
-
-
-def _check(model: nn.Module) -> None:
-    """Raises if the model's trainable parameters cannot be laid into flat buffers."""
-    for module in model.modules():
-        hooks = module._forward_pre_hooks.values()
-        holders = [module, *(getattr(hook, "__self__", None) for hook in hooks)]
-        if any(isinstance(holder, SubspaceModel) for holder in holders):
-            raise ValueError("model is wrapped in a SubspaceModel already: unload() it first")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError("model must not be scripted: its code does not see replaced weights")
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    for name, p in named:
-        what = "lazy" if nn.parameter.is_lazy(p) else p.device.type if p.is_meta else str(p.layout)
-        if what != "torch.strided" or type(p.data) is not Tensor:
-            raise ValueError(f"parameter {name} must be an ordinary dense tensor, got {what}")
-        if p.dtype not in DTYPES:
-            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise TypeError(f"parameter {name} must be one of {wanted}, got {p.dtype}")
-    if not any(p.numel() for _, p in named):
-        raise ValueError("model must have parameters that require gradients, got none")
-    _check_overlap(model)
-
-
-def _check_overlap(model: nn.Module) -> None:
-    """Raises if a trainable parameter shares memory with another tensor of the model."""
-    spans = []
-    for name, p in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(p) or p.layout != torch.strided or p.is_meta or not p.numel():
-            continue
-        reach = 1 + sum((n - 1) * stride for n, stride in zip(p.shape, p.stride(), strict=True))
-        if p.requires_grad and reach < p.numel():
-            raise ValueError(f"parameter {name} overlaps itself in memory (an expanded tensor)")
-        end = p.data_ptr() + reach * p.element_size()
-        spans.append((str(p.device), p.data_ptr(), end, name, p.requires_grad))
-    spans.sort()
-    before = spans[0]  # of those so far, the one that reaches furthest
-    for span in spans[1:]:
-        shared = span[0] == before[0] and span[1] < before[2]
-        if shared and (span[4] or before[4]):
-            raise ValueError(
-                f"{before[3]} and {span[3]} overlap in memory without being one tensor: assign the "
-                "same Parameter to both, or clone one"
-            )
-        before = before if shared and span[2] < before[2] else span

@@ -1,0 +1,161 @@
+"""What a subspace is laid over: its settings, and the trainable tensors of a model in the order of
+P's rows, each with its group.
+
+The D trainable numbers follow named_parameters(), tied tensors once; a group is what shares one
+scale of SAID. Nothing here changes a model.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .projection import Dense, Fastfood, Sparse
+
+PROJECTIONS = {"fastfood": Fastfood, "dense": Dense, "sparse": Sparse}
+CHOICES = {
+    "method": ("said", "did"),
+    "normalization": ("global", "tensor"),
+    "groups": ("layer", "tensor"),
+    "projection": tuple(PROJECTIONS),
+}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")  # a name up to its first all-digit component
+
+
+@dataclass(frozen=True)
+class SubspaceConfig:
+    """What is trained, and in which subspace; together with the base model it determines P.
+
+    d: how many numbers are trained in all, 1 <= d <= D. SAID spends m of them on lambda_.
+    method: "said" (a scale per group beside theta) or "did" (theta alone).
+    seed: of the projection, 0 <= seed < 2**64.
+    normalization: "global", columns of P of unit length over all D rows, or "tensor", within each
+        tensor's rows (a factor sqrt(D / D_t), as in the code of the paper's authors).
+    groups: what shares a scale: "layer" (each numbered block, the embeddings, the head), "tensor",
+        or a function from a parameter's name to anything hashable. DID does not depend on it.
+    projection: "fastfood", "dense" or "sparse".
+
+    Raises TypeError or ValueError naming the argument, what was wanted and what was given.
+    """
+
+    d: int
+    method: str = "said"
+    seed: int = 0
+    normalization: str = "global"
+    groups: str | Callable[[str], Hashable] = "layer"
+    projection: str = "fastfood"
+
+    def __post_init__(self):
+        for name in ("d", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            object.__setattr__(self, name, operator.index(value))
+        if self.d < 1:
+            raise ValueError(f"d must be at least 1, got {self.d}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be at least 0 and below 2**64, got {self.seed}")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            function = name == "groups" and callable(value)
+            if not function and value not in allowed:
+                wanted = " or ".join(repr(choice) for choice in allowed)
+                wanted += " or a function of a parameter's name" if name == "groups" else ""
+                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+@dataclass
+class Segment:
+    """One trainable tensor, however many modules share it: its place among the rows of P."""
+
+    name: str
+    owners: list[tuple[nn.Module, str]]  # every attribute that refers to it
+    shape: torch.Size
+    start: int
+    numel: int
+    group: int
+    norm: float
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        module, attribute = self.owners[0]
+        return module._parameters[attribute]
+
+
+def lay_out(model: nn.Module, config: SubspaceConfig) -> tuple[list[Segment], list[Hashable]]:
+    """The trainable tensors in the order of P's rows, and the groups' names; changes nothing."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
+    owners = {}
+    for module in model.modules():
+        for attribute, p in module._parameters.items():
+            owners.setdefault(id(p), []).append((module, attribute))
+    names = [name for name, _ in named]
+    if config.groups == "layer":
+        labels = _layers(names)
+    else:
+        labels = names if config.groups == "tensor" else [config.groups(name) for name in names]
+    index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    D = sum(p.numel() for _, p in named)
+    segments, start = [], 0
+    for (name, p), label in zip(named, labels, strict=True):
+        n = p.numel()
+        norm = math.sqrt(D / n) if config.normalization == "tensor" else 1.0
+        segments.append(Segment(name, owners[id(p)], p.shape, start, n, index[label], norm))
+        start += n
+    return segments, list(index)
+
+
+def _layers(names: list[str]) -> list[str]:
+    """Each name's numbered block, else "embeddings" (before all blocks or so named) or "head"."""
+    blocks = [_BLOCK.match(name) for name in names]
+    first = next((i for i, block in enumerate(blocks) if block), 0)
+    return [
+        block[0] if block else "embeddings" if i < first or "emb" in name.lower() else "head"
+        for i, (name, block) in enumerate(zip(names, blocks, strict=True))
+    ]
+
+
+def check(model: nn.Module) -> None:
+    """Raises if the model's trainable parameters cannot be laid into flat buffers."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError("model must not be scripted: its code does not see replaced weights")
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for name, p in named:
+        what = "lazy" if nn.parameter.is_lazy(p) else p.device.type if p.is_meta else str(p.layout)
+        if what != "torch.strided" or type(p.data) is not Tensor:
+            raise ValueError(f"parameter {name} must be an ordinary dense tensor, got {what}")
+        if p.dtype not in DTYPES:
+            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise TypeError(f"parameter {name} must be one of {wanted}, got {p.dtype}")
+    if not any(p.numel() for _, p in named):
+        raise ValueError("model must have parameters that require gradients, got none")
+    _check_overlap(model)
+
+
+def _check_overlap(model: nn.Module) -> None:
+    """Raises if a trainable parameter shares memory with another tensor of the model."""
+    spans = []
+    for name, p in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(p) or p.layout != torch.strided or p.is_meta or not p.numel():
+            continue
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(p.shape, p.stride(), strict=True))
+        if p.requires_grad and reach < p.numel():
+            raise ValueError(f"parameter {name} overlaps itself in memory (an expanded tensor)")
+        end = p.data_ptr() + reach * p.element_size()
+        spans.append((str(p.device), p.data_ptr(), end, name, p.requires_grad))
+    spans.sort()
+    before = spans[0]  # of those so far, the one that reaches furthest
+    for span in spans[1:]:
+        shared = span[0] == before[0] and span[1] < before[2]
+        if shared and (span[4] or before[4]):
+            raise ValueError(
+                f"{before[3]} and {span[3]} overlap in memory without being one tensor: assign the "
+                "same Parameter to both, or clone one"
+            )
+        before = before if shared and span[2] < before[2] else span

@@ -1,0 +1,196 @@
+"""Gradients of theta and lambda_ against the dense matrix of P and the plain model's own gradients,
+at theta != 0 and lambda_ != 1."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from subspace_models import (
+    Mlp,
+    albert,
+    bart,
+    bert,
+    check_gradients,
+    expected,
+    loss_of,
+    mlp,
+    move,
+    t5,
+    wrap,
+)
+from torch import nn
+
+from fastfood.subspace import SubspaceConfig, get_subspace_model
+
+
+def layer(name):
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("groups", ["layer", "tensor", layer])
+@pytest.mark.parametrize("normalization", ["global", "tensor"])
+@pytest.mark.parametrize("method", ["said", "did"])
+def test_gradients_match_the_dense_matrix(method, normalization, groups):
+    config = {"method": method, "normalization": normalization, "groups": groups}
+    check_gradients(move(wrap(mlp(), **config)), mlp())
+
+
+def test_moved_to_each_device(device):
+    model = move(wrap(mlp())).to(device)
+    _, theta_grad, lambda_grad = expected(move(wrap(mlp())), mlp())
+    model(
+        torch.linspace(-1, 1, 20, dtype=torch.float64, device=device).reshape(4, 5)
+    ).square().sum().backward()
+    torch.testing.assert_close(model.theta.grad.cpu(), theta_grad)
+    torch.testing.assert_close(model.lambda_.grad.cpu(), lambda_grad)
+
+
+@pytest.mark.parametrize("projection", ["dense", "sparse"])
+def test_other_projections(projection):
+    check_gradients(move(wrap(mlp(), projection=projection)), mlp())
+
+
+@pytest.mark.parametrize("normalization", ["global", "tensor"])
+@pytest.mark.parametrize("build", [bert, albert, bart, t5])
+def test_gradients_of_transformers(build, normalization):
+    check_gradients(move(wrap(build(), normalization=normalization)), build())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(use_reentrant):
+    model = move(wrap(bert()))
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    check_gradients(model.train(), bert())
+
+
+def test_large_gradients_go_alone(monkeypatch):
+    monkeypatch.setattr("fastfood.weights._ALONE", 20)
+    check_gradients(move(wrap(mlp(), d=4, method="did")), mlp())
+    check_gradients(move(wrap(mlp(), d=5, groups=lambda _: 0, normalization="tensor")), mlp())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    frozen=st.integers(0, 1),
+    method=st.sampled_from(["said", "did"]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_gradients_for_any_shape(sizes, frozen, method, seed):
+    def build():
+        torch.manual_seed(0)
+        model = Mlp((5, *sizes)).double()
+        model.embed.weight.requires_grad_(not frozen)
+        return model
+
+    D = sum(p.numel() for p in build().parameters() if p.requires_grad)
+    config = SubspaceConfig(d=min(D, 9), method=method, seed=seed)
+    value, theta_grad, _ = expected(move(model := get_subspace_model(build(), config)), build())
+    loss = loss_of(model)
+    loss.backward()
+    torch.testing.assert_close(loss, value)
+    torch.testing.assert_close(model.theta.grad, theta_grad)
+
+
+def test_recurrent_weights_get_gradients():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed = nn.Linear(5, 4)
+            self.lstm = nn.LSTM(4, 3, num_layers=2, bidirectional=True)
+            self.scale = nn.ParameterList(
+                [nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))]
+            )
+
+        def forward(self, x):
+            y = self.lstm(self.embed(x))[0]
+            return y * self.scale[0] + sum(p.sum() for p in self.scale)
+
+    check_gradients(move(wrap(Recurrent().double())), Recurrent().double())
+    model = move(wrap(Recurrent().double()))
+    y = model(torch.ones(2, 5).double())
+    merged = model.merge_and_unload()
+    assert all(isinstance(w, nn.Parameter) for w in merged.lstm._flat_weights)
+    assert torch.equal(merged(torch.ones(2, 5).double()), y)
+
+
+def test_absent_gradients_cost_nothing(monkeypatch):
+    model = move(wrap(mlp(), groups=lambda _: 0))
+    model.refresh()
+    adjoint, rows = model.projection.rows_adjoint, []
+    monkeypatch.setattr(
+        model.projection, "rows_adjoint", lambda g, start: rows.append(len(g)) or adjoint(g, start)
+    )
+    model.out.bias.sum().backward()
+    assert rows == [2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_training_is_the_same():
+    plain, model = move(wrap(mlp())), move(wrap(mlp()))
+    compiled = torch.compile(model, backend="aot_eager")
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(4, 5)
+    for _ in range(3):
+        for one in (plain, compiled):
+            one.zero_grad()
+            one(x).square().sum().backward()
+        torch.testing.assert_close(model.theta.grad, plain.theta.grad)
+        torch.testing.assert_close(model.lambda_.grad, plain.lambda_.grad)
+        for one in (plain, model):
+            with torch.no_grad():
+                one.theta -= 0.01 * one.theta.grad
+
+
+def test_data_parallel_is_refused():
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        wrap(mlp())._replicate_for_data_parallel()
+
+
+def test_sparse_gradients_are_gathered():
+    def build():
+        torch.manual_seed(0)
+        return nn.ModuleDict({"e": nn.Embedding(7, 4, sparse=True), "o": nn.Linear(4, 2)}).double()
+
+    def loss(model):
+        base = getattr(model, "base_model", model)
+        if base is not model:
+            model.refresh()
+        return base["o"](base["e"](torch.tensor([1, 4, 4]))).square().sum()
+
+    model = move(wrap(build(), d=9))
+    plain = build()
+    plain["e"].sparse = False
+    value, theta_grad, _ = expected(model, plain, loss)
+    loss(model).backward()
+    torch.testing.assert_close(model.theta.grad, theta_grad)
+
+
+def test_second_order():
+    model = move(wrap(mlp()))
+    leaves = [model.theta, model.lambda_]
+    grads = torch.autograd.grad(loss_of(model), leaves, create_graph=True)
+    direction = [torch.ones_like(p) for p in leaves]
+    product = torch.autograd.grad(grads, leaves, direction)
+
+    h = 1e-5
+    sides = []
+    for step in (h, -h):
+        with torch.no_grad():
+            for p, v in zip(leaves, direction, strict=True):
+                p += step * v
+        sides.append(torch.autograd.grad(loss_of(model), leaves))
+        with torch.no_grad():
+            for p, v in zip(leaves, direction, strict=True):
+                p -= step * v
+    for exact, plus, minus in zip(product, *sides, strict=True):
+        torch.testing.assert_close(exact, (plus - minus) / (2 * h), rtol=1e-5, atol=1e-5)
+
+
+def test_second_order_after_a_change_is_an_error():
+    model = move(wrap(mlp()))
+    loss = loss_of(model)
+    move(model)
+    with pytest.raises(RuntimeError, match="changed before a backward with create_graph"):
+        torch.autograd.grad(loss, model.theta, create_graph=True)
