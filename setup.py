@@ -15,6 +15,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # as pyproject.toml says to an isolated build
+    sys.exit(f"fastfood is built with setuptools >= 77, got {setuptools.__version__}: upgrade it")
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build

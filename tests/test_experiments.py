@@ -205,15 +205,29 @@ def test_a_damaged_database_is_refused(tmp_path):
 
 
 def test_results_are_valid_json_for_a_censored_d90(tmp_path):
-    settings = complete(Settings(dims=(10, 100), lrs=(0.1,), seeds=1, out=str(tmp_path)))
-    trials = trial_list(settings, FACTS)
-    scores = [{"validation": 0.9, "test": 0.9 if t["method"] == "full" else 0.2} for t in trials]
-    points = curves.curve_points(trials, scores)
-    summary = curves.summarise(points, FACTS["majority"])
+    settings, trials, scores, points, summary = _study(tmp_path, full=0.9, subspace=0.2)
     path = report.write_results(settings, FACTS, trials, scores, points, summary, {})
     written = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert written["summary"]["d90"]["did"]["value"] is None
     assert written["summary"]["d90"]["did"]["text"] == "> 100"
-    assert len(written["trials"]) == len(trials)
-    assert report.draw_figure(settings, FACTS, points, summary).stat().st_size > 10_000
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure1.png", "results.json"]
+    assert len(written["trials"]) == len(trials) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("full", "subspace"), [(0.9, 0.2), (0.5, 0.5), (None, 0.3), (0.8, None)])
+def test_the_figure_is_drawn_for_whatever_came_out(tmp_path, full, subspace):
+    settings, _, _, points, summary = _study(tmp_path, full, subspace)
+    path = report.draw_figure(settings, FACTS, points, summary)
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    assert [path.name for path in tmp_path.iterdir()] == ["figure1.png"]
+
+
+def _study(folder, full, subspace):
+    """A study of one seed; a score of None is missing."""
+    settings = complete(Settings(dims=(10, 100), lrs=(0.1,), seeds=1, out=str(folder)))
+    trials = trial_list(settings, FACTS)
+    found = [full if trial["method"] == "full" else subspace for trial in trials]
+    scores = [None if score is None else {"validation": score, "test": score} for score in found]
+    points = curves.curve_points(trials, scores)
+    return settings, trials, scores, points, curves.summarise(points, FACTS["majority"])

@@ -3,6 +3,9 @@ groups, determinism, and whole tiny studies through `fastfood d90`."""
 
 import json
 import math
+import os
+import re
+from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
@@ -15,6 +18,11 @@ from fastfood.experiments.search import inspect
 from fastfood.experiments.train import build_base, build_model, make_trainer, train_trial
 
 WORDS = ["a", "the", "film", "is", "was", "not", "very", "good", "bad", "dull", "fine", "and"]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")
@@ -175,16 +183,39 @@ def test_absent_data_are_refused(model_folder, data):
         tasks.load_task(_settings(model_folder, data))
 
 
-def test_no_network_is_one_clear_message(model_folder, monkeypatch):
+def test_no_network_is_one_clear_message(model_folder, tmp_path, monkeypatch):
     import datasets
 
     def unreachable(*names):
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    message = "^data: glue/sst2 could not be loaded from the hub .*no route to the hub.*--data DIR"
-    with pytest.raises(ValueError, match=message):
+    message = "data: glue/sst2 could not be loaded from the hub .*no route to the hub.*--data DIR"
+    with pytest.raises(ValueError, match="^" + message):
         tasks.load_task(_settings(model_folder, None))
+    result = _run("--task", "glue/sst2", "--model", model_folder, "--out", tmp_path / "study")
+    assert result.exit_code == 2 and re.search("error: " + message, result.stderr)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "offline"),
+    [
+        (URLError("no name server"), "1"),
+        (TimeoutError(), "1"),
+        (HTTPError("hub", 403, "forbidden", {}, None), None),
+    ],
+)
+def test_an_unreachable_hub_is_not_tried_for_minutes(monkeypatch, answer, offline):
+    def urlopen(request, timeout):
+        raise answer
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(tasks, "urlopen", urlopen)
+    tasks.use_cache_without_network(Settings())
+    assert "HF_HUB_OFFLINE" not in os.environ  # digits need no hub
+    tasks.use_cache_without_network(Settings(task="glue/sst2", model="bert"))
+    assert os.environ.get("HF_HUB_OFFLINE") == offline
 
 
 def test_hub_data_are_checked_like_local_ones(model_folder, monkeypatch):

@@ -220,7 +220,7 @@ void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
     Vector<T>* x = scratch.as<Vector<T>>();
     for (int64_t block = first + begin * lanes; block < first + end * lanes; block += lanes) {
       for_each_row<T>(block, p.L, p.seed, [&](int64_t j, Vector<T> g) { x[j] = g * v[j]; });
-      transform_vectors(x, p.L);
+      transform_vectors(reinterpret_cast<T*>(x), p.L);
       for (int64_t j = 0; j < p.L; j += kRun) {
         alignas(64) T y[lanes * kRun];
         rows_to_blocks<T>(x + j, y);
@@ -244,7 +244,7 @@ void adjoint_tile(const Adjoint& a, int64_t tile, Vector<Arithmetic<S>>* x,
       for (int64_t k = 0; k < lanes; ++k) take<S>(a, (block + k) * a.L + j, y + k * kRun);
       blocks_to_rows<T>(y, x + j);
     }
-    transform_vectors(x, a.L);
+    transform_vectors(reinterpret_cast<T*>(x), a.L);
     for_each_row<T>(block, a.L, a.seed, [&](int64_t j, Vector<T> g) { sums[j] += g * x[j]; });
   }
 }

@@ -57,7 +57,7 @@ void transform_long_row(const S* x, Arithmetic<S>* row, S* out, int64_t n, Arith
     for (int k = 0; k < lanes; ++k) r[k] = widen(x[i + k]);
     store(row + i, lane_levels(r, n));
   }
-  transform_vectors(reinterpret_cast<typename VectorOf<T>::unaligned*>(row), n / lanes);
+  transform_vectors(row, n / lanes);
   if (scale == T{1} && std::is_same<S, T>::value) return;
   for (int64_t i = 0; i < n; ++i) narrow(row[i] * scale, &out[i]);
 }

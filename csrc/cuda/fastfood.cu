@@ -153,12 +153,14 @@ __global__ void __launch_bounds__((1 << kLog) / kRadix,
       C r[kRadix], z[kRadix];
       load_tile<kLog>(g, first, r, memory.table);
       transform_tile<kLog, Read<T>::kRun, kRadix>(r, levels, memory.tile);
-      draw_g<kRadix>(generate.seed, first + in_runs<kLog, kRadix>(0), memory.table, z);
+      draw_g<kRadix>(generate.seed, first + position_in_runs<kLog, kRadix>(threadIdx.x, 0),
+                     memory.table, z);
 #pragma unroll
       for (int i = 0; i < kRadix; ++i) sum[i] += z[i] * r[i];
     }
 #pragma unroll
-    for (int i = 0; i < kRadix; ++i) partial[(part << kLog) + in_runs<kLog, kRadix>(i)] = sum[i];
+    for (int i = 0; i < kRadix; ++i)
+      partial[(part << kLog) + position_in_runs<kLog, kRadix>(threadIdx.x, i)] = sum[i];
   }
 }
 

@@ -128,17 +128,6 @@ __device__ __forceinline__ void butterflies(C (&r)[kRadix], int from, int to) {
   }
 }
 
-// Where in the tile value i of this thread lies: in runs of kRun consecutive entries, neighbouring
-// threads next to each other, or 2^log apart. Runs of kRadix and strides of 2^0 are the same.
-template <int kLog, int kRun>
-__device__ __forceinline__ int in_runs(int i) {
-  return (static_cast<int>(threadIdx.x) + (i / kRun << (kLog - kRadixLog))) * kRun + i % kRun;
-}
-__device__ __forceinline__ int in_strides(int i, int log) {
-  const int thread = static_cast<int>(threadIdx.x);
-  return (thread >> log << (log + kRadixLog)) + (i << log) + (thread & ((1 << log) - 1));
-}
-
 // Shared memory of a block; one entry in seventeen is left out, which spreads every stride over the
 // banks.
 template <class C, int kLog>
@@ -148,34 +137,57 @@ struct TileMemory {
 };
 __device__ __forceinline__ int padded(int position) { return position + position / kRadix; }
 
+// Where value i of a thread lies in shared memory. Either in runs of kRun consecutive entries,
+// those of neighbouring threads next to each other ...
+template <int kLog, int kRun>
+__device__ __forceinline__ int position_in_runs(int thread, int i) {
+  return (thread + (i / kRun << (kLog - kRadixLog))) * kRun + i % kRun;
+}
+template <int kLog, int kRun>
+struct Runs {
+  static_assert(kRadix % kRun == 0, "no run lies across a gap");
+  const int base = padded(static_cast<int>(threadIdx.x) * kRun);
+  __device__ __forceinline__ int operator()(int i) const {
+    return base + padded(position_in_runs<kLog, kRun>(0, i));
+  }
+};
+// ... or 2^log apart, with log 0, which is Runs<kLog, kRadix>, or at least kRadixLog.
+struct Strides {
+  int base, step;
+  __device__ __forceinline__ explicit Strides(int log) {
+    const int thread = static_cast<int>(threadIdx.x);
+    base = padded((thread >> log << (log + kRadixLog)) + (thread & ((1 << log) - 1)));
+    step = padded(1 << log);
+  }
+  __device__ __forceinline__ int operator()(int i) const { return base + i * step; }
+};
+
 // Hands each thread the values at `to` for those at `from`. What a thread writes is what it read
 // last, so one barrier is enough between exchanges; before the first one of a tile the caller has
 // another.
 template <class C, class From, class To>
-__device__ __forceinline__ void exchange(C (&r)[kRadix], C* tile, From from, To to) {
+__device__ __forceinline__ void exchange(C (&r)[kRadix], C* tile, const From& from, const To& to) {
 #pragma unroll
-  for (int i = 0; i < kRadix; ++i) tile[padded(from(i))] = r[i];
+  for (int i = 0; i < kRadix; ++i) tile[from(i)] = r[i];
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kRadix; ++i) r[i] = tile[padded(to(i))];
+  for (int i = 0; i < kRadix; ++i) r[i] = tile[to(i)];
 }
 
 // The lowest `levels` levels of a tile that comes in runs of kIn and leaves in runs of kOut.
 template <int kLog, int kIn, int kOut, class C>
 __device__ __forceinline__ void transform_tile(C (&r)[kRadix], int levels, C* tile) {
-  if (kIn != kRadix) exchange(r, tile, in_runs<kLog, kIn>, in_runs<kLog, kRadix>);
+  static_assert(kLog >= 2 * kRadixLog, "the last four levels have a stride of at least kRadix");
+  if (kIn != kRadix) exchange(r, tile, Runs<kLog, kIn>(), Strides(0));
   butterflies(r, 0, levels);
   int log = 0;
   while (log + kRadixLog < levels) {
     const int done = log + kRadixLog, next = done < kLog - kRadixLog ? done : kLog - kRadixLog;
-    exchange(
-        r, tile, [log](int i) { return in_strides(i, log); },
-        [next](int i) { return in_strides(i, next); });
+    exchange(r, tile, Strides(log), Strides(next));
     butterflies(r, done - next, levels - next);
     log = next;
   }
-  if (kOut != kRadix || log > 0)
-    exchange(r, tile, [log](int i) { return in_strides(i, log); }, in_runs<kLog, kOut>);
+  if (kOut != kRadix || log > 0) exchange(r, tile, Strides(log), Runs<kLog, kOut>());
 }
 
 template <int kLog, class Load>
@@ -184,7 +196,7 @@ __device__ __forceinline__ void load_tile(const Load& load, int64_t first,
                                           const NormalTable& table) {
 #pragma unroll
   for (int i = 0; i < kRadix; i += Load::kRun)
-    load.run(first + in_runs<kLog, Load::kRun>(i), r + i, table);
+    load.run(first + position_in_runs<kLog, Load::kRun>(threadIdx.x, i), r + i, table);
 }
 
 // --- Kernels -------------------------------------------------------------------------------------
@@ -205,7 +217,7 @@ __global__ void __launch_bounds__((1 << kLog) / kRadix,
     transform_tile<kLog, Load::kRun, Store::kRun>(r, levels, memory.tile);
 #pragma unroll
     for (int i = 0; i < kRadix; i += Store::kRun)
-      store.run(first + in_runs<kLog, Store::kRun>(i), r + i);
+      store.run(first + position_in_runs<kLog, Store::kRun>(threadIdx.x, i), r + i);
   }
 }
 

@@ -233,6 +233,7 @@ def _run_with_progress(console, settings: Settings, facts: dict, trials: list, s
     )
     with progress:
         bar = progress.add_task("training", total=len(trials), completed=done)
+        progress.advance(bar, 0)  # the time left is judged from here on
 
         def on_done(trial: dict, result: dict | None, error: str | None) -> None:
             name = "{method} d = {d} rate {learning_rate:g} seed {seed}".format(**trial)

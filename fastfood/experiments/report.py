@@ -90,7 +90,7 @@ def draw_figure(settings: Settings, facts: dict, points: list[dict], summary: di
     }
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(5.8, 3.8), layout="constrained")
-        _set_axes(axes, settings, facts, points)
+        _set_axes(axes, settings, facts, points, summary)
         _draw_levels(axes, facts, summary)
         for row, (method, result) in enumerate(summary["d90"].items()):
             curve = sorted((p for p in points if p["method"] == method), key=lambda p: p["d"])
@@ -115,7 +115,7 @@ def draw_figure(settings: Settings, facts: dict, points: list[dict], summary: di
     return path
 
 
-def _set_axes(axes, settings: Settings, facts: dict, points: list[dict]) -> None:
+def _set_axes(axes, settings: Settings, facts: dict, points: list[dict], summary: dict) -> None:
     model = "small ViT" if settings.model is None else Path(settings.model).name
     seeds = "1 seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
     title = f"{settings.task}, {model}, $D$ = {facts['D']:,}; {seeds}"
@@ -128,7 +128,8 @@ def _set_axes(axes, settings: Settings, facts: dict, points: list[dict]) -> None
         axes.set_xticks(settings.dims, [f"{d}" for d in settings.dims])
         axes.minorticks_off()
     scores = [100 * score for point in points for score in point["test"]]
-    scores.append(100 * facts["majority"])
+    levels = (facts["majority"], summary["full"], summary["line"])
+    scores += [100 * level for level in levels if level is not None]
     span = max(scores) - min(scores) + 1
     # room for the d90 bars below and for the label of the full run above
     axes.set_ylim(min(scores) - 0.17 * span, max(scores) + 0.07 * span)

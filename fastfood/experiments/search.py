@@ -37,9 +37,10 @@ def inspect(settings: Settings) -> dict:
     """
     import torch
 
-    from .tasks import load_task
+    from .tasks import load_task, use_cache_without_network
     from .train import build_base, build_model
 
+    use_cache_without_network(settings)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device: wanted a device of this machine, got {settings.device!r}")
     device = settings.device

@@ -4,10 +4,13 @@ which learning rates are chosen) and test (on which scores are reported)."""
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from .config import Settings
 
@@ -125,6 +128,21 @@ def _load_text(settings: Settings) -> Task:
         splits=splits,
         data_hash=_hash_rows(parts),
     )
+
+
+def use_cache_without_network(settings: Settings) -> None:
+    """Where the hub is needed but out of reach, turns its client to the files of its cache, which
+    otherwise comes after minutes of retries. To be called before transformers is imported."""
+    local = settings.data is not None and Path(settings.model).is_dir()
+    if settings.task == "digits" or local or "HF_HUB_OFFLINE" in os.environ:
+        return
+    hub = Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    try:
+        urlopen(hub, timeout=10).close()
+    except HTTPError:
+        pass  # an answer all the same
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the workers inherit it
 
 
 def _from_hub(task: str, hub: tuple[str, ...], names: Sequence[str]) -> dict:
