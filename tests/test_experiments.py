@@ -153,10 +153,12 @@ def test_defaults_come_from_the_task():
 
 
 def test_rates_fall_as_the_root_of_d_unless_they_are_given():
-    settings = complete(Settings())
-    small, large = theta_rates(settings, 10), theta_rates(settings, 1000)
+    digits, text = complete(Settings()), complete(Settings(**TEXT))
+    small, large = theta_rates(text, 10), theta_rates(text, 1000)
     assert [a / b for a, b in zip(small, large, strict=True)] == pytest.approx([10, 10], rel=0.05)
-    assert theta_rates(replace(settings, lrs=(0.5, 0.1, 0.5)), 10) == (0.1, 0.5)
+    assert theta_rates(digits, 1000) == large and theta_rates(digits, 10) == small[-1:]
+    assert max(theta_rates(replace(text, normalization="tensor"), 10)) == pytest.approx(0.32)
+    assert theta_rates(replace(digits, lrs=(0.5, 0.1, 0.5)), 10) == (0.1, 0.5)
 
 
 # trials

@@ -49,6 +49,11 @@ def pretend(settings, trial):
     score += 0.001 * trial["seed"]
     return {"validation": score - 0.1 * trial["learning_rate"], "test": score, "seconds": 1.0}
 
+if __name__ == "__mp_main__" and "IMPORT" in os.environ:  # a worker that takes long to start
+    with open(Path(os.environ["NOTES"], "started"), "a") as notes:
+        notes.write(f"import {os.getpid()}\\n")
+    time.sleep(float(os.environ["IMPORT"]))
+
 if __name__ == "__main__":
     search.inspect = lambda settings: FACTS
     training.train_trial = pretend
@@ -146,15 +151,26 @@ def test_a_killed_run_resumes_with_the_same_results_and_nothing_done_twice(drive
     assert _table(tmp_path / "study") == _table(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("moment", ["SLEEP", "IMPORT"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_ends_its_workers_and_says_how_to_go_on(driver, tmp_path, number, code):
-    stopped = driver(SLEEP="60")
+def test_a_stopped_run_ends_its_workers_and_says_how_to_go_on(
+    driver, tmp_path, number, code, moment
+):
+    stopped = driver(**{moment: "60"})
     _wait_for(lambda: len(_started(tmp_path)) == 2)
+    workers = [int(pid) for _, pid in _started(tmp_path)]
+    if (
+        number == signal.SIGINT
+    ):  # a terminal sends it to the workers, too, and they wait to be ended
+        for pid in workers:
+            os.kill(pid, number)
+        time.sleep(0.5)
+        assert all(_alive(pid) for pid in workers)
     stopped.send_signal(number)
     returned, out, err = _finish(stopped)
     assert returned == code and "Traceback" not in err
     assert ("the same command goes on" in out) == (number == signal.SIGINT)
-    assert not any(_alive(int(pid)) for _, pid in _started(tmp_path))
+    assert not any(_alive(pid) for pid in workers)
     assert _states(tmp_path / "study" / "trials.db") == []
 
 

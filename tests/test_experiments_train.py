@@ -287,6 +287,16 @@ def test_the_rates_rise_and_then_fall_to_zero(model_folder, data, tmp_path):
     assert rates[0] == [0.0, 0.0] and rates[-1] == pytest.approx([0.1 / 8, 0.02 / 8])
 
 
+def test_the_seed_decides_the_order_of_the_data(model_folder, data, tmp_path):
+    settings = _settings(model_folder, data, out=str(tmp_path))
+    task = tasks.load_task(settings)
+    batches = []
+    for trial in (_trial(seed=0), _trial(seed=0), _trial(seed=1)):
+        trainer = make_trainer(settings, trial, task, build_model(settings, trial, 2))
+        batches.append(next(iter(trainer.get_train_dataloader()))["input_ids"].tolist())
+    assert batches[0] == batches[1] != batches[2]
+
+
 @pytest.mark.parametrize("method", ["full", "did", "said"])
 def test_the_same_trial_gives_the_same_score(model_folder, data, tmp_path, method):
     settings = _settings(model_folder, data, out=str(tmp_path))

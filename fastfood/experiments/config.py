@@ -16,6 +16,7 @@ TASKS = ("digits", *TEXT_TASKS)
 
 # The best rate of theta falls as d^-1/2; these are the tried multiples of it, by normalization.
 RATE_FACTORS = {"global": (4.0, 10.0), "tensor": (0.4, 1.0)}
+DIGITS_ONE_RATE_BELOW = 1000  # there the largest always won; trying it alone keeps the demo short
 
 DIGITS_DEFAULTS = {
     "dims": (10, 30, 100, 300, 1000, 3000),
@@ -144,6 +145,8 @@ def theta_rates(settings: Settings, d: int) -> tuple[float, ...]:
     if settings.lrs is not None:
         return tuple(sorted(set(settings.lrs)))
     factors = RATE_FACTORS[settings.normalization]
+    if settings.task == "digits" and d < DIGITS_ONE_RATE_BELOW:
+        factors = factors[-1:]
     return tuple(float(f"{factor / math.sqrt(d):.2g}") for factor in factors)
 
 

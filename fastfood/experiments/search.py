@@ -184,7 +184,6 @@ def _run_in_pool(pool, workers, settings, waiting, study, train, on_done) -> int
             trial, start = running.pop(future)
             error = future.exception()
             result = None if error else future.result()
-            broken |= isinstance(error, BrokenProcessPool)
             failed += error is not None
             record(study, trial, start, result, error)
             on_done(trial, result, f"{type(error).__name__}: {error}" if error else None)
