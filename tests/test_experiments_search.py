@@ -19,7 +19,7 @@ from fastfood.experiments.config import Settings, complete, trial_key, trial_lis
 
 # The parent package and the training module, which load torch, are stood in for.
 DRIVER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from types import ModuleType
 
@@ -55,6 +55,7 @@ if __name__ == "__mp_main__" and "IMPORT" in os.environ:  # a worker that takes 
     time.sleep(float(os.environ["IMPORT"]))
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
     search.inspect = lambda settings: FACTS
     training.train_trial = pretend
     sys.argv[0] = "fastfood"
