@@ -9,14 +9,28 @@ namespace fastfood {
 
 enum class Type { f32, f64, f16, bf16 };
 
-// Rows of length n, a power of two, each times the n x n Hadamard matrix times `scale`. `out` may
-// be `x`.
+// A Hadamard matrix H of order K: entries +1 and -1, H Ht = K I.
+struct SignMatrix {
+  int64_t K;
+  int64_t words;         // in a row
+  const uint32_t* bits;  // bit b % 32 of word b / 32 of row a is set where H[a][b] = -1
+  const float* signs;    // the same as +1 and -1, K x K row by row
+};
+
+// Rows of length n = K_1 K_0 2^k, each times scale diag(after) (H_K_1 (x) H_K_0 (x) H_2^k)
+// diag(before): the entry is multiplied by `before`; then come the butterflies of strides 1, 2, ...
+// 2^(k - 1), then H_K_0 over entries 2^k apart and H_K_1 over entries K_0 2^k apart, each of their
+// sums starting from zero and taking its terms in ascending order; then the factors scale and
+// `after`, in this order. Every product, sum and difference is rounded once. `out` may be `x`.
 struct Transform {
   const void* x;
   void* out;
-  Type type;  // f16 and bf16 are computed in f32 and rounded once
+  Type type;  // f16 and bf16 are computed in f32 and rounded once, at the end
   int64_t rows, n;
   double scale;
+  const void* before = nullptr;  // n entries, f64 if `type` is, else f32; null: ones
+  const void* after = nullptr;
+  const SignMatrix* factors[2] = {nullptr, nullptr};  // of K_0 and K_1; null: order one
 };
 
 // Calls [first, first + count) of a stream of definitions.h: 4 words each, or the 8 normals they
