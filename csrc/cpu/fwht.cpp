@@ -1,87 +1,337 @@
-// hadamard_transform on the CPU: rows of a power of two, one after the other, each lane level in a
-// register and the levels above over whole vectors. Sixteen-bit rows are transformed in a float
-// copy and rounded once.
+// hadamard_transform on the CPU. A row is worked on in phases: pieces of consecutive entries, in
+// registers first and then depth first in cache; higher levels through a buffer of columns; the
+// matrices of order K last. The last phase multiplies and rounds on its way to the output. Rows go
+// to threads one by one, those that are larger than a cache phase by phase.
 #include "fwht.h"
+
+#include "mix.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
+constexpr int64_t kGrain = 32768;             // entries that are worth a thread
+constexpr uintptr_t kAhead = 16384;           // bytes that large arrays are fetched in advance
+constexpr int64_t kPieceBytes = 1024 * 1024;  // a second-level cache
+
+// --- Loads and stores, by the index in a row -----------------------------------------------------
+
+template <class S, bool kDiagonal>
+struct Load {
+  using T = Arithmetic<S>;
+  const S* x;
+  const T* before;
+  int64_t mask;     // n - 1, or all ones where i is the index in a row
+  uintptr_t ahead;  // bytes that memory is asked for in advance
+
+  FASTFOOD_INLINE_MEMBER Vector<T> operator()(int64_t i) const {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(x + i) + ahead));
+    Vector<T> r = load_wide(x + i);
+    if constexpr (kDiagonal) r *= load(before + (i & mask));
+    return r;
+  }
+  Load from(int64_t i) const { return {x + i, before, mask, ahead}; }
+};
+
+template <class S, bool kDiagonal>
+struct Finish {
+  using T = Arithmetic<S>;
+  S* out;
+  const T* after;
+  int64_t mask;
+  T scale;
+
+  FASTFOOD_INLINE_MEMBER void operator()(int64_t i, Vector<T> r) const {
+    r *= scale;
+    if constexpr (kDiagonal) r *= load(after + (i & mask));
+    store_narrow(out + i, r);
+  }
+  Finish from(int64_t i) const { return {out + i, after, mask, scale}; }
+};
+
+// Calls f with the Load and the Finish of entries at x and out, whose places in their rows are
+// their indices & mask.
+template <class S, class F>
+FASTFOOD_INLINE void with_diagonals(const Transform& t, const S* x, S* out, int64_t mask, F f) {
+  using T = Arithmetic<S>;
+  const T* before = static_cast<const T*>(t.before);
+  const T* after = static_cast<const T*>(t.after);
+  const T scale = static_cast<T>(t.scale);
+  const bool far = t.rows * t.n * static_cast<int64_t>(sizeof(S)) > kPieceBytes;
+  const uintptr_t ahead = far ? kAhead : 0;
+  const Load<S, true> load_diagonal{x, before, mask, ahead};
+  const Load<S, false> load_plain{x, before, mask, ahead};
+  const Finish<S, true> finish_diagonal{out, after, mask, scale};
+  const Finish<S, false> finish_plain{out, after, mask, scale};
+  const auto with_finish = [&](const auto& load_entries) {
+    if (after)
+      f(load_entries, finish_diagonal);
+    else if (scale != T{1} || !std::is_same<S, T>::value)
+      f(load_entries, finish_plain);
+    else
+      f(load_entries, Keep<T>{reinterpret_cast<T*>(out)});
+  };
+  before ? with_finish(load_diagonal) : with_finish(load_plain);
+}
+
+// --- Rows in registers ---------------------------------------------------------------------------
+
 // The level of one stride inside a vector: lane i gets x[i] + x[i ^ stride], or x[i ^ stride] -
 // x[i] if i & stride.
 template <int stride, class V>
 FASTFOOD_INLINE V lane_level(V x) {
-  V sign;
+  V signs;
   for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i)
-    sign[i] = (i & stride) ? -0.0f : 0.0f;
-  using Bits = typename IntegersOf<sizeof(x[0])>::Unsigned;
-  return swap_lanes<stride>(x) + (V)((Bits)x ^ (Bits)sign);
+    signs[i] = (i & stride) ? -1 : 1;
+  return add_signed(swap_lanes<stride>(x), x, signs);
 }
 
-// The levels of all strides below min(n, lanes of V).
-template <class V>
-FASTFOOD_INLINE V lane_levels(V x, int64_t n) {
-  constexpr int lanes = sizeof(V) / sizeof(x[0]);
-  if (n > 1) x = lane_level<1>(x);
-  if constexpr (lanes > 2)
-    if (n > 2) x = lane_level<2>(x);
-  if constexpr (lanes > 4)
-    if (n > 4) x = lane_level<4>(x);
-  if constexpr (lanes > 8)
-    if (n > 8) x = lane_level<8>(x);
+// The levels of all strides below n, which is at most the lanes of V.
+template <int n, class V>
+FASTFOOD_INLINE V lane_levels(V x) {
+  if constexpr (n > 1) x = lane_level<1>(x);
+  if constexpr (n > 2) x = lane_level<2>(x);
+  if constexpr (n > 4) x = lane_level<4>(x);
+  if constexpr (n > 8) x = lane_level<8>(x);
   return x;
 }
 
-// `count` values, a multiple of n, from x to out, with scale: for n up to one vector, in which
-// several rows may lie.
+// The levels of all strides below kVectors vectors, for the entries from `first` on.
+template <int kVectors, class T, class Load, class Store>
+FASTFOOD_INLINE void transform_tile(const Load& load_entries, int64_t first, const Store& store) {
+  constexpr int lanes = kLanes<T>;
+  Vector<T> r[kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kVectors; ++i) r[i] = load_entries(first + i * lanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < kVectors; ++i) r[i] = lane_levels<lanes>(r[i]);
+  butterflies<kVectors>(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < kVectors; ++i) store(first + i * lanes, r[i]);
+}
+
+// Calls f(integral_constant k) for the power of two k = value, kMost at most.
+template <int kMost, int k = 1, class F>
+FASTFOOD_INLINE void with_power(int64_t value, F f) {
+  if (value == k) return f(std::integral_constant<int, k>{});
+  if constexpr (k < kMost) with_power<kMost, 2 * k>(value, f);
+}
+
+// Rows of at most a vector, several in each; the last vector is filled up with zeros.
 template <class S>
-void transform_short_rows(const S* x, S* out, int64_t count, int64_t n, Arithmetic<S> scale) {
+void transform_short_rows(const Transform& t, const S* x, S* out, int64_t count) {
   using T = Arithmetic<S>;
   constexpr int lanes = kLanes<T>;
-  for (int64_t i = 0; i < count; i += lanes) {
-    const int64_t here = count - i < lanes ? count - i : lanes;
-    Vector<T> r{};
-    for (int k = 0; k < here; ++k) r[k] = widen(x[i + k]);
-    r = lane_levels(r, n) * scale;
-    for (int k = 0; k < here; ++k) narrow(r[k], &out[i + k]);
+  Transform repeated = t;
+  T before[lanes], after[lanes];
+  for (int i = 0; i < lanes; ++i) {
+    if (t.before) before[i] = static_cast<const T*>(t.before)[i % t.n];
+    if (t.after) after[i] = static_cast<const T*>(t.after)[i % t.n];
+  }
+  if (t.before) repeated.before = before;
+  if (t.after) repeated.after = after;
+  const int64_t whole = count / lanes * lanes, rest = count - whole;
+  S last[lanes] = {};
+  for (int64_t i = 0; i < rest; ++i) last[i] = x[whole + i];
+  with_power<lanes>(t.n, [&](auto n) {
+    const auto transform_all = [&](const S* from, S* to, int64_t end) {
+      with_diagonals(repeated, from, to, 0, [&](const auto& load_entries, const auto& finish) {
+        for (int64_t i = 0; i < end; i += lanes)
+          finish(i, lane_levels<decltype(n)::value>(load_entries(i)));
+      });
+    };
+    transform_all(x, out, whole);
+    transform_all(last, last, rest);
+  });
+  for (int64_t i = 0; i < rest; ++i) out[whole + i] = last[i];
+}
+
+// --- Phases of a row -----------------------------------------------------------------------------
+
+// Rows of n = K_1 K_0 m entries.
+template <class T>
+struct Shape {
+  static constexpr int64_t kPiece = kPieceBytes / static_cast<int64_t>(sizeof(T));
+  int64_t n, m, piece;
+  explicit Shape(const Transform& t) : n(t.n), m(t.n) {
+    for (const SignMatrix* factor : t.factors)
+      if (factor) m /= factor->K;
+    piece = m < kPiece ? m : kPiece;
+  }
+};
+
+// Pieces [begin, end) of a row: the levels of strides below `piece`, which is at least one vector.
+template <class T, class Load, class Store>
+FASTFOOD_INLINE void transform_pieces(T* work, int64_t piece, int64_t begin, int64_t end,
+                                      const Load& load_entries, const Store& store) {
+  constexpr int64_t kTile = kRadix * kLanes<T>;
+  if (piece <= kTile) {
+    with_power<kRadix>(piece / kLanes<T>, [&](auto vectors) {
+      for (int64_t i = begin * piece; i < end * piece; i += piece)
+        transform_tile<decltype(vectors)::value, T>(load_entries, i, store);
+    });
+  } else if (piece <= kRadix * kTile && kRadix == 16) {
+    with_power<kRadix>(piece / kTile, [&](auto tiles) {
+      for (int64_t i = begin * piece; i < end * piece; i += piece) {
+        for (int64_t j = i; j < i + piece; j += kTile)
+          transform_tile<kRadix, T>(load_entries, j, Keep<T>{work});
+        radix_pass<decltype(tiles)::value>(work, i, i + kTile, kTile, store);
+      }
+    });
+  } else {
+    const auto tile = [&](int64_t i) { transform_tile<kRadix, T>(load_entries, i, Keep<T>{work}); };
+    for (int64_t i = begin * piece; i < end * piece; i += piece)
+      transform_levels(work, i, kTile, piece, tile, store);
   }
 }
 
-// One row longer than a vector; `row` holds it in the arithmetic type and may be `out`.
-template <class S>
-void transform_long_row(const S* x, Arithmetic<S>* row, S* out, int64_t n, Arithmetic<S> scale) {
-  using T = Arithmetic<S>;
-  constexpr int lanes = kLanes<T>;
-  for (int64_t i = 0; i < n; i += lanes) {
-    Vector<T> r;
-    for (int k = 0; k < lanes; ++k) r[k] = widen(x[i + k]);
-    store(row + i, lane_levels(r, n));
+// The levels of strides stride, ... radix stride / 2 over vectors [begin, end) of columns, those of
+// a row's first radix stride entries first.
+template <class T, class Store>
+void transform_columns(const T* work, int64_t stride, int64_t radix, int64_t begin, int64_t end,
+                       const Store& store) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int log = log2_of(stride / lanes);
+  while (begin < end) {
+    const int64_t row = begin >> log, next = (row + 1) << log, stop = next < end ? next : end;
+    const int64_t column = (row * (radix - 1) << log);
+    run_pass(work, (begin + column) * lanes, (stop + column) * lanes, stride, radix, store);
+    begin = stop;
   }
-  transform_vectors(row, n / lanes);
-  if (scale == T{1} && std::is_same<S, T>::value) return;
-  for (int64_t i = 0; i < n; ++i) narrow(row[i] * scale, &out[i]);
 }
+
+// A row, phase by phase, each through parallel(count, f), f(begin, end) a part of its work.
+template <class T, class Load, class Store, class Parallel>
+void transform_row(const Transform& t, T* work, const Load& load_entries, const Store& finish,
+                   Parallel parallel) {
+  const Shape<T> shape(t);
+  int64_t stride = shape.piece;
+  const auto phase = [&](int64_t count, int64_t next, auto body) {
+    stride = next;
+    parallel(count, [&](int64_t begin, int64_t end) {
+      if (next == t.n)
+        body(begin, end, finish);
+      else
+        body(begin, end, Keep<T>{work});
+    });
+  };
+  phase(t.n / stride, stride, [&](int64_t begin, int64_t end, auto store) {
+    transform_pieces(work, shape.piece, begin, end, load_entries, store);
+  });
+  while (stride < shape.m) {
+    const int64_t here = stride, radix = next_radix<T>(here, shape.m);
+    phase(t.n / radix / kLanes<T>, here * radix, [&](int64_t begin, int64_t end, auto store) {
+      transform_columns(work, here, radix, begin, end, store);
+    });
+  }
+  for (const SignMatrix* factor : t.factors) {
+    if (!factor) continue;
+    const int64_t here = stride;
+    phase(t.n / factor->K / kLanes<T>, here * factor->K,
+          [&](int64_t begin, int64_t end, auto store) {
+            mix_columns(work, *factor, here, begin, end, store);
+          });
+  }
+}
+
+// --- Rows side by side ---------------------------------------------------------------------------
+
+// Rows of pieces shorter than a vector: as many rows as there are lanes, each lane a row.
+template <class S>
+void transform_side_by_side(const Transform& t, int64_t first, int64_t count, Arithmetic<S>* work) {
+  using T = Arithmetic<S>;
+  constexpr int64_t lanes = kLanes<T>;
+  const Shape<T> shape(t);
+  const S* x = static_cast<const S*>(t.x) + first * t.n;
+  S* out = static_cast<S*>(t.out) + first * t.n;
+  const T* before = static_cast<const T*>(t.before);
+  const T* after = static_cast<const T*>(t.after);
+  const T scale = static_cast<T>(t.scale);
+  for (int64_t k = 0; k < lanes; ++k)
+    for (int64_t i = 0; i < t.n; ++i) {
+      const T value = k < count ? widen(x[k * t.n + i]) : T{0};
+      work[i * lanes + k] = before ? value * before[i] : value;
+    }
+  for (int64_t i = 0; i < t.n; i += shape.m) transform_vectors(work + i * lanes, shape.m);
+  int64_t stride = shape.m;
+  for (const SignMatrix* factor : t.factors) {
+    if (!factor) continue;
+    mix_columns(work, *factor, stride * lanes, 0, t.n / factor->K, Keep<T>{work});
+    stride *= factor->K;
+  }
+  for (int64_t k = 0; k < count; ++k)
+    for (int64_t i = 0; i < t.n; ++i) {
+      const T value = work[i * lanes + k] * scale;
+      narrow(after ? value * after[i] : value, &out[k * t.n + i]);
+    }
+}
+
+// --- All rows ------------------------------------------------------------------------------------
+
+// Room for `entries` that are computed: the output itself, where it has their type.
+template <class S>
+class Work {
+ public:
+  using T = Arithmetic<S>;
+  explicit Work(int64_t entries)
+      : scratch_(std::is_same<S, T>::value ? 0 : entries * static_cast<int64_t>(sizeof(T))) {}
+  T* at(S* out) const {
+    if constexpr (std::is_same<S, T>::value) return out;
+    return scratch_.template as<T>();
+  }
+
+ private:
+  Scratch scratch_;
+};
 
 template <class S>
 void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
   using T = Arithmetic<S>;
+  constexpr int64_t lanes = kLanes<T>;
   const S* x = static_cast<const S*>(t.x);
   S* out = static_cast<S*>(t.out);
-  const T scale = static_cast<T>(t.scale);
-  auto body = [&](int64_t begin, int64_t end) {
-    if (t.n <= kLanes<T>) {
-      transform_short_rows(x + begin * t.n, out + begin * t.n, (end - begin) * t.n, t.n, scale);
-      return;
-    }
-    Scratch scratch(std::is_same<S, T>::value ? 0 : t.n * static_cast<int64_t>(sizeof(T)));
-    for (int64_t i = begin; i < end; ++i) {
-      S* row = out + i * t.n;
-      T* buffer = std::is_same<S, T>::value ? reinterpret_cast<T*>(row) : scratch.as<T>();
-      transform_long_row(x + i * t.n, buffer, row, t.n, scale);
-    }
+  const Shape<T> shape(t);
+  const int64_t grain = t.n >= kGrain ? 1 : kGrain / t.n;
+
+  if (shape.m == t.n && t.n <= lanes) {
+    auto body = [&](int64_t begin, int64_t end) {
+      transform_short_rows(t, x + begin * t.n, out + begin * t.n, (end - begin) * t.n);
+    };
+    return for_each_range(parallel, t.rows, grain, body);
+  }
+  if (shape.m < lanes) {
+    auto body = [&](int64_t begin, int64_t end) {
+      Scratch scratch(t.n * kVectorBytes);
+      for (int64_t row = begin * lanes; row < end * lanes && row < t.rows; row += lanes)
+        transform_side_by_side<S>(t, row, t.rows - row < lanes ? t.rows - row : lanes,
+                                  scratch.as<T>());
+    };
+    return for_each_range(parallel, (t.rows + lanes - 1) / lanes, (grain + lanes - 1) / lanes,
+                          body);
+  }
+  if (t.n == shape.m && t.n <= kRadix * lanes) {
+    auto body = [&](int64_t begin, int64_t end) {
+      with_diagonals(t, x, out, t.n - 1, [&](const auto& load_entries, const auto& finish) {
+        transform_pieces<T>(nullptr, t.n, begin, end, load_entries, finish);
+      });
+    };
+    return for_each_range(parallel, t.rows, grain, body);
+  }
+  const auto rows_by = [&](int64_t begin, int64_t end, auto phase_parallel) {
+    const Work<S> work(t.n);
+    with_diagonals(t, x, out, -1, [&](const auto& load_entries, const auto& finish) {
+      for (int64_t i = begin * t.n; i < end * t.n; i += t.n)
+        transform_row(t, work.at(out + i), load_entries.from(i), finish.from(i), phase_parallel);
+    });
   };
-  constexpr int64_t kGrain = 32768;  // entries that are worth a thread
-  for_each_range(parallel, t.rows, t.n >= kGrain ? 1 : kGrain / t.n, body);
+  if (t.n <= Shape<T>::kPiece) {
+    auto body = [&](int64_t begin, int64_t end) {
+      rows_by(begin, end, [](int64_t count, auto f) { f(0, count); });
+    };
+    return for_each_range(parallel, t.rows, grain, body);
+  }
+  rows_by(0, t.rows,
+          [&](int64_t count, auto f) { for_each_range(parallel, count, 1 + count / 256, f); });
 }
 
 }  // namespace

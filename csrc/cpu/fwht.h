@@ -1,12 +1,25 @@
-// The Walsh-Hadamard butterflies over an array of vectors: entry i of the transform is vector i, so
-// that each lane is a transform of its own. Levels run in ascending stride order, depth first, so
-// that every piece is finished while it is in cache; eight vectors at a time keep three levels in
-// registers.
+// The Walsh-Hadamard butterflies over long arrays: whole vectors, at strides from one vector on.
+// Levels run in ascending stride order, several at a time in registers and depth first, so that
+// every piece is finished while it is in cache.
 #pragma once
 
 #include "simd.h"
 
 namespace fastfood::FASTFOOD_ISA {
+
+constexpr int kRadix = kVectorBytes == 64 ? 16 : 8;  // vectors that registers hold, with room left
+
+// Entries of half a first-level cache, within which levels run one after the other.
+template <class T>
+constexpr int64_t kInCache = 16384 / static_cast<int64_t>(sizeof(T));
+
+// Leaves entry i of the transform at work[i].
+template <class T>
+struct Keep {
+  T* work;
+  FASTFOOD_INLINE_MEMBER void operator()(int64_t i, Vector<T> r) const { store(work + i, r); }
+  Keep from(int64_t i) const { return {work + i}; }
+};
 
 // The levels of strides 1, 2, ... N / 2 over N values.
 template <int N, class V>
@@ -23,40 +36,75 @@ FASTFOOD_INLINE void butterflies(V* x) {
   }
 }
 
-// log2(R) levels over the columns of an R x stride array of vectors at x, which need not be
-// aligned.
-template <int R, class T>
-FASTFOOD_INLINE void radix_pass(T* x, int64_t stride) {
-  constexpr int64_t lanes = kLanes<T>;
-  for (int64_t j = 0; j < stride; ++j) {
+// The levels of strides stride, ... R stride / 2 for columns [first, end) of R rows of `stride`
+// entries.
+template <int R, class T, class Store>
+FASTFOOD_INLINE void radix_pass(const T* work, int64_t first, int64_t end, int64_t stride,
+                                const Store& store) {
+  for (int64_t j = first; j < end; j += kLanes<T>) {
     Vector<T> r[R];
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) r[i] = load(x + (i * stride + j) * lanes);
+    for (int i = 0; i < R; ++i) r[i] = load(work + i * stride + j);
     butterflies<R>(r);
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) store(x + (i * stride + j) * lanes, r[i]);
+    for (int i = 0; i < R; ++i) store(i * stride + j, r[i]);
   }
 }
 
-// H_count over the `count` vectors at x, in place; count a power of two.
+// The same for a radix known at run time: 2, 4, 8 or kRadix.
+template <class T, class Store>
+static void run_pass(const T* work, int64_t first, int64_t end, int64_t stride, int64_t radix,
+                     const Store& store) {
+  if (radix == 2) return radix_pass<2>(work, first, end, stride, store);
+  if (radix == 4) return radix_pass<4>(work, first, end, stride, store);
+  if (radix == 8) return radix_pass<8>(work, first, end, stride, store);
+  radix_pass<kRadix>(work, first, end, stride, store);
+}
+
+FASTFOOD_INLINE int log2_of(int64_t power) {
+  return __builtin_ctzll(static_cast<unsigned long long>(power));
+}
+
+// The radix of the next pass, where those of all strides in [stride, n) are to come. From 4 KB on
+// all rows fall into one set of the first-level cache, which holds eight.
 template <class T>
-static void transform_vectors(T* x, int64_t count) {
-  constexpr int64_t lanes = kLanes<T>;
-  constexpr int64_t kInCache = 512;  // vectors: 32 KB at most
-  int64_t stride = 1;
-  if (count > kInCache) {
-    stride = count / (count >= 8 * kInCache ? 8 : count / kInCache);
-    for (int64_t i = 0; i < count; i += stride) transform_vectors(x + i * lanes, stride);
+FASTFOOD_INLINE int64_t next_radix(int64_t stride, int64_t n) {
+  const int most = stride * static_cast<int64_t>(sizeof(T)) < 4096 && kRadix == 16 ? 4 : 3;
+  const int levels = log2_of(n) - log2_of(stride);
+  const int passes = (levels + most - 1) / most;
+  return int64_t{1} << (levels + passes - 1) / passes;
+}
+
+// The levels of strides in [from, n) over entries [first, first + n): prepare(i) makes those below
+// in work[i, i + from), and what is done goes to `store`. n > from >= one vector.
+template <class T, class Prepare, class Store>
+static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Prepare prepare,
+                             Store store) {
+  int64_t stride = from;
+  if (n > kInCache<T> && kInCache<T> > from) stride = n >> log2_of(next_radix<T>(kInCache<T>, n));
+  for (int64_t i = first; i < first + n; i += stride) {
+    if (stride == from)
+      prepare(i);
+    else
+      transform_levels(work, i, from, stride, prepare, Keep<T>{work});
   }
-  while (stride < count) {
-    const int64_t radix = count / stride < 8 ? count / stride : 8;
-    for (int64_t i = 0; i < count; i += radix * stride) {
-      if (radix == 8) radix_pass<8>(x + i * lanes, stride);
-      if (radix == 4) radix_pass<4>(x + i * lanes, stride);
-      if (radix == 2) radix_pass<2>(x + i * lanes, stride);
+  while (stride < n) {
+    const int64_t radix = next_radix<T>(stride, n);
+    for (int64_t i = first; i < first + n; i += radix * stride) {
+      if (radix * stride < n)
+        run_pass(work, i, i + stride, stride, radix, Keep<T>{work});
+      else
+        run_pass(work, i, i + stride, stride, radix, store);
     }
     stride *= radix;
   }
+}
+
+// H_count over the `count` vectors at x, in place, each lane a transform of its own; count a power
+// of two.
+template <class T>
+static void transform_vectors(T* x, int64_t count) {
+  if (count > 1) transform_levels(x, 0, kLanes<T>, count * kLanes<T>, [](int64_t) {}, Keep<T>{x});
 }
 
 }  // namespace fastfood::FASTFOOD_ISA

@@ -53,6 +53,7 @@ using U64 = Vector<uint64_t>;
 constexpr int kW = kLanes<float>;
 
 #define FASTFOOD_INLINE static inline __attribute__((always_inline))
+#define FASTFOOD_INLINE_MEMBER __attribute__((always_inline))
 
 template <class T>
 FASTFOOD_INLINE Vector<T> load(const T* p) {
@@ -106,6 +107,24 @@ FASTFOOD_INLINE Float look_up_16(const float* table, U32 index) {
 #endif
 }
 
+// a + b * s for s = +1 or -1 in every lane: one rounding, in one instruction where there is one.
+template <class V>
+FASTFOOD_INLINE V add_signed(V a, V b, V s) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(a[0]) == 8)
+    return (V)_mm512_fmadd_pd((__m512d)b, (__m512d)s, (__m512d)a);
+  else
+    return (V)_mm512_fmadd_ps((__m512)b, (__m512)s, (__m512)a);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(a[0]) == 8)
+    return (V)_mm256_fmadd_pd((__m256d)b, (__m256d)s, (__m256d)a);
+  else
+    return (V)_mm256_fmadd_ps((__m256)b, (__m256)s, (__m256)a);
+#else
+  return a + b * s;
+#endif
+}
+
 // Lane i of the result is lane i ^ stride of x.
 template <int stride, class V>
 FASTFOOD_INLINE V swap_lanes(V x) {
@@ -138,6 +157,53 @@ FASTFOOD_INLINE void narrow(float x, BFloat16* out) {
 
 template <class S>
 using Arithmetic = typename std::conditional<std::is_same<S, double>::value, double, float>::type;
+
+// A vector's worth of sixteen-bit values.
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), may_alias));
+typedef uint16_t UnalignedHalves
+    __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
+
+// Consecutive entries in the type that they are computed in, and back, rounded as by `narrow`.
+template <class T>
+FASTFOOD_INLINE Vector<T> load_wide(const T* p) {
+  return load(p);
+}
+FASTFOOD_INLINE Float load_wide(const BFloat16* p) {
+  const Halves h = *reinterpret_cast<const UnalignedHalves*>(p);
+  return (Float)(__builtin_convertvector(h, U32) << 16);
+}
+FASTFOOD_INLINE Float load_wide(const _Float16* p) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (Float)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Float r;
+  for (int i = 0; i < kW; ++i) r[i] = widen(p[i]);
+  return r;
+#endif
+}
+template <class T>
+FASTFOOD_INLINE void store_narrow(T* p, Vector<T> x) {
+  store(p, x);
+}
+FASTFOOD_INLINE void store_narrow(BFloat16* p, Float x) {
+  const U32 u = (U32)x, rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  const U32 unordered = (U32)(x != x);
+  const U32 bits = (rounded & ~unordered) | (((u >> 16) | 0x40u) & unordered);
+  *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector(bits, Halves);
+}
+FASTFOOD_INLINE void store_narrow(_Float16* p, Float x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kW; ++i) narrow(x[i], &p[i]);
+#endif
+}
 
 // Calls f(S{}) with the storage type that `type` names.
 template <class F>
