@@ -2,6 +2,7 @@
 csrc/definitions.h: the CPU's, and the CUDA sources on the emulator of tests/native."""
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -134,11 +135,37 @@ def random(size, kind, seed=0):
     return narrow(x.astype(arithmetic(kind)), kind)
 
 
-def run_transform(cuda, x, kind, n, scale, shifts=(0, 0), in_place=False):
-    source = Array(x, shifts[0])
+def mix(x, H, stride):
+    """H over entries a stride apart, its terms in ascending order."""
+    terms = x.reshape(len(x), -1, len(H), stride)
+    sums = np.zeros_like(terms)
+    for b, column in enumerate(H.T.astype(x.dtype)):
+        sums = sums + column[:, None] * terms[:, :, b : b + 1]
+    return sums.reshape(x.shape)
+
+
+def transform(x, kind, n, scale, diagonals, orders, transpose):
+    wide = widen(x, kind).reshape(-1, n)
+    if diagonals:
+        wide = wide * diagonals[0]
+    m = n // math.prod(orders)
+    wide = fwht(wide.reshape(-1, m)).reshape(-1, n)
+    for K in orders:
+        wide = mix(wide, np.array(native.sign_matrix(K, transpose), np.int8), m)
+        m *= K
+    wide = wide * arithmetic(kind)(scale)
+    return narrow(wide * diagonals[1] if diagonals else wide, kind).ravel()
+
+
+def check_transform(
+    cuda, x, kind, n, diagonals=(), orders=(), transpose=False, shifts=(0, 0), in_place=False
+):
+    source, memory = Array(x, shifts[0]), [Array(diagonal) for diagonal in diagonals]
     out = source if in_place else garbage(x.size, STORAGE[kind], shifts[1])
-    native.transform(cuda, source.address, out.address, kind, x.size // n, n, scale)
-    return out.take()
+    arguments = [kind, x.size // n, n, 0.3, *([a.address for a in memory] or [0, 0])]
+    native.transform(cuda, source.address, out.address, *arguments, math.prod(orders), transpose)
+    wanted = transform(x, kind, n, 0.3, diagonals, orders, transpose)
+    np.testing.assert_array_equal(out.take(), wanted)
 
 
 def run_project(
@@ -166,7 +193,7 @@ def run_adjoint(cuda, g, kind, L, start, shift=0):
 def cuda(request):
     """Which kernels; the emulated ones with the threads of a block in either order, and limits so
     small that nothing fits at once."""
-    native.configure(3, 2**15, 3, request.param == "backwards")
+    native.configure(3, 2**15, 3, 48 * 1024, request.param == "backwards")
     return request.param != "cpu"
 
 
@@ -213,23 +240,63 @@ def test_draws(cuda, first, count):
 # --- Transform ---
 
 
+def diagonals_for(n, kind):
+    return [random(n, F64 if kind == F64 else F32, seed) for seed in (7, 8)]
+
+
 @TYPES
-@pytest.mark.parametrize("log_n", range(19))
+@pytest.mark.parametrize("log_n", range(20))
 def test_transform(cuda, kind, log_n):
     n = 2**log_n
     rows = {0: 9001, 1: 4097, 2: 2049}.get(log_n, 3 if log_n < 17 else 1)
-    x = random(rows * n, kind)
-    wanted = narrow(fwht(widen(x, kind).reshape(rows, n)) * arithmetic(kind)(0.3), kind).ravel()
+    x, diagonals = random(rows * n, kind), diagonals_for(n, kind)
     shifts = [(0, 0), (1, 0), (0, 3)][log_n % 3]
-    np.testing.assert_array_equal(run_transform(cuda, x, kind, n, 0.3, shifts), wanted)
-    np.testing.assert_array_equal(
-        run_transform(cuda, x, kind, n, 0.3, shifts, in_place=True), wanted
-    )
+    check_transform(cuda, x, kind, n, shifts=shifts)
+    check_transform(cuda, x, kind, n, diagonals, shifts=shifts, in_place=True)
 
 
 @TYPES
-def test_transform_of_nothing(cuda, kind):
-    assert run_transform(cuda, random(0, kind), kind, 64, 1.0).size == 0
+@pytest.mark.parametrize("log_n", range(13, 17))
+def test_transform_with_more_shared_memory(kind, log_n):
+    """All tiles: 100 KB is what small GPUs have, 227 KB an H200."""
+    x = random(2 << log_n, kind)
+    for shared in (100 * 1024, 227 * 1024):
+        native.configure(3, 2**15, 3, shared, False)
+        check_transform(True, x, kind, 2**log_n, diagonals_for(2**log_n, kind))
+
+
+def test_transform_of_many_short_rows():
+    """Several rows in flight for each thread."""
+    native.configure(2**20, 2**15, 3, 48 * 1024, False)
+    check_transform(True, random((1 << 22) + 64, F16), F16, 64, diagonals_for(64, F16))
+
+
+ORDERS = [(12,), (20,), (28,), (36,), (40,), (44,), (60,), (108,), (116,), (156,), (172,), (428,)]
+
+
+@TYPES
+@pytest.mark.parametrize("orders", [*ORDERS, (12, 12), (76, 36)], ids=str)
+def test_transform_of_orders(cuda, kind, orders):
+    for log_m, rows, transpose in [(0, 19, True), (1, 2, False), (3, 3, True), (6, 1, False)]:
+        n = math.prod(orders) << log_m
+        if n > 40000:
+            continue
+        x, diagonals = random(rows * n, kind), diagonals_for(n, kind)
+        check_transform(cuda, x, kind, n, diagonals, orders, transpose, (rows % 2, 1))
+        check_transform(cuda, x, kind, n, (), orders, transpose, in_place=True)
+
+
+@pytest.mark.parametrize("n, orders", [(14336, (28,)), (29568, (84, 44)), (12 << 14, (12,))])
+def test_transform_of_orders_with_more_shared_memory(n, orders):
+    for shared in (48 * 1024, 227 * 1024):
+        native.configure(3, 2**15, 3, shared, False)
+        for kind in (F32, BF16):
+            check_transform(True, random(n, kind), kind, n, diagonals_for(n, kind), orders)
+
+
+@TYPES
+def test_transform_of_nothing(kind):
+    native.transform(False, 0, 0, kind, 0, 64, 1.0)
 
 
 # --- Projection ---
@@ -288,10 +355,10 @@ def check_adjoint(z, g, kind, L, start):
 @pytest.mark.parametrize("L", [2**8, 2**14])
 def test_adjoint_does_not_depend_on_the_launch(L):
     g = random(20 * 2**14, F32, seed=6)
-    native.configure(3, 2**18, 20, False)
+    native.configure(3, 2**18, 20, 48 * 1024, False)
     z = run_adjoint(True, g, F32, L, 5)
     check_adjoint(z, g, F32, L, 5)
-    native.configure(100, 2**18, 20, True)
+    native.configure(100, 2**18, 20, 48 * 1024, True)
     np.testing.assert_array_equal(run_adjoint(True, g, F32, L, 5), z)
 
 
@@ -309,8 +376,13 @@ def digest():
     """Of all CPU kernels' results in this process."""
     sha = hashlib.sha256()
     for kind in NAMES:
-        for n in (1, 8, 64, 2**10, 2**14):
-            sha.update(run_transform(False, random(3 * n, kind), kind, n, 0.3))
+        for n, K in [(1, 1), (8, 1), (64, 1), (2**10, 1), (2**14, 1), (12, 12), (44 * 64, 44)]:
+            x, out = Array(random(3 * n, kind)), garbage(3 * n, STORAGE[kind])
+            before, after = map(Array, diagonals_for(n, kind))
+            native.transform(
+                False, x.address, out.address, kind, 3, n, 0.3, before.address, after.address, K
+            )
+            sha.update(out.take())
         v = random(1024, F64 if kind == F64 else F32)
         sha.update(run_project(False, v, kind, 700, 50000))
         sha.update(run_adjoint(False, random(50000, kind), kind, 1024, 700))

@@ -137,8 +137,7 @@ __global__ void __launch_bounds__(kThreads)
 // partial[p] = the sum over tiles p, p + parts, p + 2 parts, ... of G * H_L(g), for rows up to a
 // tile.
 template <int kLog, class T>
-__global__ void __launch_bounds__((1 << kLog) / kRadix,
-                                  kResident<Arithmetic<T>> / ((1 << kLog) / kRadix))
+__global__ void __launch_bounds__(1 << kThreadsLog<kLog>, kResident<Arithmetic<T>, kLog>)
     adjoint_kernel(const __grid_constant__ Read<T> g,
                    const __grid_constant__ Generate<Arithmetic<T>> generate, Arithmetic<T>* partial,
                    int64_t first_tile, int64_t tiles, int64_t parts, int levels) {
@@ -224,7 +223,7 @@ Plan plan_adjoint(const Adjoint& a) {
   Plan plan{};
   plan.blocks = blocks_around(a.start, a.count, a.L);
   const int64_t total = plan.blocks.end - plan.blocks.first;
-  if (fits_tile<C>(a.L)) {
+  if (a.L <= int64_t{1} << kLargeTile<C>) {
     plan.log = a.L <= int64_t{1} << kSmallTile ? kSmallTile : kLargeTile<C>;
     plan.first_tile = plan.blocks.first >> plan.log;
     plan.tiles =
@@ -265,7 +264,7 @@ const char* launch_adjoint(const Adjoint& a, const Plan& plan, const Read<T>& g,
                            const Generate<Arithmetic<T>>& generate, Arithmetic<T>* partial,
                            StreamHandle stream) {
   using Memory = TileMemory<Arithmetic<T>, kLog>;
-  return launch("adjoint_kernel", adjoint_kernel<kLog, T>, plan.parts, (1 << kLog) / kRadix,
+  return launch("adjoint_kernel", adjoint_kernel<kLog, T>, plan.parts, 1 << kThreadsLog<kLog>,
                 sizeof(Memory), stream, g, generate, partial, plan.first_tile, plan.tiles,
                 plan.parts, log2_of(a.L));
 }

@@ -26,6 +26,8 @@ struct Limits {
       parts;  // partial sums of the adjoint: part of its definition, not to be fitted to a device
 };
 
+constexpr size_t kSharedBytes = 48 * 1024;  // what a block gets without asking
+
 #if defined(__CUDACC__)
 
 constexpr Limits kLimits = {int64_t{1} << 20, int64_t{1} << 24, 1024};
@@ -37,20 +39,36 @@ __device__ __forceinline__ T& shared_memory() {
   return *reinterpret_cast<T*>(fastfood_shared_memory);
 }
 
+// Bytes of shared memory that a block of the current device may have.
+inline int64_t shared_limit() {
+  int device = 0, bytes = 48 * 1024;
+  if (cudaGetDevice(&device) == cudaSuccess)
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
 template <class... Parameters>
 const char* launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads,
                           size_t shared_bytes, StreamHandle stream, Parameters... parameters) {
   void* pointers[] = {&parameters...};
-  const cudaError_t error =
-      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                       dim3(static_cast<unsigned>(threads)), pointers, shared_bytes,
-                       static_cast<cudaStream_t>(stream));
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kSharedBytes)  // more has to be asked for, kernel by kernel
+    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  if (error == cudaSuccess)
+    error =
+        cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                         dim3(static_cast<unsigned>(threads)), pointers, shared_bytes,
+                         static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here, not by the next call that happens to ask
   return cudaGetErrorString(error);
 }
 
 #else
+
+inline int64_t shared_limit() { return emulator::limits.shared; }
 
 inline Limits limits() {
   return {emulator::limits.blocks, emulator::limits.wave, emulator::limits.parts};

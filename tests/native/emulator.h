@@ -15,11 +15,14 @@
 #include <vector>
 
 #define __global__
+#define __host__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __syncthreads() emulator::barrier(__FILE__, __LINE__)
+#define __syncthreads() emulator::wait(emulator::Wait::block, __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, value, distance) \
+  emulator::shuffle_xor(mask, value, distance, __FILE__, __LINE__)
 
 struct Index {
   unsigned x;
@@ -56,21 +59,28 @@ struct Limits {  // small, so that the tests meet every loop over what does not 
   int64_t blocks = 3;
   int64_t wave = int64_t{1} << 15;
   int64_t parts = 3;
+  int64_t shared = 48 * 1024;  // bytes that a block may have
 };
 inline Limits limits;
 inline bool backwards = false;  // the last thread of a block runs first
 
 constexpr int kMaxThreads = 1024;
+constexpr int kWarp = 32;
 constexpr size_t kStack = 64 * 1024;
 constexpr size_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xA5;
-constexpr size_t kMaxShared = 48 * 1024;
+constexpr size_t kMaxShared = 227 * 1024;  // of an H200
+
+enum class Wait { finished, block, warp };
 
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
-  const char* file;  // of the barrier that it waits at
-  int line;          // 0: finished
+  Wait wait;
+  const char* file;  // of the barrier or the shuffle that it waits at
+  int line;
+  int shuffles;               // that it has come to
+  unsigned char value[2][8];  // given to the last two of them
 };
 
 struct Machine {
@@ -90,11 +100,27 @@ struct Machine {
 };
 inline Machine machine;
 
-inline void barrier(const char* file, int line) {
+inline void wait(Wait wait, const char* file, int line) {
   Fiber* fiber = machine.running;
+  fiber->wait = wait;
   fiber->file = file;
   fiber->line = line;
   swapcontext(&fiber->context, &machine.scheduler);
+}
+
+// The value of lane (lane ^ distance) of the warp. All its lanes have to come here.
+template <class T>
+T shuffle_xor(unsigned mask, T value, int distance, const char* file, int line) {
+  Fiber* fiber = machine.running;
+  const int slot = fiber->shuffles++ % 2;  // a faster lane may already be at the next shuffle
+  std::memcpy(fiber->value[slot], &value, sizeof(value));
+  wait(Wait::warp, file, line);
+  const auto thread = static_cast<int>(fiber - machine.fibers.data());
+  if (mask != 0xFFFFFFFFu || distance < 1 || distance >= kWarp)
+    machine.error = "a shuffle that leaves out lanes, or leaves the warp";
+  const int other = thread / kWarp * kWarp + ((thread ^ distance) % kWarp);
+  std::memcpy(&value, machine.fibers[static_cast<size_t>(other)].value[slot], sizeof(value));
+  return value;
 }
 
 inline void* shared_memory(size_t bytes) {
@@ -105,7 +131,7 @@ inline void* shared_memory(size_t bytes) {
 
 inline void run_fiber() {
   machine.kernel();
-  machine.running->line = 0;  // the context's link goes back to the scheduler
+  machine.running->wait = Wait::finished;  // the context's link goes back to the scheduler
 }
 
 inline void start_block(int threads) {
@@ -114,6 +140,7 @@ inline void start_block(int threads) {
   for (int thread = 0; thread < threads; ++thread) {
     Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
     if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+    fiber.shuffles = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
@@ -122,23 +149,40 @@ inline void start_block(int threads) {
   }
 }
 
-// Each thread up to its next barrier; false when the block is finished.
-inline bool advance(int threads) {
-  for (int i = 0; i < threads; ++i) {
-    const int thread = backwards ? threads - 1 - i : i;
-    threadIdx.x = static_cast<unsigned>(thread);
-    machine.running = &machine.fibers[static_cast<size_t>(thread)];
-    swapcontext(&machine.scheduler, &machine.running->context);
-  }
-  const Fiber& first = machine.fibers[0];
-  for (int i = 1; i < threads; ++i) {
+// Whether threads [begin, end) wait at the same place as thread `begin`.
+inline bool wait_together(int begin, int end) {
+  const Fiber& first = machine.fibers[static_cast<size_t>(begin)];
+  for (int i = begin + 1; i < end; ++i) {
     const Fiber& fiber = machine.fibers[static_cast<size_t>(i)];
-    if (fiber.line == first.line && (fiber.line == 0 || fiber.file == first.file)) continue;
-    machine.error = "thread 0 is at line " + std::to_string(first.line) + " and thread " +
-                    std::to_string(i) + " at line " + std::to_string(fiber.line) + " (0: finished)";
+    if (fiber.wait == first.wait &&
+        (fiber.wait == Wait::finished || (fiber.line == first.line && fiber.file == first.file)))
+      continue;
+    const auto place = [](const Fiber& at) {
+      return at.wait == Wait::finished ? "its end" : "line " + std::to_string(at.line);
+    };
+    machine.error = "thread " + std::to_string(begin) + " is at " + place(first) + " and thread " +
+                    std::to_string(i) + " at " + place(fiber);
     return false;
   }
-  return first.line != 0;
+  return true;
+}
+
+// Each warp up to its next barrier of the block; false when the block is finished.
+inline bool advance(int threads) {
+  for (int warp = 0; warp < threads; warp += kWarp) {
+    const int begin = backwards ? (threads - 1 - warp) / kWarp * kWarp : warp;
+    const int end = begin + kWarp < threads ? begin + kWarp : threads;
+    do {
+      for (int i = 0; i < end - begin; ++i) {
+        const int thread = backwards ? end - 1 - i : begin + i;
+        threadIdx.x = static_cast<unsigned>(thread);
+        machine.running = &machine.fibers[static_cast<size_t>(thread)];
+        swapcontext(&machine.scheduler, &machine.running->context);
+      }
+      if (!wait_together(begin, end)) return false;
+    } while (machine.fibers[static_cast<size_t>(begin)].wait == Wait::warp);
+  }
+  return wait_together(0, threads) && machine.fibers[0].wait != Wait::finished;
 }
 
 inline void check_guards() {
@@ -153,7 +197,7 @@ inline const char* run(int64_t blocks, int threads, size_t shared_bytes,
                        std::function<void()> kernel) {
   machine.error.clear();
   if (blocks < 1 || blocks > INT32_MAX || threads < 1 || threads > kMaxThreads ||
-      shared_bytes > kMaxShared)
+      shared_bytes > static_cast<size_t>(limits.shared))
     return "invalid configuration argument";
   machine.kernel = std::move(kernel);
   machine.shared_bytes = shared_bytes;

@@ -2,6 +2,7 @@
 // choose alignment and guards. `cuda` says which one: the emulated CUDA kernels, or the CPU's of
 // the instruction set in FASTFOOD_ISA.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
 #include <stdexcept>
@@ -9,6 +10,7 @@
 
 #include "../../csrc/definitions.h"
 #include "../../csrc/kernels.h"
+#include "../../csrc/orders.h"
 #include "emulator.h"
 
 namespace py = pybind11;
@@ -39,11 +41,30 @@ void run_emulated(int64_t bytes, Launch launch) {
     if (workspace[i] != 0xFF) throw std::runtime_error("written beyond the workspace");
 }
 
-void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_t n, double scale) {
-  const Transform t{at<void>(x), at<void>(out), static_cast<Type>(type), rows, n, scale};
+void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_t n, double scale,
+               Address before, Address after, int64_t K, bool transpose) {
+  Transform t{at<void>(x), at<void>(out), static_cast<Type>(type), rows,
+              n,           scale,         at<void>(before),        at<void>(after)};
+  if (K != 1 && !factor(K, transpose, t.factors)) throw std::invalid_argument("K is no order");
   if (!cuda) return cpu::kernels().transform(t, split_evenly);
   run_emulated(cuda::transform_workspace(t),
                [&](void* w) { return cuda::transform(t, w, nullptr); });
+}
+
+py::object sign_matrix_rows(int64_t K, bool transpose) {
+  const SignMatrix* matrix = sign_matrix(K, transpose);
+  if (!matrix) return py::none();
+  std::vector<std::vector<int>> rows;
+  for (int64_t a = 0; a < K; ++a) {
+    rows.emplace_back();
+    for (int64_t b = 0; b < K; ++b) {
+      const bool negative = matrix->bits[a * matrix->words + b / 32] >> b % 32 & 1;
+      if (negative != (matrix->signs[a * K + b] < 0))
+        throw std::runtime_error("bits and signs are not the same");
+      rows.back().push_back(negative ? -1 : 1);
+    }
+  }
+  return py::cast(rows);
 }
 
 void words(bool cuda, uint64_t seed, uint32_t stream, uint64_t first, int64_t count, Address out) {
@@ -94,7 +115,10 @@ py::tuple philox(py::tuple counter, uint32_t key0, uint32_t key1, int rounds) {
 
 PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("isa", [] { return cpu::kernels().name; });
-  m.def("transform", transform);
+  m.def("transform", transform, py::arg("cuda"), py::arg("x"), py::arg("out"), py::arg("type"),
+        py::arg("rows"), py::arg("n"), py::arg("scale"), py::arg("before") = 0,
+        py::arg("after") = 0, py::arg("K") = 1, py::arg("transpose") = false);
+  m.def("sign_matrix", sign_matrix_rows);
   m.def("words", words);
   m.def("normals", normals);
   m.def("project", project);
@@ -103,10 +127,11 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
   // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's parts, the order of
   // threads.
-  m.def("configure", [](int64_t blocks, int64_t wave, int64_t parts, bool backwards) {
-    emulator::limits = {blocks, wave, parts};
-    emulator::backwards = backwards;
-  });
+  m.def("configure",
+        [](int64_t blocks, int64_t wave, int64_t parts, int64_t shared, bool backwards) {
+          emulator::limits = {blocks, wave, parts, shared};
+          emulator::backwards = backwards;
+        });
 }
 
 }  // namespace fastfood
