@@ -10,9 +10,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
 #include <vector>
 
 #include "kernels.h"
+#include "orders.h"
 
 namespace fastfood {
 
@@ -61,6 +63,22 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, 
   return torch::stable::new_empty(like, shape, type);
 }
 
+inline Tensor make_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+// Uninitialised, of the shape, type and device of x, which is contiguous. Not through torch's
+// dispatcher, which would take longer than a small transform.
+inline Tensor empty_as(const Tensor& x) {
+  int32_t type = 0, device = 0;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      x.dim(), x.sizes().data(), x.strides().data(), type, device, x.get_device_index(), &made));
+  return Tensor(made);
+}
+
 inline std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
   std::vector<int64_t> shape;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.size(i));
@@ -77,18 +95,54 @@ inline char* at_row(Tensor& x, int64_t row, int64_t length) {
          row * length * static_cast<int64_t>(x.element_size());
 }
 
+// The entries of a diagonal for rows of n entries of `type`, or null.
+inline const void* diagonal(const std::optional<Tensor>& values, const char* name, int64_t n,
+                            Type type, const Tensor& x) {
+  if (!values) return nullptr;
+  check_vector(*values, name, n);
+  check_type(*values, name, arithmetic(type));
+  check_same_device(*values, name, x);
+  return values->const_data_ptr();
+}
+
+// What the operators below share: `x` is contiguous, and so is `out`, which has its shape and type.
 template <class Backend>
-Tensor hadamard_transform(const Tensor& x_in, double scale) {
-  const Type type = type_of(x_in, "x");
-  STD_TORCH_CHECK(x_in.dim() > 0, "x: wanted at least one dimension, got a scalar");
-  const int64_t n = x_in.size(x_in.dim() - 1);
-  STD_TORCH_CHECK(is_power_of_two(n), "x: wanted a last dimension that is a power of two, got ", n);
-  const Tensor x = torch::stable::contiguous(x_in);
-  Tensor out = new_tensor(x, with_last(x, n), x.scalar_type());
-  if (x.numel() > 0)
-    Backend::transform({x.const_data_ptr(), out.mutable_data_ptr(), type, x.numel() / n, n, scale},
-                       x);
+void transform_into(Tensor& out, const Tensor& x, double scale, int64_t K, bool transpose,
+                    const std::optional<Tensor>& before, const std::optional<Tensor>& after) {
+  const Type type = type_of(x, "x");
+  STD_TORCH_CHECK(x.dim() > 0, "x: wanted at least one dimension, got a scalar");
+  const int64_t n = x.size(x.dim() - 1);
+  Transform t{nullptr, nullptr, type, n > 0 ? x.numel() / n : 0, n, scale};
+  STD_TORCH_CHECK(K == 1 || factor(K, transpose, t.factors), "K: wanted 1 or an order, got ", K);
+  STD_TORCH_CHECK(n % K == 0 && is_power_of_two(n / K), "x: wanted a last dimension that is ", K,
+                  " times a power of two, got ", n);
+  t.before = diagonal(before, "before", n, type, x);
+  t.after = diagonal(after, "after", n, type, x);
+  if (t.rows == 0) return;
+  t.x = x.const_data_ptr();
+  t.out = out.mutable_data_ptr();
+  Backend::transform(t, x);
+}
+
+template <class Backend>
+Tensor hadamard_transform(const Tensor& x_in, double scale, int64_t K, bool transpose,
+                          const std::optional<Tensor>& before, const std::optional<Tensor>& after) {
+  const Tensor x = make_contiguous(x_in);
+  Tensor out = empty_as(x);
+  transform_into<Backend>(out, x, scale, K, transpose, before, after);
   return out;
+}
+
+template <class Backend>
+void hadamard_transform_out(const Tensor& x_in, Tensor out, double scale, int64_t K, bool transpose,
+                            const std::optional<Tensor>& before,
+                            const std::optional<Tensor>& after) {
+  const Tensor x = make_contiguous(x_in);
+  check_type(out, "out", x.scalar_type());
+  check_same_device(x, "x", out);
+  STD_TORCH_CHECK(out.is_contiguous() && out.sizes() == x.sizes(),
+                  "out: wanted a contiguous tensor of the shape of x");
+  transform_into<Backend>(out, x, scale, K, transpose, before, after);
 }
 
 inline Draw draw(int64_t seed, int64_t stream, int64_t first, int64_t count) {
@@ -126,7 +180,7 @@ Tensor project_rows(const Tensor& v_in, int64_t seed, int64_t start, int64_t sto
   check_block_length(L);
   STD_TORCH_CHECK(0 <= start && start <= stop, "start, stop: wanted 0 <= start <= stop, got ",
                   start, ", ", stop);
-  const Tensor v = torch::stable::contiguous(v_in);
+  const Tensor v = make_contiguous(v_in);
   Tensor out = new_tensor(v, with_last(v, stop - start), v.scalar_type());
   if (out.numel() == 0) return out;
   for (int64_t row = 0; row < v.numel() / L; ++row)
@@ -142,7 +196,7 @@ Tensor project_rows_adjoint(const Tensor& g_in, int64_t L, int64_t seed, int64_t
   check_block_length(L);
   STD_TORCH_CHECK(g_in.dim() > 0, "g: wanted at least one dimension, got a scalar");
   STD_TORCH_CHECK(start >= 0, "start: wanted no negative number, got ", start);
-  const Tensor g = torch::stable::contiguous(g_in);
+  const Tensor g = make_contiguous(g_in);
   const int64_t count = g.size(g.dim() - 1);
   Tensor z = new_tensor(g, with_last(g, L), arithmetic(type));
   if (count == 0) return torch::stable::zero_(z);
@@ -184,6 +238,7 @@ void perturb_(Tensor out, const Tensor& base, const Tensor& v, const Tensor& off
 template <class Backend>
 void register_operators(torch::stable::detail::StableLibrary& m) {
   m.impl("hadamard_transform", TORCH_BOX(&hadamard_transform<Backend>));
+  m.impl("hadamard_transform_out", TORCH_BOX(&hadamard_transform_out<Backend>));
   m.impl("philox_words", TORCH_BOX(&philox_words<Backend>));
   m.impl("normals", TORCH_BOX(&normals<Backend>));
   m.impl("project_rows", TORCH_BOX(&project_rows<Backend>));

@@ -7,8 +7,17 @@ trains any `nn.Module` in d dimensions (DID and SAID), and the command `fastfood
 task's intrinsic dimension with it. This package needs torch alone.
 """
 
+from .hadamard import (
+    hadamard_transform,
+    hadamard_transform_,
+    hadamard_transform_12N,
+    hadamard_transform_20N,
+    hadamard_transform_28N,
+    hadamard_transform_40N,
+    hadamard_transform_KN,
+    random_signs,
+)
 from .layout import SubspaceConfig
-from .ops import hadamard_transform
 from .projection import Dense, Fastfood, Sparse
 from .subspace import SubspaceModel, get_subspace_model
 
@@ -22,4 +31,11 @@ __all__ = [
     "SubspaceModel",
     "get_subspace_model",
     "hadamard_transform",
+    "hadamard_transform_",
+    "hadamard_transform_12N",
+    "hadamard_transform_20N",
+    "hadamard_transform_28N",
+    "hadamard_transform_40N",
+    "hadamard_transform_KN",
+    "random_signs",
 ]

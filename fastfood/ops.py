@@ -19,7 +19,8 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 STREAM_G, STREAM_B, STREAM_PI, STREAM_DENSE, STREAM_SPARSE = range(5)
 
 
-def _load_libraries() -> None:
+def _load_libraries() -> set:
+    """Loads what is there, and returns the types of the devices that have kernels."""
     cpu, cuda = _LIBRARIES / "libfastfood_cpu.so", _LIBRARIES / "libfastfood_cuda.so"
     if not cpu.exists():
         raise ImportError(
@@ -29,15 +30,17 @@ def _load_libraries() -> None:
     if torch.version.cuda and cuda.exists():
         try:
             torch.ops.load_library(str(cuda))
+            return {"cpu", "cuda"}
         except OSError as error:
             warnings.warn(
                 f"fastfood works on the CPU alone, its CUDA library did not load: {error}",
                 stacklevel=3,
             )
+    return {"cpu"}
 
 
-_load_libraries()
-_ops = torch.ops.fastfood
+_device_types = _load_libraries()
+operators = torch.ops.fastfood
 
 
 class _LinearMap(torch.autograd.Function):
@@ -76,6 +79,11 @@ def linear_map(x, f, adjoint):
     return _LinearMap.apply(x, f, adjoint)
 
 
+def has_kernels(device) -> bool:
+    """Whether the operators run on `device`."""
+    return torch.device(device).type in _device_types
+
+
 def check_tensor(x, name: str, dtypes=FLOATING) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name}: wanted a tensor, got {type(x).__name__}")
@@ -104,47 +112,6 @@ def signed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: wanted an integer 0 <= seed < 2**64, got {seed!r}")
     return seed - (1 << 64) if seed >> 63 else seed
-
-
-def hadamard_transform(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Each row of `x` times the Sylvester Hadamard matrix, times `scale`.
-
-    Args:
-        x: shape (..., n), any strides; float32, float64, float16 or bfloat16. Sixteen-bit types are
-            computed in float32 and rounded once.
-        scale: a number; n ** -0.5 makes the transform orthonormal.
-
-    Returns:
-        Shape (..., n), contiguous, of x's dtype and device. If n is not a power of two, the rows
-        are padded with zeros to the next one and the result is cut to n; that is no orthogonal
-        transform.
-
-    Raises:
-        TypeError: `x` is no tensor of a floating type above. ValueError: `x` is a scalar or n = 0.
-
-    The float32 result is defined to the last bit: butterflies in the order of strides 1, 2, 4, ...,
-    each sum rounded once, the scale multiplied last. Differentiable to any order, forward and
-    backward (the matrix is symmetric).
-    """
-    check_tensor(x, "x")
-    n = x.shape[-1]
-    if n == 0:
-        raise ValueError(f"x: wanted a last dimension of at least 1, got shape {tuple(x.shape)}")
-    padded = 1 << (n - 1).bit_length() if isinstance(n, int) else n
-    if padded != n:
-        x = torch.nn.functional.pad(x, (0, padded - n))
-    y = _hadamard(x, float(scale))
-    return y if padded == n else y[..., :n]
-
-
-def _hadamard(x, scale):
-    if torch.compiler.is_compiling():
-        return _ops.hadamard_transform(x, scale)
-
-    def f(x):
-        return _ops.hadamard_transform(x, scale)
-
-    return linear_map(x, f, f)
 
 
 def project_rows(v: torch.Tensor, seed: int, start: int, stop: int) -> torch.Tensor:
@@ -188,23 +155,23 @@ def project_rows_adjoint(g: torch.Tensor, L: int, seed: int, start: int) -> torc
 
 def _rows(v, seed, start, stop):
     if torch.compiler.is_compiling():
-        return _ops.project_rows(v, seed, start, stop)
+        return operators.project_rows(v, seed, start, stop)
     L = v.shape[-1]
     return linear_map(
         v,
-        lambda v: _ops.project_rows(v, seed, start, stop),
-        lambda g: _ops.project_rows_adjoint(g, L, seed, start),
+        lambda v: operators.project_rows(v, seed, start, stop),
+        lambda g: operators.project_rows_adjoint(g, L, seed, start),
     )
 
 
 def _rows_adjoint(g, L, seed, start):
     if torch.compiler.is_compiling():
-        return _ops.project_rows_adjoint(g, L, seed, start)
+        return operators.project_rows_adjoint(g, L, seed, start)
     stop = start + g.shape[-1]
     return linear_map(
         g,
-        lambda g: _ops.project_rows_adjoint(g, L, seed, start),
-        lambda z: _ops.project_rows(z, seed, start, stop),
+        lambda g: operators.project_rows_adjoint(g, L, seed, start),
+        lambda z: operators.project_rows(z, seed, start, stop),
     )
 
 
@@ -226,7 +193,7 @@ def perturb_(out, base, v, offsets, scales, seed: int, start: int = 0) -> torch.
         argument that is off.
     """
     with torch.no_grad():
-        _ops.perturb_(out, base, v, offsets, scales, signed(seed), start)
+        operators.perturb_(out, base, v, offsets, scales, signed(seed), start)
         torch.autograd.graph.increment_version(out)
     return out
 
@@ -238,14 +205,14 @@ def philox_words(seed: int, stream: int, first: int, count: int, device="cpu") -
     Philox4x32 with seven rounds, the key `seed`, the counter (call, stream); Salmon et al., SC
     2011.
     """
-    return _ops.philox_words(torch.empty(0, device=device), signed(seed), stream, first, count)
+    return operators.philox_words(torch.empty(0, device=device), signed(seed), stream, first, count)
 
 
 def normals(seed: int, stream: int, first: int, count: int, device="cpu") -> torch.Tensor:
     """Eight standard normals for each call [first, first + count) of a stream: float32, shape (8 *
     count,).
     """
-    return _ops.normals(torch.empty(0, device=device), signed(seed), stream, first, count)
+    return operators.normals(torch.empty(0, device=device), signed(seed), stream, first, count)
 
 
 def _register(name, fake, backward=None, setup_context=None) -> None:
@@ -254,7 +221,7 @@ def _register(name, fake, backward=None, setup_context=None) -> None:
         torch.library.register_autograd(f"fastfood::{name}", backward, setup_context=setup_context)
 
 
-def _save_arguments(ctx, inputs, output):
+def save_arguments(ctx, inputs, output):
     ctx.arguments = inputs[1:]
     ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
 
@@ -267,16 +234,10 @@ def _fake_random(words_per_call, dtype):
 
 
 _register(
-    "hadamard_transform",
-    lambda x, scale: torch.empty_like(x, memory_format=torch.contiguous_format),
-    lambda ctx, g: (_hadamard(g, *ctx.arguments), None),
-    _save_arguments,
-)
-_register(
     "project_rows",
     lambda v, seed, start, stop: v.new_empty((*v.shape[:-1], stop - start)),
     lambda ctx, g: (_rows_adjoint(g, ctx.shape[-1], *ctx.arguments[:2]), None, None, None),
-    _save_arguments,
+    save_arguments,
 )
 _register(
     "project_rows_adjoint",
@@ -289,7 +250,7 @@ _register(
         None,
         None,
     ),
-    _save_arguments,
+    save_arguments,
 )
 _register("perturb_", lambda *arguments: None)
 _register("philox_words", _fake_random(4, torch.int32))

@@ -12,6 +12,7 @@ import math
 import torch
 
 from . import ops
+from .hadamard import hadamard_transform, random_signs
 
 _TILE = 1 << 22  # random numbers that Dense and Sparse hold at a time
 
@@ -134,9 +135,7 @@ class Fastfood(Projection):
     def _signs_and_permutation(self, device: torch.device):
         """B, its first d entries, and Pi as indices: made once for each device."""
         if device not in self._state:
-            words = ops.philox_words(self.seed, ops.STREAM_B, 0, -(-self.n // 128), device)
-            bits = (words.unsqueeze(1) >> torch.arange(32, device=device)) & 1
-            B = (1 - 2 * bits.reshape(-1)[: self.d]).to(torch.float32)
+            B = random_signs(self.d, self.seed, device)
             words = (
                 ops.philox_words(self.seed, ops.STREAM_PI, 0, self.L // 2, device)
                 .long()
@@ -152,13 +151,13 @@ class Fastfood(Projection):
         """v = (D L)^(-1/2) Pi tile(H_n (B * pad(theta))): (..., d) to (..., L)."""
         B, Pi = self._signs_and_permutation(theta.device)
         padded = torch.nn.functional.pad(theta * B.to(theta.dtype), (0, self.n - self.d))
-        return ops.hadamard_transform(padded, self.scale)[..., Pi & (self.n - 1)]
+        return hadamard_transform(padded, self.scale)[..., Pi & (self.n - 1)]
 
     def spread_adjoint(self, z: torch.Tensor) -> torch.Tensor:
         """The transpose of `spread`: (..., L) to (..., d)."""
         B, Pi = self._signs_and_permutation(z.device)
         tiles = torch.zeros_like(z).index_copy(-1, Pi, z).unflatten(-1, (-1, self.n))
-        return ops.hadamard_transform(tiles.sum(-2), self.scale)[..., : self.d] * B.to(z.dtype)
+        return hadamard_transform(tiles.sum(-2), self.scale)[..., : self.d] * B.to(z.dtype)
 
     def _rows(self, theta, start, stop):
         return ops.project_rows(self.spread(theta), self.seed, start, stop)
