@@ -1,0 +1,201 @@
+"""The Walsh-Hadamard transform against the floor of moving the same bytes, and against its peers.
+
+    python benchmarks/fwht.py [--ffht PATH/libffht.so] [--device cpu] [--dtype float32]
+        [--threads 1] [--logs 4-26] [--cold] [--plot fwht.png]
+
+One table: rows in a cache, single long rows, and rows in memory. Ours is the public function in
+place; "rmw" reads, changes and writes the same bytes in place, "copy" copies them elsewhere. Peers
+are taken if they are there: FFHT by the path of its shared library (its rows one after the other in
+a loop of C), fast_hadamard_transform (Dao-AILab) and faster_hadamard_transform (HadaCore) if they
+can be imported and the device and dtype suit them, and two batched matrix products with H_a (x) H_b
+= H_n in torch. All run in turn, repetition by repetition; numbers are medians. With
+--cold a large array is read before every run.
+"""
+
+import argparse
+import ctypes
+import importlib
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import fastfood
+from fastfood import reference
+
+LOOP = """
+void loop(int (*f)(float *, int), float *x, long rows, int log_n) {
+  for (long i = 0; i < rows; ++i) f(x + (i << log_n), log_n);
+}
+"""
+
+
+def ffht_rows(path):
+    """FFHT's transform of all rows of a contiguous float32 tensor, in place."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "loop.c").write_text(LOOP)
+    command = ["cc", "-O2", "-shared", "-fPIC", folder / "loop.c", "-o", folder / "loop.so"]
+    subprocess.run(command, check=True)
+    loop, fht = ctypes.CDLL(folder / "loop.so").loop, ctypes.CDLL(path).fht_float
+
+    def run(x):
+        rows, n = x.shape
+        pointer = ctypes.c_void_p(x.data_ptr())
+        loop(fht, pointer, ctypes.c_long(rows), ctypes.c_int(n.bit_length() - 1))
+
+    return run
+
+
+def kronecker(n, dtype, device):
+    """Rows as a x b matrices X: H_a X H_b."""
+    b = 1 << n.bit_length() // 2
+    left, right = (reference.hadamard_matrix(k, device).to(dtype) for k in (n // b, b))
+    return lambda x: (left @ x.view(-1, n // b, b) @ right).view_as(x)
+
+
+def copier():
+    """A copy to a buffer that stays."""
+    buffers = {}
+
+    def run(x):
+        if x.shape not in buffers:
+            buffers[x.shape] = torch.empty_like(x)
+        buffers[x.shape].copy_(x)
+
+    return run
+
+
+def contenders(n, arguments):
+    """Name to function of x, ours first."""
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    scale = n**-0.5
+    found = {
+        "ours": lambda x: fastfood.hadamard_transform_KN(x, scale, out=x),
+        "rmw": lambda x: x.neg_(),
+        "copy": copier(),
+    }
+    if n & (n - 1):
+        return found
+    if n <= 1 << 14 and (device.type == "cuda" or dtype == torch.float32):
+        found["matmul"] = kronecker(n, dtype, device)
+    if arguments.ffht and device.type == "cpu" and dtype == torch.float32:
+        found["FFHT"] = ffht_rows(arguments.ffht)
+    if device.type == "cuda":
+        for name, module, largest in [
+            ("Dao", "fast_hadamard_transform", 15),
+            ("HadaCore", "faster_hadamard_transform", 15),
+        ]:
+            if n > 1 << largest or (name == "HadaCore" and dtype == torch.float32):
+                continue
+            try:
+                found[name] = importlib.import_module(module).hadamard_transform
+            except ImportError:
+                pass
+    return found
+
+
+def seconds(run, x, calls):
+    """Of one call, out of several in a row."""
+    if x.is_cuda:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            run(x)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / calls
+    start = time.perf_counter()
+    for _ in range(calls):
+        run(x)
+    return (time.perf_counter() - start) / calls
+
+
+def measure(rows, n, arguments):
+    """Name to the median seconds of a call."""
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    x = torch.randn(rows, n, device=device).to(dtype)
+    flush = torch.zeros(1 << 26 if arguments.cold else 1, device=device)
+    runs = contenders(n, arguments)
+    calls = 1 if arguments.cold else max(1, (1 << 22) // x.numel())
+    times = {name: [] for name in runs}
+    for repetition in range(arguments.repetitions + 1):
+        for name, run in runs.items():
+            x.normal_()  # unscaled peers would overflow
+            flush.add_(1)
+            time_taken = seconds(run, x, calls)
+            if repetition:
+                times[name].append(time_taken)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def cases(arguments):
+    """(kind, rows, n): rows that fill half a MB, longer ones alone, and rows that fill memory."""
+    yield "call", 1, 16  # next to nothing else
+    low, high = map(int, arguments.logs.split("-"))
+    cache, memory = 1 << 17, 1 << (26 if arguments.device == "cpu" else 28)
+    for log_n in range(low, high + 1):
+        yield ("cache" if log_n < 17 else "one row"), max(1, cache >> log_n), 1 << log_n
+    for log_n in range(max(low, 6), min(high, 15) + 1):
+        yield "memory", memory >> log_n, 1 << log_n
+    for n in (3584, 11008, 13696, 14336, 29568):
+        yield "K 2^k", memory // n, n
+
+
+def show(results):
+    names = [name for name in ("rmw", "copy", "matmul", "FFHT", "Dao", "HadaCore")]
+    names = [name for name in names if any(name in times for _, _, _, times in results)]
+    print("| rows | n | ours, ns/entry | " + " | ".join(f"{n} / ours" for n in names) + " |")
+    print("|" + "---|" * (3 + len(names)))
+    for kind, rows, n, times in results:
+        ours = times["ours"]
+        ratios = [f"{times[name] / ours:.2f}" if name in times else "" for name in names]
+        entry = f"{1e9 * ours / rows / n:.3f}"
+        size = n if n & (n - 1) else f"2^{n.bit_length() - 1}"
+        print(f"| {kind} | {size} | {entry} | " + " | ".join(ratios) + " |")
+
+
+def plot(results, path, title):
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for kind, style in (("cache", "-"), ("one row", "-"), ("memory", "--")):
+        for name, color in (("rmw", "gray"), ("matmul", "C2"), ("FFHT", "C0"), ("Dao", "C1")):
+            points = [(n, t[name] / t["ours"]) for k, _, n, t in results if k == kind and name in t]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=color, label=f"{name}, {kind}")
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="n", ylabel="time / time of ours", title=title)
+    axes.set_xscale("log", base=2)
+    axes.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ffht")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--logs", default="4-26")
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--plot")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    name = platform.processor() or platform.machine()
+    if arguments.device == "cuda":
+        name = torch.cuda.get_device_name()
+    title = f"{name}, {arguments.threads} thread(s), {arguments.dtype}, torch {torch.__version__}"
+    print(title)
+    results = [(*case, measure(*case[1:], arguments)) for case in cases(arguments)]
+    show(results)
+    if arguments.plot:
+        plot(results, arguments.plot, title)
+
+
+if __name__ == "__main__":
+    main()
