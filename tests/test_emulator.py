@@ -4,6 +4,7 @@ csrc/definitions.h: the CPU's, and the CUDA sources on the emulator of tests/nat
 import hashlib
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,29 @@ def cuda(request):
     small that nothing fits at once."""
     native.configure(3, 2**15, 3, 48 * 1024, request.param == "backwards")
     return request.param != "cpu"
+
+
+# --- Emulator ---
+
+
+@pytest.mark.parametrize(
+    "mistake, said",
+    [
+        ("none", "^$"),
+        ("unwritten", "what no thread has written"),
+        ("outside", "outside of shared memory"),
+        ("collision", "two threads write to one place"),
+        ("no barrier", "another one|no thread has written"),
+        ("no barrier behind", "a thread (reads|writes) what another one"),
+        ("barrier in a branch", "its end"),
+        ("half a warp", "leaves out lanes"),
+        ("another warp", "leaves the warp"),
+    ],
+)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_emulator_finds_mistakes(mistake, said, backwards):
+    native.configure(3, 2**15, 3, 48 * 1024, backwards)
+    assert re.search(said, native.run_faulty(mistake))
 
 
 # --- Generator ---

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     normals_kernel(uint64_t seed, uint32_t stream, uint64_t first, int64_t count,
                    const __grid_constant__ NormalTable table, float* out) {
-  NormalTable& shared = shared_memory<NormalTable>();
+  NormalTable& shared = *shared_memory<NormalTable>();
   copy_table(table, shared);
   __syncthreads();
   for (int64_t i = thread_index(); i < count; i += all_threads()) {
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(1 << kThreadsLog<kLog>, kResident<Arithmetic<T
                    const __grid_constant__ Generate<Arithmetic<T>> generate, Arithmetic<T>* partial,
                    int64_t first_tile, int64_t tiles, int64_t parts, int levels) {
   using C = Arithmetic<T>;
-  auto& memory = shared_memory<TileMemory<C, kLog>>();
+  auto& memory = *shared_memory<TileMemory<C, kLog>>();
   generate.prepare(memory.table);
   for (int64_t part = blockIdx.x; part < parts; part += gridDim.x) {
     C sum[kRadix] = {};
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(1 << kThreadsLog<kLog>, kResident<Arithmetic<T
       const int64_t first = (first_tile + tile) << kLog;
       C r[kRadix], z[kRadix];
       load_tile<kLog>(g, first, r, memory.table);
-      transform_tile<kLog, Read<T>::kRun, kRadix>(r, levels, memory.tile);
+      transform_tile<kLog, Read<T>::kRun, kRadix>(r, levels, Shared<C>(memory.tile));
       draw_g<kRadix>(generate.seed, first + position_in_runs<kLog, kRadix>(threadIdx.x, 0),
                      memory.table, z);
 #pragma unroll
@@ -169,7 +169,7 @@ template <class C>
 __global__ void __launch_bounds__(kThreads)
     accumulate_kernel(const C* y, const __grid_constant__ Generate<C> generate, C* partial,
                       int64_t first, int64_t rows, int64_t slots, bool first_wave) {
-  auto& shared = shared_memory<NormalTable>();
+  auto& shared = *shared_memory<NormalTable>();
   generate.prepare(shared);
   __syncthreads();
   const int64_t L = generate.L;

@@ -113,7 +113,7 @@ __host__ __device__ __forceinline__ constexpr int spread(int i) { return i + i /
 
 // Levels of strides stride, ... R stride / 2 over the n entries of x.
 template <int R, class C>
-__device__ __forceinline__ void row_pass(C* x, int n, int stride) {
+__device__ __forceinline__ void row_pass(Shared<C> x, int n, int stride) {
   for (int j = static_cast<int>(threadIdx.x); j < n / R; j += kMixThreads) {
     const int base = j / stride * R * stride + j % stride;
     C r[R];
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kMixThreads)
   constexpr int kRun = Read<T>::kRun;
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    C* x = &shared_memory<C>();
+    Shared<C> x = shared_memory<C>();
     for (int i = thread * kRun; i < n; i += kMixThreads * kRun) {
       C r[kRun];
       load.run(row * n + i, r);

@@ -186,7 +186,8 @@ struct Strides {
 // last, so one barrier is enough between exchanges; before the first one of a tile the caller has
 // another.
 template <int N, class C, class From, class To>
-__device__ __forceinline__ void exchange(C (&r)[N], C* tile, const From& from, const To& to) {
+__device__ __forceinline__ void exchange(C (&r)[N], Shared<C> tile, const From& from,
+                                         const To& to) {
 #pragma unroll
   for (int i = 0; i < N; ++i) tile[from(i)] = r[i];
   __syncthreads();
@@ -196,7 +197,7 @@ __device__ __forceinline__ void exchange(C (&r)[N], C* tile, const From& from, c
 
 // The lowest `levels` levels of a tile that comes in runs of kIn and leaves in runs of kOut.
 template <int kLog, int kIn, int kOut, class C>
-__device__ __forceinline__ void transform_tile(C (&r)[kValues<kLog>], int levels, C* tile) {
+__device__ __forceinline__ void transform_tile(C (&r)[kValues<kLog>], int levels, Shared<C> tile) {
   constexpr int kStep = kValuesLog<kLog>, kLast = kLog - kStep;
   static_assert(kLast >= kStep, "the last levels have a stride of at least a thread's values");
   if (kIn != kValues<kLog>) exchange(r, tile, Runs<kLog, kIn>(), Strides<kLog>(0));
@@ -227,14 +228,14 @@ __global__ void __launch_bounds__(1 << kThreadsLog<kLog>, kResident<typename Loa
     tile_kernel(const __grid_constant__ Load load, const __grid_constant__ Store store,
                 int64_t first_tile, int64_t tiles, int levels) {
   using C = typename Load::Value;
-  auto& memory = shared_memory<TileMemory<C, kLog>>();
+  auto& memory = *shared_memory<TileMemory<C, kLog>>();
   load.prepare(memory.table);
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     __syncthreads();  // the table is there, and the last tile has been read
     const int64_t first = (first_tile + tile) << kLog;
     C r[kValues<kLog>];
     load_tile<kLog>(load, first, r, memory.table);
-    transform_tile<kLog, Load::kRun, Store::kRun>(r, levels, memory.tile);
+    transform_tile<kLog, Load::kRun, Store::kRun>(r, levels, Shared<C>(memory.tile));
 #pragma unroll
     for (int i = 0; i < kValues<kLog>; i += Store::kRun)
       store.run(first + position_in_runs<kLog, Store::kRun>(threadIdx.x, i), r + i);
@@ -266,7 +267,7 @@ __global__ void __launch_bounds__(kPassThreads)
                   int64_t first, int64_t total, int log, int rows_log) {
   using C = typename Load::Value;
   constexpr int kColumns = kColumnBytes / static_cast<int>(sizeof(C));
-  C* tile = &shared_memory<C>();
+  const Shared<C> tile = shared_memory<C>();
   const int thread = static_cast<int>(threadIdx.x), entries = kColumns << rows_log;
   for (int64_t group = blockIdx.x; group < total / entries; group += gridDim.x) {
     const int64_t column = group * kColumns;
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(kPassThreads)
       const int step = kColumns << low;
       for (int j = thread; j < entries / kRadix; j += kPassThreads) {
         C r[kRadix];
-        C* base = tile + (j / step * kRadix * step + j % step);
+        const Shared<C> base = tile + (j / step * kRadix * step + j % step);
 #pragma unroll
         for (int i = 0; i < kRadix; ++i) r[i] = base[i * step];
         butterflies(r, done - low, kRadixLog);

@@ -34,10 +34,14 @@ constexpr Limits kLimits = {int64_t{1} << 20, int64_t{1} << 24, 1024};
 inline Limits limits() { return kLimits; }
 
 template <class T>
-__device__ __forceinline__ T& shared_memory() {
+__device__ __forceinline__ T* shared_memory() {
   extern __shared__ __align__(16) unsigned char fastfood_shared_memory[];
-  return *reinterpret_cast<T*>(fastfood_shared_memory);
+  return reinterpret_cast<T*>(fastfood_shared_memory);
 }
+
+// How kernels point to it: the emulator looks at every access.
+template <class T>
+using Shared = T*;
 
 // Bytes of shared memory that a block of the current device may have.
 inline int64_t shared_limit() {
@@ -75,9 +79,12 @@ inline Limits limits() {
 }
 
 template <class T>
-T& shared_memory() {
-  return *static_cast<T*>(emulator::shared_memory(sizeof(T)));
+T* shared_memory() {
+  return static_cast<T*>(emulator::shared_memory(sizeof(T)));
 }
+
+template <class T>
+using Shared = emulator::Shared<T>;
 
 template <class... Parameters>
 const char* launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads,

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kMixThreads)
                const __grid_constant__ Signs<kWords> signs, int64_t first, int64_t total,
                int64_t stride, int columns) {
   using C = typename Load::Value;
-  C* tile = &shared_memory<C>();
+  const Shared<C> tile = shared_memory<C>();
   const int K = signs.K, thread = static_cast<int>(threadIdx.x);
   const int64_t all_columns = total / K;
   for (int64_t group = blockIdx.x; group * columns < all_columns; group += gridDim.x) {

@@ -1,12 +1,14 @@
 // Runs CUDA kernels on the host, one block after the other, each thread of a block a fiber that
-// runs from barrier to barrier; so a missing barrier shows as a wrong result, in whichever of the
-// two orders of the threads it matters. What the kernels of csrc/cuda ask of nvcc is here and
-// nothing more. Shared memory is full of NaN when a block starts and has guards around it; a
-// barrier that some threads never reach, or wait for elsewhere, is an error.
+// runs from barrier to barrier. What the kernels of csrc/cuda ask of nvcc is here and nothing more.
+// Every access through a Shared pointer is looked at: outside of the block's shared memory, of what
+// no thread has written, or of what another thread writes or has read since the last barrier, it is
+// an error; so is a barrier that some threads never reach, or wait for elsewhere. Shared memory is
+// full of NaN when a block starts and has guards around it, for what goes through other pointers.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -83,6 +85,15 @@ struct Fiber {
   unsigned char value[2][8];  // given to the last two of them
 };
 
+// The last accesses to four bytes of shared memory: the barriers that were before them, and the
+// threads.
+struct Word {
+  int written, read;
+  int16_t writer, reader;
+};
+constexpr int kNever = -1;
+constexpr int16_t kSeveral = -1;
+
 struct Machine {
   ucontext_t scheduler;
   std::vector<Fiber> fibers;
@@ -90,6 +101,8 @@ struct Machine {
   std::function<void()> kernel;
   std::unique_ptr<unsigned char[]> memory{new unsigned char[kMaxShared + 2 * kGuard + 16]};
   size_t shared_bytes = 0;
+  std::vector<Word> words = std::vector<Word>(kMaxShared / 4);  // of shared memory
+  int barriers = 0;                                             // that the block has passed
   std::string error;
 
   // 16-byte aligned and no better, as little as a kernel may count on.
@@ -99,6 +112,11 @@ struct Machine {
   }
 };
 inline Machine machine;
+
+// The first one is the one that says most.
+inline void fail(const std::string& error) {
+  if (machine.error.empty()) machine.error = error;
+}
 
 inline void wait(Wait wait, const char* file, int line) {
   Fiber* fiber = machine.running;
@@ -117,17 +135,66 @@ T shuffle_xor(unsigned mask, T value, int distance, const char* file, int line) 
   wait(Wait::warp, file, line);
   const auto thread = static_cast<int>(fiber - machine.fibers.data());
   if (mask != 0xFFFFFFFFu || distance < 1 || distance >= kWarp)
-    machine.error = "a shuffle that leaves out lanes, or leaves the warp";
+    fail("a shuffle that leaves out lanes, or leaves the warp");
   const int other = thread / kWarp * kWarp + ((thread ^ distance) % kWarp);
   std::memcpy(&value, machine.fibers[static_cast<size_t>(other)].value[slot], sizeof(value));
   return value;
 }
 
 inline void* shared_memory(size_t bytes) {
-  if (bytes > machine.shared_bytes)
-    machine.error = "more shared memory used than the launch asked for";
+  if (bytes > machine.shared_bytes) fail("more shared memory used than the launch asked for");
   return machine.shared();
 }
+
+// Looks at an access of the running thread to an aligned value; returns where it may go.
+inline void* access(void* address, size_t bytes, bool write) {
+  static double nowhere;
+  const auto offset = static_cast<size_t>(static_cast<unsigned char*>(address) - machine.shared());
+  if (offset + bytes > machine.shared_bytes || offset + bytes < bytes) {
+    fail("an access outside of shared memory");
+    return &nowhere;
+  }
+  const auto thread = static_cast<int16_t>(threadIdx.x);
+  for (size_t i = offset / 4; i < (offset + bytes + 3) / 4; ++i) {
+    Word& word = machine.words[i];
+    const bool written = word.written == machine.barriers && word.writer != thread;
+    const bool read = word.read == machine.barriers && word.reader != thread;
+    if (write) {
+      if (written) fail("two threads write to one place, with no barrier between them");
+      if (read) fail("a thread writes what another one reads, with no barrier between");
+      word.written = machine.barriers;
+      word.writer = thread;
+    } else {
+      if (word.written == kNever) fail("a read of what no thread has written");
+      if (written) fail("a thread reads what another one writes, with no barrier between");
+      word.reader = read ? kSeveral : thread;
+      word.read = machine.barriers;
+    }
+  }
+  return address;
+}
+
+// A pointer into shared memory.
+template <class T>
+class Shared {
+ public:
+  class Entry {
+   public:
+    explicit Entry(T* p) : p_(p) {}
+    operator T() const { return *static_cast<T*>(access(p_, sizeof(T), false)); }
+    void operator=(T x) const { *static_cast<T*>(access(p_, sizeof(T), true)) = x; }
+
+   private:
+    T* p_;
+  };
+  Shared(T* p) : p_(p) {}
+  Entry operator[](int64_t i) const { return Entry(p_ + i); }
+  Shared operator+(int64_t i) const { return p_ + i; }
+  void operator+=(int64_t i) { p_ += i; }
+
+ private:
+  T* p_;
+};
 
 inline void run_fiber() {
   machine.kernel();
@@ -137,6 +204,8 @@ inline void run_fiber() {
 inline void start_block(int threads) {
   std::memset(machine.shared() - kGuard, kGuardByte, machine.shared_bytes + 2 * kGuard);
   std::memset(machine.shared(), 0xFF, machine.shared_bytes);  // NaN in every type
+  machine.barriers = 0;
+  std::fill_n(machine.words.begin(), (machine.shared_bytes + 3) / 4, Word{kNever, kNever, 0, 0});
   for (int thread = 0; thread < threads; ++thread) {
     Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
     if (!fiber.stack) fiber.stack.reset(new char[kStack]);
@@ -160,8 +229,8 @@ inline bool wait_together(int begin, int end) {
     const auto place = [](const Fiber& at) {
       return at.wait == Wait::finished ? "its end" : "line " + std::to_string(at.line);
     };
-    machine.error = "thread " + std::to_string(begin) + " is at " + place(first) + " and thread " +
-                    std::to_string(i) + " at " + place(fiber);
+    fail("thread " + std::to_string(begin) + " is at " + place(first) + " and thread " +
+         std::to_string(i) + " at " + place(fiber));
     return false;
   }
   return true;
@@ -182,6 +251,7 @@ inline bool advance(int threads) {
       if (!wait_together(begin, end)) return false;
     } while (machine.fibers[static_cast<size_t>(begin)].wait == Wait::warp);
   }
+  ++machine.barriers;
   return wait_together(0, threads) && machine.fibers[0].wait != Wait::finished;
 }
 
@@ -189,7 +259,7 @@ inline void check_guards() {
   const unsigned char* shared = machine.shared();
   for (size_t i = 0; i < kGuard; ++i)
     if (shared[machine.shared_bytes + i] != kGuardByte || *(shared - 1 - i) != kGuardByte)
-      machine.error = "written outside of shared memory";
+      fail("written outside of shared memory");
 }
 
 // Returns null, or what went wrong.

@@ -8,10 +8,10 @@
 #include <stdexcept>
 #include <vector>
 
+#include "../../csrc/cuda/launch.cuh"
 #include "../../csrc/definitions.h"
 #include "../../csrc/kernels.h"
 #include "../../csrc/orders.h"
-#include "emulator.h"
 
 namespace py = pybind11;
 
@@ -104,6 +104,26 @@ void adjoint(bool cuda, Address g, Address z, int type, int64_t L, int64_t start
   run_emulated(cuda::adjoint_workspace(a), [&](void* w) { return cuda::adjoint(a, w, nullptr); });
 }
 
+// Kernels with one mistake each, by its name: what the emulator says of it, or an empty string.
+std::string run_faulty(const std::string& mistake) {
+  constexpr int kThreads = 64;
+  const char* error = emulator::run(1, kThreads, kThreads * sizeof(float), [&] {
+    const cuda::Shared<float> x = cuda::shared_memory<float>();
+    const int thread = static_cast<int>(threadIdx.x), next = (thread + 1) % kThreads;
+    if (mistake == "unwritten") return static_cast<void>(static_cast<float>(x[thread]));
+    if (mistake == "outside") return x[thread + 1] = 0.0f;
+    x[mistake == "collision" ? thread / 2 : thread] = 1.0f;
+    if (mistake == "barrier in a branch" && thread < 32) return;
+    if (mistake != "no barrier") __syncthreads();
+    const float read = x[next];
+    if (mistake != "no barrier behind") __syncthreads();
+    x[thread] = read;
+    __shfl_xor_sync(mistake == "half a warp" ? 0xFFFFu : 0xFFFFFFFFu, read,
+                    mistake == "another warp" ? 32 : 16);
+  });
+  return error ? error : "";
+}
+
 py::tuple philox(py::tuple counter, uint32_t key0, uint32_t key1, int rounds) {
   Words x;
   for (size_t i = 0; i < 4; ++i) x.w[i] = counter[i].cast<uint32_t>();
@@ -123,6 +143,7 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("normals", normals);
   m.def("project", project);
   m.def("adjoint", adjoint);
+  m.def("run_faulty", run_faulty, py::arg("mistake"));
   m.def("philox", philox);
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
   // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's parts, the order of
