@@ -24,11 +24,25 @@ struct Load {
   int64_t mask;     // n - 1, or all ones where i is the index in a row
   uintptr_t ahead;  // bytes that memory is asked for in advance
 
+  template <int kVectors>
+  FASTFOOD_INLINE_MEMBER void fetch(int64_t i) const {
+    if (!ahead) return;
+    constexpr int bytes = kVectors * kLanes<T> * static_cast<int>(sizeof(S));
+    const char* later = reinterpret_cast<const char*>(x + i) + ahead;
+#pragma GCC unroll 16
+    for (int k = 0; k < bytes; k += 64) __builtin_prefetch(later + k);
+  }
   FASTFOOD_INLINE_MEMBER Vector<T> operator()(int64_t i) const {
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(x + i) + ahead));
     Vector<T> r = load_wide(x + i);
     if constexpr (kDiagonal) r *= load(before + (i & mask));
     return r;
+  }
+  // The same after the level of stride one.
+  FASTFOOD_INLINE_MEMBER Vector<T> first_level(int64_t i) const {
+    if constexpr (std::is_same<S, T>::value && !kDiagonal)
+      return load_first_level(x + i);
+    else
+      return lane_level<1>((*this)(i));
   }
   Load from(int64_t i) const { return {x + i, before, mask, ahead}; }
 };
@@ -76,38 +90,31 @@ FASTFOOD_INLINE void with_diagonals(const Transform& t, const S* x, S* out, int6
 
 // --- Rows in registers ---------------------------------------------------------------------------
 
-// The level of one stride inside a vector: lane i gets x[i] + x[i ^ stride], or x[i ^ stride] -
-// x[i] if i & stride.
-template <int stride, class V>
-FASTFOOD_INLINE V lane_level(V x) {
-  V signs;
-  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(x[0])); ++i)
-    signs[i] = (i & stride) ? -1 : 1;
-  return add_signed(swap_lanes<stride>(x), x, signs);
+// The levels of all strides in [stride, n) inside each of N vectors, level by level: so the
+// processor always finds something to do.
+template <int n, int stride = 1, int N, class V>
+FASTFOOD_INLINE void lane_levels(V (&x)[N]) {
+  if constexpr (stride < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) x[i] = lane_level<stride>(x[i]);
+    lane_levels<n, 2 * stride>(x);
+  }
 }
 
-// The levels of all strides below n, which is at most the lanes of V.
-template <int n, class V>
-FASTFOOD_INLINE V lane_levels(V x) {
-  if constexpr (n > 1) x = lane_level<1>(x);
-  if constexpr (n > 2) x = lane_level<2>(x);
-  if constexpr (n > 4) x = lane_level<4>(x);
-  if constexpr (n > 8) x = lane_level<8>(x);
-  return x;
-}
-
-// The levels of all strides below kVectors vectors, for the entries from `first` on.
+// The levels of all strides below kVectors vectors, for the entries from `first` on, which go to
+// the places from `to` on.
 template <int kVectors, class T, class Load, class Store>
-FASTFOOD_INLINE void transform_tile(const Load& load_entries, int64_t first, const Store& store) {
+FASTFOOD_INLINE void transform_tile(const Load& load_entries, int64_t first, const Store& store,
+                                    int64_t to) {
   constexpr int lanes = kLanes<T>;
+  load_entries.template fetch<kVectors>(first);
   Vector<T> r[kVectors];
 #pragma GCC unroll 16
-  for (int i = 0; i < kVectors; ++i) r[i] = load_entries(first + i * lanes);
-#pragma GCC unroll 16
-  for (int i = 0; i < kVectors; ++i) r[i] = lane_levels<lanes>(r[i]);
+  for (int i = 0; i < kVectors; ++i) r[i] = load_entries.first_level(first + i * lanes);
+  lane_levels<lanes, 2>(r);
   butterflies<kVectors>(r);
 #pragma GCC unroll 16
-  for (int i = 0; i < kVectors; ++i) store(first + i * lanes, r[i]);
+  for (int i = 0; i < kVectors; ++i) store(to + i * lanes, r[i]);
 }
 
 // Calls f(integral_constant k) for the power of two k = value, kMost at most.
@@ -136,8 +143,12 @@ void transform_short_rows(const Transform& t, const S* x, S* out, int64_t count)
   with_power<lanes>(t.n, [&](auto n) {
     const auto transform_all = [&](const S* from, S* to, int64_t end) {
       with_diagonals(repeated, from, to, 0, [&](const auto& load_entries, const auto& finish) {
-        for (int64_t i = 0; i < end; i += lanes)
-          finish(i, lane_levels<decltype(n)::value>(load_entries(i)));
+        for (int64_t i = 0; i < end; i += lanes) {
+          load_entries.template fetch<1>(i);
+          Vector<T> r[1] = {load_entries(i)};
+          lane_levels<decltype(n)::value>(r);
+          finish(i, r[0]);
+        }
       });
     };
     transform_all(x, out, whole);
@@ -156,30 +167,64 @@ struct Shape {
   explicit Shape(const Transform& t) : n(t.n), m(t.n) {
     for (const SignMatrix* factor : t.factors)
       if (factor) m /= factor->K;
-    piece = m < kPiece ? m : kPiece;
+    piece = m;
+    while (piece > kPiece) piece /= 8;
   }
 };
 
+// A Load or a Store by indices from i on.
+template <class F>
+struct From {
+  F f;
+  int64_t i;
+  template <class... R>
+  FASTFOOD_INLINE_MEMBER auto operator()(int64_t j, R... r) const {
+    return f(i + j, r...);
+  }
+};
+
+// Pieces [begin, end) of kTiles tiles of kVectors vectors, the work on piece p at work + p step.
+// Arguments come by value: a store of a vector may change whatever is in memory, so that what came
+// by reference would be read again behind each.
+template <int kVectors, int kTiles, class T, class Load, class Store>
+__attribute__((noinline)) void transform_small(T* work, int64_t step, int64_t begin, int64_t end,
+                                               Load load_entries, Store store) {
+  constexpr int64_t kTile = kVectors * kLanes<T>, kPiece = kTiles * kTile;
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t i = p * kPiece;
+    if constexpr (kTiles == 1) {
+      transform_tile<kVectors, T>(load_entries, i, store, i);
+    } else {
+      T* here = work + p * step;
+      for (int64_t j = 0; j < kPiece; j += kTile)
+        transform_tile<kVectors, T>(load_entries, i + j, Keep<T>{here}, j);
+      radix_pass<kTiles>(here, 0, kTile, kTile, From<Store>{store, i});
+    }
+  }
+}
+
+// Pieces of at most as many entries pass through registers twice.
+template <class T>
+constexpr int64_t kSmall = (kRadix == 16 ? 256 : 8) * kLanes<T>;
+
 // Pieces [begin, end) of a row: the levels of strides below `piece`, which is at least one vector.
+// Work as for transform_small; a piece of more than kSmall has one of its own.
 template <class T, class Load, class Store>
-FASTFOOD_INLINE void transform_pieces(T* work, int64_t piece, int64_t begin, int64_t end,
-                                      const Load& load_entries, const Store& store) {
+void transform_pieces(T* work, int64_t step, int64_t piece, int64_t begin, int64_t end,
+                      Load load_entries, Store store) {
   constexpr int64_t kTile = kRadix * kLanes<T>;
   if (piece <= kTile) {
-    with_power<kRadix>(piece / kLanes<T>, [&](auto vectors) {
-      for (int64_t i = begin * piece; i < end * piece; i += piece)
-        transform_tile<decltype(vectors)::value, T>(load_entries, i, store);
+    with_power<kRadix>(piece / kLanes<T>, [=](auto vectors) {
+      transform_small<decltype(vectors)::value, 1>(work, step, begin, end, load_entries, store);
     });
-  } else if (piece <= kRadix * kTile && kRadix == 16) {
-    with_power<kRadix>(piece / kTile, [&](auto tiles) {
-      for (int64_t i = begin * piece; i < end * piece; i += piece) {
-        for (int64_t j = i; j < i + piece; j += kTile)
-          transform_tile<kRadix, T>(load_entries, j, Keep<T>{work});
-        radix_pass<decltype(tiles)::value>(work, i, i + kTile, kTile, store);
-      }
+  } else if (piece <= kSmall<T>) {
+    with_power<kRadix>(piece / kTile, [=](auto tiles) {
+      transform_small<kRadix, decltype(tiles)::value>(work, step, begin, end, load_entries, store);
     });
   } else {
-    const auto tile = [&](int64_t i) { transform_tile<kRadix, T>(load_entries, i, Keep<T>{work}); };
+    const auto tile = [=](int64_t i) {
+      transform_tile<kRadix, T>(load_entries, i, Keep<T>{work}, i);
+    };
     for (int64_t i = begin * piece; i < end * piece; i += piece)
       transform_levels(work, i, kTile, piece, tile, store);
   }
@@ -216,7 +261,7 @@ void transform_row(const Transform& t, T* work, const Load& load_entries, const 
     });
   };
   phase(t.n / stride, stride, [&](int64_t begin, int64_t end, auto store) {
-    transform_pieces(work, shape.piece, begin, end, load_entries, store);
+    transform_pieces(work, shape.piece, shape.piece, begin, end, load_entries, store);
   });
   while (stride < shape.m) {
     const int64_t here = stride, radix = next_radix<T>(here, shape.m);
@@ -309,10 +354,13 @@ void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
     return for_each_range(parallel, (t.rows + lanes - 1) / lanes, (grain + lanes - 1) / lanes,
                           body);
   }
-  if (t.n == shape.m && t.n <= kRadix * lanes) {
+  if (t.n == shape.m && t.n <= kSmall<T>) {
+    constexpr bool own = std::is_same<S, T>::value;  // else all rows are worked on in one place
     auto body = [&](int64_t begin, int64_t end) {
-      with_diagonals(t, x, out, t.n - 1, [&](const auto& load_entries, const auto& finish) {
-        transform_pieces<T>(nullptr, t.n, begin, end, load_entries, finish);
+      alignas(64) T shared[own ? 1 : kSmall<T>];
+      T* work = own ? reinterpret_cast<T*>(out) : shared;
+      with_diagonals(t, x, out, t.n - 1, [=](const auto& load_entries, const auto& finish) {
+        transform_pieces<T>(work, own ? t.n : 0, t.n, begin, end, load_entries, finish);
       });
     };
     return for_each_range(parallel, t.rows, grain, body);

@@ -9,9 +9,9 @@ namespace fastfood::FASTFOOD_ISA {
 
 constexpr int kRadix = kVectorBytes == 64 ? 16 : 8;  // vectors that registers hold, with room left
 
-// Entries of half a first-level cache, within which levels run one after the other.
+// Entries of a first-level cache, within which levels run one after the other.
 template <class T>
-constexpr int64_t kInCache = 16384 / static_cast<int64_t>(sizeof(T));
+constexpr int64_t kInCache = 32768 / static_cast<int64_t>(sizeof(T));
 
 // Leaves entry i of the transform at work[i].
 template <class T>
@@ -40,7 +40,7 @@ FASTFOOD_INLINE void butterflies(V* x) {
 // entries.
 template <int R, class T, class Store>
 FASTFOOD_INLINE void radix_pass(const T* work, int64_t first, int64_t end, int64_t stride,
-                                const Store& store) {
+                                Store store) {
   for (int64_t j = first; j < end; j += kLanes<T>) {
     Vector<T> r[R];
 #pragma GCC unroll 16
@@ -53,8 +53,8 @@ FASTFOOD_INLINE void radix_pass(const T* work, int64_t first, int64_t end, int64
 
 // The same for a radix known at run time: 2, 4, 8 or kRadix.
 template <class T, class Store>
-static void run_pass(const T* work, int64_t first, int64_t end, int64_t stride, int64_t radix,
-                     const Store& store) {
+__attribute__((noinline)) void run_pass(const T* work, int64_t first, int64_t end, int64_t stride,
+                                        int64_t radix, Store store) {
   if (radix == 2) return radix_pass<2>(work, first, end, stride, store);
   if (radix == 4) return radix_pass<4>(work, first, end, stride, store);
   if (radix == 8) return radix_pass<8>(work, first, end, stride, store);
@@ -80,8 +80,7 @@ FASTFOOD_INLINE int64_t next_radix(int64_t stride, int64_t n) {
 template <class T, class Prepare, class Store>
 static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Prepare prepare,
                              Store store) {
-  int64_t stride = from;
-  if (n > kInCache<T> && kInCache<T> > from) stride = n >> log2_of(next_radix<T>(kInCache<T>, n));
+  int64_t stride = n > kInCache<T> && n / 8 >= from ? n / 8 : from;
   for (int64_t i = first; i < first + n; i += stride) {
     if (stride == from)
       prepare(i);

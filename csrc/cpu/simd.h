@@ -133,6 +133,36 @@ FASTFOOD_INLINE V swap_lanes(V x) {
   return __builtin_shuffle(x, mask);
 }
 
+// One level of the Walsh-Hadamard transform inside a vector: lane i gets x[i] + x[i ^ stride], or
+// x[i ^ stride] - x[i] if i & stride.
+template <int stride, class V>
+FASTFOOD_INLINE V lane_level(V x, V swapped) {
+  V signs;
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(signs[0])); ++i)
+    signs[i] = (i & stride) ? -1 : 1;
+  return add_signed(swapped, x, signs);
+}
+template <int stride, class V>
+FASTFOOD_INLINE V lane_level(V x) {
+  return lane_level<stride>(x, swap_lanes<stride>(x));
+}
+
+// The level of stride one over the vector at p.
+template <class T>
+FASTFOOD_INLINE Vector<T> load_first_level(const T* p) {
+  return lane_level<1>(load(p));
+}
+#if defined(__AVX2__)
+// Loads that double lanes cost no shuffle; the compiler would load once and shuffle twice.
+FASTFOOD_INLINE Float load_first_level(const float* p) {
+  const auto& x = *reinterpret_cast<const VectorOf<float>::unaligned*>(p);
+  Float even, odd;
+  asm("vmovsldup %1, %0" : "=v"(even) : "m"(x));
+  asm("vmovshdup %1, %0" : "=v"(odd) : "m"(x));
+  return lane_level<1>(odd, even);
+}
+#endif
+
 // Storage types narrower than the arithmetic: bfloat16 is the upper half of a float.
 struct BFloat16 {
   uint16_t bits;
