@@ -27,7 +27,6 @@ _PRODUCTS = {a * b for a in ORDERS for b in ORDERS} - set(ORDERS)
 
 _call = operators.hadamard_transform.default
 _write = operators.hadamard_transform_out.default
-_below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def hadamard_transform(x, scale=1.0, *, before=None, after=None, dim=-1, out=None):
@@ -148,9 +147,10 @@ def _is_power(n) -> bool:
 
 def _size(x, dim) -> int:
     check_tensor(x, "x")
-    if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"dim: wanted a dimension of a tensor of {x.dim()}, got {dim}")
-    n = x.shape[dim]
+    shape = x.shape
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"dim: wanted a dimension of a tensor of {len(shape)}, got {dim}")
+    n = shape[dim]
     if n == 0:
         raise ValueError(
             f"x: wanted at least one entry along dim {dim}, got shape {tuple(x.shape)}"
@@ -232,8 +232,8 @@ def _check_out(out, x) -> None:
 
 
 def _transform(x, scale, K, transpose, before, after, dim, out):
-    n = x.shape[dim]
     if before is not None or after is not None:
+        n = x.shape[dim]
         before, after = _diagonal(before, n, x, "before"), _diagonal(after, n, x, "after")
     if dim != -1 and dim != x.dim() - 1:
         y = _apply(x.movedim(dim, -1), scale, K, transpose, before, after).movedim(-1, dim)
@@ -242,8 +242,7 @@ def _transform(x, scale, K, transpose, before, after, dim, out):
         return _apply(x, scale, K, transpose, before, after)
     if not _can_write(out, x) or not _direct(x, before, after):
         return out.copy_(_apply(x, scale, K, transpose, before, after))
-    with _below_autograd():
-        _write(x, out, scale, K, transpose, before, after)
+    _fill(out, x, scale, K, transpose, before, after)
     torch.autograd.graph.increment_version(out)
     return out
 
@@ -264,13 +263,24 @@ def _apply(x, scale, K, transpose, before, after):
             return in_plain_torch(x, scale, K, transpose, before, after)
         return _call(x, scale, K, transpose, before, after)
     if _direct(x, before, after):
-        with _below_autograd():
-            return _call(x, scale, K, transpose, before, after)
+        if not x.is_contiguous():
+            x = x.contiguous()
+        out = torch.empty_like(x)
+        return _fill(out, x, scale, K, transpose, before, after)
     if before is None and after is None:
         return _linear(x, scale, K, transpose)
     y = x.to(torch.promote_types(x.dtype, torch.float32))
     y = _linear(y if before is None else y * before, scale, K, transpose)
     return (y if after is None else y * after).to(x.dtype)
+
+
+def _fill(out, x, scale, K, transpose, before, after):
+    """Writes to `out` by the operator that no autograd stands before, and returns it."""
+    if K == 1 and before is None and after is None:
+        _write(x, out, scale)  # each argument takes its time
+    else:
+        _write(x, out, scale, K, transpose, before, after)
+    return out
 
 
 def _linear(x, scale, K, transpose):
