@@ -1,128 +1,53 @@
-// The Fastfood projection on the CPU (definitions.h). As many blocks as a vector has lanes are made
-// side by side: entry j of all of them is one vector, so the transform needs no shuffles, and one
-// Philox vector serves them all. Rows are turned into memory order, 64 at a time, only when they
-// leave for the output or arrive from the gradient.
-#include "../definitions.h"
+// The Fastfood projection on the CPU (definitions.h). A block is worked on as kLanes sub-blocks of
+// consecutive rows side by side: row k S + j of the block, with S = L / kLanes, is lane k of vector
+// j. One Philox vector then serves all sub-blocks, and levels inside them need no shuffles. A
+// square of vectors is transposed where it becomes memory: its vectors are then consecutive rows,
+// one of each sub-block, and the remaining levels run between them.
 #include "fwht.h"
+#include "normals.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
-constexpr int kHalves = 8;      // 16-bit halves, that is normals, in one Philox call
-constexpr int64_t kRun = 64;    // consecutive rows of a block that are moved at once
-constexpr int64_t kTile = 16;   // blocks whose adjoints are summed apart, whatever the vector
-constexpr int64_t kParts = 64;  // partial sums of the adjoint, whatever the number of threads
-static_assert(kTile % kW == 0 && kRun % kW == 0, "a tile is whole vectors");
+constexpr int64_t kParts = 64;              // partial sums of the adjoint, whatever the threads,
+constexpr int64_t kPartEntries = 1 << 20;   // and the most that they hold together
+constexpr int kSplit = 16;                  // rows apart by L / kSplit start an adjoint
+constexpr int64_t kStreamed = 1024 * 1024;  // bytes of output that go past the caches
 
-// kNormalTable in the order in which the exponent bits 127 + e of a float come, modulo 16.
-struct RotatedTable {
-  alignas(64) float c[5][16];
-};
-constexpr RotatedTable rotate(const NormalTable& table) {
-  RotatedTable r{};
-  for (int power = 0; power < 5; ++power)
-    for (int e = 0; e < 16; ++e) r.c[power][(127 + e) % 16] = table.c[power][e];
-  return r;
-}
-constexpr RotatedTable kRotated = rotate(kNormalTable);
-
-// Philox calls of kW lanes: the even and the odd ones apart, so that 32-bit products find room.
-struct Calls {
-  U64 even, odd;
-};
-
-// Lane k starts at call first + k * step.
-FASTFOOD_INLINE Calls calls_of_lanes(uint64_t first, uint64_t step) {
-  Calls calls;
-  for (int i = 0; i < kW / 2; ++i) {
-    calls.even[i] = first + static_cast<uint64_t>(2 * i) * step;
-    calls.odd[i] = first + static_cast<uint64_t>(2 * i + 1) * step;
-  }
-  return calls;
+// Calls of stream G for blocks of L: lane k is sub-block k.
+template <class T>
+Calls calls_of_blocks(uint64_t seed, int64_t L) {
+  return Calls(seed, static_cast<uint32_t>(Stream::G),
+               static_cast<uint64_t>(L / kLanes<T> / kHalves));
 }
 
-// One half of the lanes of philox4x32; the upper 32 bits of each result are left undefined.
-FASTFOOD_INLINE void philox_half(U64 call, uint32_t stream, uint32_t key0, uint32_t key1,
-                                 U64 out[4]) {
-  U64 x0 = call, x1 = call >> 32, x2 = U64{} + stream, x3 = U64{};
-#pragma GCC unroll 7
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const U64 p0 = multiply_low_halves(x0, kPhiloxM0), p1 = multiply_low_halves(x2, kPhiloxM1);
-    x0 = (p1 >> 32) ^ x1 ^ static_cast<uint64_t>(key0);
-    x1 = p1;
-    x2 = (p0 >> 32) ^ x3 ^ static_cast<uint64_t>(key1);
-    x3 = p0;
-    key0 += kPhiloxW0;
-    key1 += kPhiloxW1;
-  }
-  out[0] = x0, out[1] = x1, out[2] = x2, out[3] = x3;
-}
-
-FASTFOOD_INLINE void philox(Calls calls, uint64_t seed, uint32_t stream, U32 out[4]) {
-  U64 even[4], odd[4];
-  const uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  philox_half(calls.even, stream, key0, key1, even);
-  philox_half(calls.odd, stream, key0, key1, odd);
-  for (int i = 0; i < 4; ++i) out[i] = (U32)((even[i] & 0xFFFFFFFFull) | (odd[i] << 32));
-}
-
-// `normal` of definitions.h for the low (half = 0) or high (half = 1) 16 bits of each word.
-template <int half>
-FASTFOOD_INLINE Float normals_of(U32 words) {
-  const U32 q = ((half ? words >> 15 : words << 1) & 0xFFFFu) | 1u;
-  const Float x = __builtin_convertvector((IntegersOf<4>::Signed)q, Float);
-  const U32 exponent = (U32)x >> 23;
-  Float z = look_up_16(kRotated.c[4], exponent);
-#pragma GCC unroll 4
-  for (int power = 3; power >= 0; --power)
-    z = multiply_add(z, x, look_up_16(kRotated.c[power], exponent));
-  return (Float)((U32)z ^ ((half ? words : words << 16) & 0x80000000u));
-}
-
-// The eight normals of each lane's call.
-FASTFOOD_INLINE void normals_of_calls(Calls calls, uint64_t seed, uint32_t stream,
-                                      Float out[kHalves]) {
-  U32 words[4];
-  philox(calls, seed, stream, words);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    out[2 * i] = normals_of<0>(words[i]);
-    out[2 * i + 1] = normals_of<1>(words[i]);
-  }
-}
-
-// The lanes of the arithmetic type that a tile of kLanes<T> blocks uses.
 FASTFOOD_INLINE void convert(Float z, Float* out) { *out = z; }
 FASTFOOD_INLINE void convert(Float z, Vector<double>* out) {
   for (int i = 0; i < kLanes<double>; ++i) (*out)[i] = z[i];
 }
 
-// Calls f(j, G) for every row j of kLanes<T> blocks from `block` on, G the vector of their entries.
-template <class T, class F>
-FASTFOOD_INLINE void for_each_row(int64_t block, int64_t L, uint64_t seed, F f) {
-  const uint64_t calls_per_block = static_cast<uint64_t>(L / kHalves);
-  Calls calls = calls_of_lanes(static_cast<uint64_t>(block) * calls_per_block, calls_per_block);
-  for (int64_t j = 0; j < L; j += kHalves) {
+// kCount vectors of G, from row `row` of the projection in lane 0 on.
+template <int kCount, class T>
+FASTFOOD_INLINE void draw(const Calls& calls, int64_t row, Vector<T>* g) {
+  U32 words[kCount / kHalves][4];
+#pragma GCC unroll 2
+  for (int i = 0; i < kCount / kHalves; ++i)
+    calls.words(static_cast<uint64_t>(row) / kHalves + static_cast<uint64_t>(i), words[i]);
+#pragma GCC unroll 2
+  for (int i = 0; i < kCount / kHalves; ++i) {
     Float z[kHalves];
-    normals_of_calls(calls, seed, static_cast<uint32_t>(Stream::G), z);
+    normals_of_words(words[i], z);
 #pragma GCC unroll 8
-    for (int i = 0; i < kHalves; ++i) {
-      Vector<T> g;
-      convert(z[i], &g);
-      f(j + i, g);
-    }
-    calls.even += 1;
-    calls.odd += 1;
+    for (int k = 0; k < kHalves; ++k) convert(z[k], &g[i * kHalves + k]);
   }
 }
 
-// Transposes a square of as many vectors as they have lanes.
-template <class T>
+// Transposes a square of as many vectors as they have lanes, from pairs of entries on.
+template <class T, int stride = 1>
 FASTFOOD_INLINE void transpose(Vector<T>* r) {
   constexpr int lanes = kLanes<T>;
-#pragma GCC unroll 4
-  for (int stride = 1; stride < lanes; stride *= 2) {
+  if constexpr (stride < lanes) {
     typename IntegersOf<sizeof(T)>::Signed low, high;
     for (int k = 0; k < lanes; ++k) {
       low[k] = (k & stride) ? lanes + k - stride : k;
@@ -135,203 +60,314 @@ FASTFOOD_INLINE void transpose(Vector<T>* r) {
       r[i] = __builtin_shuffle(a, b, low);
       r[i + stride] = __builtin_shuffle(a, b, high);
     }
+    transpose<T, 2 * stride>(r);
   }
 }
 
-// kRun rows of kLanes<T> blocks: from one vector a row at x to one row of memory a block at y, or
-// back.
+// Square j of a block: transposes it from lanes to rows `apart` entries apart, or back.
 template <class T>
-FASTFOOD_INLINE void rows_to_blocks(const Vector<T>* x, T* y) {
+FASTFOOD_INLINE void load_lanes(const T* x, int64_t j, Vector<T>* r) {
   constexpr int lanes = kLanes<T>;
-  for (int64_t j = 0; j < kRun; j += lanes) {
-    Vector<T> r[lanes];
-    for (int i = 0; i < lanes; ++i) r[i] = x[j + i];
-    transpose<T>(r);
-    for (int i = 0; i < lanes; ++i) store(y + i * kRun + j, r[i]);
-  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) r[i] = load(x + (j + i) * lanes);
+  transpose<T>(r);
 }
 template <class T>
-FASTFOOD_INLINE void blocks_to_rows(const T* y, Vector<T>* x) {
+FASTFOOD_INLINE void store_lanes(Vector<T>* r, int64_t j, T* x) {
   constexpr int lanes = kLanes<T>;
-  for (int64_t j = 0; j < kRun; j += lanes) {
-    Vector<T> r[lanes];
-    for (int i = 0; i < lanes; ++i) r[i] = load(y + i * kRun + j);
-    transpose<T>(r);
-    for (int i = 0; i < lanes; ++i) x[j + i] = r[i];
+  transpose<T>(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) store(x + (j + i) * lanes, r[i]);
+}
+
+// L entries at x, from rows to lanes or from lanes to rows, at y.
+template <class T>
+void rows_to_lanes(const T* x, T* y, int64_t L) {
+  for (int64_t j = 0; j < L / kLanes<T>; j += kLanes<T>) {
+    Vector<T> r[kLanes<T>];
+    for (int k = 0; k < kLanes<T>; ++k) r[k] = load(x + k * (L / kLanes<T>)+j);
+    store_lanes(r, j, y);
+  }
+}
+template <class T>
+void lanes_to_rows(const T* x, T* y, int64_t L) {
+  for (int64_t j = 0; j < L / kLanes<T>; j += kLanes<T>) {
+    Vector<T> r[kLanes<T>];
+    load_lanes(x, j, r);
+    for (int k = 0; k < kLanes<T>; ++k) store(y + k * (L / kLanes<T>)+j, r[k]);
   }
 }
 
-// The part of rows [row, row + kRun) that lies in [start, start + count), as offsets from `row`.
-struct Clip {
-  int64_t begin, end;
-};
-FASTFOOD_INLINE Clip clip(int64_t row, int64_t start, int64_t count) {
-  const int64_t begin = start > row ? start - row : 0;
-  const int64_t end = start + count - row < kRun ? start + count - row : kRun;
-  return {begin, end};
-}
+// --- Forward -------------------------------------------------------------------------------------
 
-// The segment that entry i of the output belongs to.
-FASTFOOD_INLINE int64_t segment_of(const Projection& p, int64_t i) {
-  int64_t low = 0, high = p.segments;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (p.offsets[middle] <= i ? low : high) = middle;
-  }
-  return low;
-}
-
-// Writes y, the projection's rows [row, row + kRun), as far as they are wanted.
-template <class S, class T>
-void emit(const Projection& p, int64_t row, const T* y) {
-  const Clip c = clip(row, p.start, p.count);
-  if (c.begin >= c.end) return;
-  S* out = static_cast<S*>(p.out) + (row - p.start);
-  if (!p.base) {
-    for (int64_t i = c.begin; i < c.end; ++i) narrow(y[i], &out[i]);
-    return;
-  }
-  const S* base = static_cast<const S*>(p.base) + (row - p.start);
-  int64_t i = c.begin;
-  for (int64_t s = segment_of(p, row - p.start + i); i < c.end; ++s) {
-    const int64_t stop = p.offsets[s + 1] - (row - p.start);
-    const int64_t end = stop < c.end ? stop : c.end;
-    const T scale = static_cast<const T*>(p.scales)[s];
-    for (; i < end; ++i) narrow(widen(base[i]) + scale * y[i], &out[i]);
-  }
-}
-
-// Reads rows [row, row + kRun) of the gradient, zero where there are none.
-template <class S, class T>
-void take(const Adjoint& a, int64_t row, T* y) {
-  const Clip c = clip(row, a.start, a.count);
-  const S* g = static_cast<const S*>(a.g) + (row - a.start);
-  for (int64_t i = 0; i < kRun; ++i) y[i] = (i >= c.begin && i < c.end) ? widen(g[i]) : T{0};
-}
-
-template <class S>
-void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
+// Writes rows of a projection, as far as they are wanted: base + scale * y, or y alone.
+template <class S, bool kBase, bool kStream>
+class Emit {
+ public:
   using T = Arithmetic<S>;
-  constexpr int64_t lanes = kLanes<T>;
-  const T* v = static_cast<const T*>(p.v);
-  const int64_t first = p.start / p.L, blocks = (p.start + p.count - 1) / p.L - first + 1;
-  auto body = [&](int64_t begin, int64_t end) {
-    Scratch scratch(p.L * kVectorBytes);
-    Vector<T>* x = scratch.as<Vector<T>>();
-    for (int64_t block = first + begin * lanes; block < first + end * lanes; block += lanes) {
-      for_each_row<T>(block, p.L, p.seed, [&](int64_t j, Vector<T> g) { x[j] = g * v[j]; });
-      transform_vectors(reinterpret_cast<T*>(x), p.L);
-      for (int64_t j = 0; j < p.L; j += kRun) {
-        alignas(64) T y[lanes * kRun];
-        rows_to_blocks<T>(x + j, y);
-        for (int64_t k = 0; k < lanes; ++k) emit<S>(p, (block + k) * p.L + j, y + k * kRun);
+  static constexpr int lanes = kLanes<T>;
+  explicit Emit(const Projection& p)
+      : p_(p), out_(static_cast<S*>(p.out)), base_(static_cast<const S*>(p.base)) {}
+
+  // To be called before the squares of a block, which is entry `here` of the output.
+  void begin_block(int64_t here) {
+    if (uniform_ && here >= 0 && here + p_.L <= end_[0]) return;  // in the last one's segment
+    for (int k = 0; k < lanes; ++k) enter(k, here + k * (p_.L / lanes));
+    uniform_ = segment_[0] == segment_[lanes - 1];
+  }
+
+  // Squares [begin, end) of vectors of a block's sub-blocks of `rows` rows. The arguments are
+  // values for the reason that fwht.cpp gives.
+  __attribute__((noinline)) void squares(const T* x, const int64_t here, const int64_t rows,
+                                         int64_t begin, const int64_t end) {
+    for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
+      Vector<T> r[lanes];
+      load_lanes(x, j, r);
+      butterflies<lanes>(r);
+#pragma GCC unroll 16
+      for (int k = 0; k < lanes; ++k) {
+        const int64_t i = here + k * rows + j;
+        if (i < 0 || i + lanes > end_[k])
+          edge(k, i, r[k]);
+        else
+          write(k, i, r[k]);
       }
     }
-  };
-  for_each_range(parallel, (blocks + lanes - 1) / lanes, 1, body);
+  }
+
+ private:
+  FASTFOOD_INLINE_MEMBER void write(int k, int64_t i, Vector<T> y) {
+    if constexpr (kBase) y = load_wide(base_ + i) + scale_[k] * y;
+    if constexpr (kStream)
+      stream(out_ + i, y);
+    else
+      store_narrow(out_ + i, y);
+  }
+
+  // Makes the segment of entry i, or of the first or last entry, that of sub-block k.
+  void enter(int64_t k, int64_t i) {
+    end_[k] = p_.count;
+    if constexpr (kBase) {
+      int64_t low = 0, high = p_.segments;
+      while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        (p_.offsets[middle] <= i ? low : high) = middle;
+      }
+      segment_[k] = low;
+      end_[k] = p_.offsets[low + 1];
+      scale_[k] = static_cast<const T*>(p_.scales)[low];
+    }
+  }
+
+  // Consecutive rows of sub-block k that are not all wanted, or not all in one segment.
+  __attribute__((noinline)) void edge(int k, int64_t i, Vector<T> y) {
+    for (int64_t e = 0; e < lanes; ++e) {
+      if (i + e < 0 || i + e >= p_.count) continue;
+      if (kBase && i + e >= end_[k]) enter(k, i + e);
+      T value = y[e];
+      if constexpr (kBase) value = widen(base_[i + e]) + scale_[k] * value;
+      narrow(value, out_ + i + e);
+    }
+    if (kBase && i + lanes >= end_[k]) enter(k, i + lanes);
+  }
+
+  const Projection& p_;
+  S* out_;
+  const S* base_;
+  int64_t end_[lanes], segment_[lanes] = {};
+  T scale_[lanes];
+  bool uniform_ = false;
+};
+
+// Makes kRadix vectors of the block that begins at `row`, from entry i of `work` on: G * v and the
+// levels between them. v is in lanes.
+template <class T>
+struct Prepare {
+  const Calls& calls;
+  const T* v;
+  int64_t row;
+  T* work;
+  FASTFOOD_INLINE_MEMBER void operator()(int64_t i) const {
+    constexpr int lanes = kLanes<T>;
+    Vector<T> r[kRadix];
+    draw<kRadix, T>(calls, row + i / lanes, r);
+#pragma GCC unroll 16
+    for (int k = 0; k < kRadix; ++k) r[k] *= load(v + i + k * lanes);
+    butterflies<kRadix>(r);
+#pragma GCC unroll 16
+    for (int k = 0; k < kRadix; ++k) store(work + i + k * lanes, r[k]);
+  }
+};
+
+// Calls f(begin, end, phases) so that all of [0, count) is done, each the work on one or more
+// blocks of L: many side by side, or, where a cache does not hold a block, one after the other by
+// all threads.
+template <class T, class F>
+void for_each_block(int64_t count, int64_t grain, int64_t L, cpu::ParallelFor parallel, F f) {
+  if (piece_of<T>(L) < L) return f(0, count, Together{parallel});
+  auto body = [&](int64_t begin, int64_t end) { f(begin, end, Alone{}); };
+  for_each_range(parallel, count, grain, body);
 }
 
-// Adds G_b * H_L(g_b) of the tile's blocks to sums: vector j of each of kTile / lanes arrays of L.
+template <class S, bool kBase, bool kStream>
+void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
+  using T = Arithmetic<S>;
+  constexpr int lanes = kLanes<T>;
+  const int64_t bytes = p.L * static_cast<int64_t>(sizeof(T));
+  const Calls calls = calls_of_blocks<T>(p.seed, p.L);
+  const Scratch v_scratch(bytes);
+  const T* v = v_scratch.as<T>();
+  rows_to_lanes(static_cast<const T*>(p.v), v_scratch.as<T>(), p.L);
+  const int64_t first = p.start / p.L, blocks = (p.start + p.count - 1) / p.L - first + 1;
+  const int64_t grain = 1 + kGrain / p.L;
+  for_each_block<T>(blocks, grain, p.L, parallel, [&](int64_t begin, int64_t end, auto phases) {
+    const Scratch scratch(bytes);
+    T* x = scratch.as<T>();
+    Emit<S, kBase, kStream> emit(p);
+    for (int64_t block = first + begin; block < first + end; ++block) {
+      const Prepare<T> prepare{calls, v, block * p.L, x};
+      transform_in_phases(x, kRadix * lanes, p.L, prepare, phases);
+      emit.begin_block(block * p.L - p.start);
+      phases(p.L / lanes / lanes, [&](int64_t from, int64_t to) {
+        auto&& own = phases.own(emit);
+        own.squares(x, block * p.L - p.start, p.L / lanes, from, to);
+      });
+    }
+  });
+}
+
+// --- Adjoint -------------------------------------------------------------------------------------
+
+// Consecutive entries of the gradient from i on, zero where there are none.
 template <class S>
-void adjoint_tile(const Adjoint& a, int64_t tile, Vector<Arithmetic<S>>* x,
-                  Vector<Arithmetic<S>>* sums) {
+FASTFOOD_INLINE Vector<Arithmetic<S>> take(const Adjoint& a, int64_t i) {
   using T = Arithmetic<S>;
   constexpr int64_t lanes = kLanes<T>;
-  for (int64_t block = tile; block < tile + kTile; block += lanes, sums += a.L) {
-    if (block * a.L >= a.start + a.count) return;
-    for (int64_t j = 0; j < a.L; j += kRun) {
-      alignas(64) T y[lanes * kRun];
-      for (int64_t k = 0; k < lanes; ++k) take<S>(a, (block + k) * a.L + j, y + k * kRun);
-      blocks_to_rows<T>(y, x + j);
-    }
-    transform_vectors(reinterpret_cast<T*>(x), a.L);
-    for_each_row<T>(block, a.L, a.seed, [&](int64_t j, Vector<T> g) { sums[j] += g * x[j]; });
-  }
+  const S* g = static_cast<const S*>(a.g) + i;
+  if (i >= 0 && i + lanes <= a.count) return load_wide(g);
+  Vector<T> r{};
+  for (int64_t e = 0; e < lanes; ++e)
+    if (i + e >= 0 && i + e < a.count) r[e] = widen(g[e]);
+  return r;
 }
 
-// z[j] = the sum over the kTile lanes of row j, in pairs, pairs of pairs, ...
-template <class T>
-void sum_lanes(const Vector<T>* sums, int64_t L, T* z) {
-  constexpr int64_t lanes = kLanes<T>;
-  for (int64_t j = 0; j < L; ++j) {
-    T terms[kTile];
-    for (int64_t i = 0; i < kTile; i += lanes) store(terms + i, sums[i / lanes * L + j]);
-    for (int64_t width = kTile / 2; width > 0; width /= 2)
-      for (int64_t i = 0; i < width; ++i) terms[i] = terms[2 * i] + terms[2 * i + 1];
-    z[j] = terms[0];
-  }
+// Adds G * H_L g of the block that begins at `row` to sums, in lanes. The levels of the kSplit rows
+// come first, before the square is transposed, the others in ascending order behind it.
+template <class S, class Phases>
+void adjoint_block(const Adjoint& a, const Calls& calls, int64_t row, Arithmetic<S>* x,
+                   Arithmetic<S>* sums, Phases phases) {
+  using T = Arithmetic<S>;
+  constexpr int lanes = kLanes<T>;
+  constexpr int squares = kSplit / lanes;  // each takes every squares-th of the kSplit rows
+  const int64_t apart = a.L / kSplit;
+  phases(apart / lanes, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
+      Vector<T> r[kSplit], square[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kSplit; ++i) r[i] = take<S>(a, row - a.start + i * apart + j);
+      butterflies<kSplit>(r);
+#pragma GCC unroll 16
+      for (int q = 0; q < squares; ++q) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) square[i] = r[i * squares + q];
+        store_lanes(square, q * apart + j, x);
+      }
+    }
+  });
+  for (int q = 0; q < squares; ++q) transform_vectors(x + q * apart * lanes, apart, phases);
+  phases(a.L / lanes / kHalves, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin * kHalves; j < end * kHalves; j += kHalves) {
+      Vector<T> g[kHalves];
+      draw<kHalves, T>(calls, row + j, g);
+#pragma GCC unroll 8
+      for (int i = 0; i < kHalves; ++i) {
+        T* sum = sums + (j + i) * lanes;
+        store(sum, load(sum) + g[i] * load(x + (j + i) * lanes));
+      }
+    }
+  });
 }
 
 template <class S>
 void adjoint_blocks(const Adjoint& a, cpu::ParallelFor parallel) {
   using T = Arithmetic<S>;
   const int64_t first = a.start / a.L, blocks = (a.start + a.count - 1) / a.L - first + 1;
-  const int64_t tiles = (blocks + kTile - 1) / kTile, parts = tiles < kParts ? tiles : kParts;
-  Scratch partial(parts * a.L * static_cast<int64_t>(sizeof(T)));
-  auto body = [&](int64_t begin, int64_t end) {
-    Scratch row_scratch(a.L * kVectorBytes),
-        sum_scratch(a.L * kTile * static_cast<int64_t>(sizeof(T)));
-    Vector<T>* sums = sum_scratch.as<Vector<T>>();
+  const int64_t most = kPartEntries / a.L < kParts ? kPartEntries / a.L : kParts;
+  const int64_t parts = piece_of<T>(a.L) < a.L ? 1 : (blocks < most ? blocks : most);
+  const int64_t bytes = a.L * static_cast<int64_t>(sizeof(T));
+  const Calls calls = calls_of_blocks<T>(a.seed, a.L);
+  const Scratch partial(parts * bytes);
+  for_each_block<T>(parts, 1, a.L, parallel, [&](int64_t begin, int64_t end, auto phases) {
+    const Scratch scratch(bytes);
     for (int64_t part = begin; part < end; ++part) {
-      for (int64_t i = 0; i < a.L * kTile / kLanes<T>; ++i) sums[i] = Vector<T>{};
-      for (int64_t tile = tiles * part / parts; tile < tiles * (part + 1) / parts; ++tile)
-        adjoint_tile<S>(a, first + tile * kTile, row_scratch.as<Vector<T>>(), sums);
-      sum_lanes<T>(sums, a.L, partial.as<T>() + part * a.L);
+      T* sums = partial.as<T>() + part * a.L;
+      for (int64_t j = 0; j < a.L; ++j) sums[j] = T{0};
+      for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
+        adjoint_block<S>(a, calls, (first + block) * a.L, scratch.as<T>(), sums, phases);
     }
-  };
-  for_each_range(parallel, parts, 1, body);
-  T* z = static_cast<T*>(a.z);
-  for (int64_t j = 0; j < a.L; ++j) z[j] = partial.as<T>()[j];
+  });
+  T* sum = partial.as<T>();
   for (int64_t part = 1; part < parts; ++part)
-    for (int64_t j = 0; j < a.L; ++j) z[j] += partial.as<T>()[part * a.L + j];
+    for (int64_t j = 0; j < a.L; ++j) sum[j] += partial.as<T>()[part * a.L + j];
+  lanes_to_rows(sum, static_cast<T*>(a.z), a.L);
 }
 
-// Calls f(i, k) with i the offset of a vector of calls from d.first and k running over its lanes
-// that are wanted.
-template <class Make, class Take>
-FASTFOOD_INLINE void for_each_call(const Draw& d, cpu::ParallelFor parallel, Make make,
-                                   Take take_lane) {
+// --- Random numbers ------------------------------------------------------------------------------
+
+// Calls take(i, words) for vectors of calls that hold those wanted, lane k being call i + k of
+// them.
+template <class Take>
+FASTFOOD_INLINE void for_each_call(const Draw& d, cpu::ParallelFor parallel, Take take) {
+  const Calls calls(d.seed, d.stream, 1);
+  const int64_t first = static_cast<int64_t>(d.first), stop = first + d.count;
   auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * kW; i < end * kW && i < d.count; i += kW) {
-      const auto values = make(calls_of_lanes(d.first + static_cast<uint64_t>(i), 1));
-      for (int k = 0; k < kW && i + k < d.count; ++k) take_lane(i + k, k, values);
+    for (int64_t call = (first / kW + begin) * kW; call < (first / kW + end) * kW; call += kW) {
+      U32 words[4];
+      calls.words(static_cast<uint64_t>(call), words);
+      take(call - first, words);
     }
   };
-  for_each_range(parallel, (d.count + kW - 1) / kW, 256, body);
+  for_each_range(parallel, (stop + kW - 1) / kW - first / kW, 256, body);
 }
 
 }  // namespace
 
 void words(const Draw& d, uint32_t* out, cpu::ParallelFor parallel) {
-  struct Values {
-    U32 w[4];
-  };
-  auto make = [&](Calls calls) {
-    Values values;
-    philox(calls, d.seed, d.stream, values.w);
-    return values;
-  };
-  for_each_call(d, parallel, make, [&](int64_t i, int k, const Values& values) {
-    for (int w = 0; w < 4; ++w) out[4 * i + w] = values.w[w][k];
+  for_each_call(d, parallel, [&](int64_t i, const U32* words) {
+    for (int k = 0; k < kW; ++k)
+      for (int w = 0; w < 4; ++w)
+        if (i + k >= 0 && i + k < d.count) out[4 * (i + k) + w] = words[w][k];
   });
 }
 
 void normals(const Draw& d, float* out, cpu::ParallelFor parallel) {
-  struct Values {
+  for_each_call(d, parallel, [&](int64_t i, const U32* words) {
     Float z[kHalves];
-  };
-  auto make = [&](Calls calls) {
-    Values values;
-    normals_of_calls(calls, d.seed, d.stream, values.z);
-    return values;
-  };
-  for_each_call(d, parallel, make, [&](int64_t i, int k, const Values& values) {
-    for (int h = 0; h < kHalves; ++h) out[kHalves * i + h] = values.z[h][k];
+    normals_of_words(words, z);
+    for (int k = 0; k < kW; ++k)
+      for (int h = 0; h < kHalves; ++h)
+        if (i + k >= 0 && i + k < d.count) out[kHalves * (i + k) + h] = z[h][k];
   });
 }
 
 void project(const Projection& p, cpu::ParallelFor parallel) {
-  dispatch(p.type, [&](auto s) { project_blocks<decltype(s)>(p, parallel); });
+  dispatch(p.type, [&](auto s) {
+    using S = decltype(s);
+    const auto run = [&](auto base, auto streamed) {
+      project_blocks<S, decltype(base)::value, decltype(streamed)::value>(p, parallel);
+    };
+    const auto choose = [&](auto base) {
+      // Vectors begin at multiples of kRadix rows, which must be whole vectors of memory.
+      const auto address =
+          reinterpret_cast<uintptr_t>(p.out) - static_cast<uintptr_t>(p.start % p.L) * sizeof(S);
+      const bool streamed = std::is_same<S, Arithmetic<S>>::value && address % kVectorBytes == 0 &&
+                            p.count * static_cast<int64_t>(sizeof(S)) > kStreamed;
+      if constexpr (std::is_same<S, Arithmetic<S>>::value)
+        if (streamed) return run(base, std::true_type{});
+      run(base, std::false_type{});
+    };
+    p.base ? choose(std::true_type{}) : choose(std::false_type{});
+  });
 }
 
 void adjoint(const Adjoint& a, cpu::ParallelFor parallel) {

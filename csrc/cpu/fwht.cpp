@@ -10,9 +10,7 @@ namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
-constexpr int64_t kGrain = 32768;             // entries that are worth a thread
-constexpr uintptr_t kAhead = 16384;           // bytes that large arrays are fetched in advance
-constexpr int64_t kPieceBytes = 1024 * 1024;  // a second-level cache
+constexpr uintptr_t kAhead = 16384;  // bytes that large arrays are fetched in advance
 
 // --- Loads and stores, by the index in a row -----------------------------------------------------
 
@@ -162,13 +160,11 @@ void transform_short_rows(const Transform& t, const S* x, S* out, int64_t count)
 // Rows of n = K_1 K_0 m entries.
 template <class T>
 struct Shape {
-  static constexpr int64_t kPiece = kPieceBytes / static_cast<int64_t>(sizeof(T));
   int64_t n, m, piece;
   explicit Shape(const Transform& t) : n(t.n), m(t.n) {
     for (const SignMatrix* factor : t.factors)
       if (factor) m /= factor->K;
-    piece = m;
-    while (piece > kPiece) piece /= 8;
+    piece = piece_of<T>(m);
   }
 };
 
@@ -230,30 +226,15 @@ void transform_pieces(T* work, int64_t step, int64_t piece, int64_t begin, int64
   }
 }
 
-// The levels of strides stride, ... radix stride / 2 over vectors [begin, end) of columns, those of
-// a row's first radix stride entries first.
-template <class T, class Store>
-void transform_columns(const T* work, int64_t stride, int64_t radix, int64_t begin, int64_t end,
-                       const Store& store) {
-  constexpr int64_t lanes = kLanes<T>;
-  const int log = log2_of(stride / lanes);
-  while (begin < end) {
-    const int64_t row = begin >> log, next = (row + 1) << log, stop = next < end ? next : end;
-    const int64_t column = (row * (radix - 1) << log);
-    run_pass(work, (begin + column) * lanes, (stop + column) * lanes, stride, radix, store);
-    begin = stop;
-  }
-}
-
-// A row, phase by phase, each through parallel(count, f), f(begin, end) a part of its work.
-template <class T, class Load, class Store, class Parallel>
+// A row, phase by phase.
+template <class T, class Load, class Store, class Phases>
 void transform_row(const Transform& t, T* work, const Load& load_entries, const Store& finish,
-                   Parallel parallel) {
+                   Phases phases) {
   const Shape<T> shape(t);
   int64_t stride = shape.piece;
   const auto phase = [&](int64_t count, int64_t next, auto body) {
     stride = next;
-    parallel(count, [&](int64_t begin, int64_t end) {
+    phases(count, [&](int64_t begin, int64_t end) {
       if (next == t.n)
         body(begin, end, finish);
       else
@@ -365,21 +346,18 @@ void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
     };
     return for_each_range(parallel, t.rows, grain, body);
   }
-  const auto rows_by = [&](int64_t begin, int64_t end, auto phase_parallel) {
+  const auto rows_by = [&](int64_t begin, int64_t end, auto phases) {
     const Work<S> work(t.n);
     with_diagonals(t, x, out, -1, [&](const auto& load_entries, const auto& finish) {
       for (int64_t i = begin * t.n; i < end * t.n; i += t.n)
-        transform_row(t, work.at(out + i), load_entries.from(i), finish.from(i), phase_parallel);
+        transform_row(t, work.at(out + i), load_entries.from(i), finish.from(i), phases);
     });
   };
-  if (t.n <= Shape<T>::kPiece) {
-    auto body = [&](int64_t begin, int64_t end) {
-      rows_by(begin, end, [](int64_t count, auto f) { f(0, count); });
-    };
+  if (t.n * static_cast<int64_t>(sizeof(T)) <= kPieceBytes) {
+    auto body = [&](int64_t begin, int64_t end) { rows_by(begin, end, Alone{}); };
     return for_each_range(parallel, t.rows, grain, body);
   }
-  rows_by(0, t.rows,
-          [&](int64_t count, auto f) { for_each_range(parallel, count, 1 + count / 256, f); });
+  rows_by(0, t.rows, Together{parallel});
 }
 
 }  // namespace

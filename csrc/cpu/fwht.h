@@ -13,6 +13,39 @@ constexpr int kRadix = kVectorBytes == 64 ? 16 : 8;  // vectors that registers h
 template <class T>
 constexpr int64_t kInCache = 32768 / static_cast<int64_t>(sizeof(T));
 
+constexpr int64_t kPieceBytes = 1024 * 1024;  // a second-level cache
+
+// The largest part of n entries that fits it, as transform_levels divides them.
+template <class T>
+FASTFOOD_INLINE int64_t piece_of(int64_t n) {
+  while (n * static_cast<int64_t>(sizeof(T)) > kPieceBytes) n /= 8;
+  return n;
+}
+
+// The ways to do a phase, which is f(begin, end) for all of [0, count): in this thread, or in many.
+// own(state) is what a thread may change.
+struct Alone {
+  template <class F>
+  void operator()(int64_t count, F f) const {
+    f(0, count);
+  }
+  template <class State>
+  State& own(State& state) const {
+    return state;
+  }
+};
+struct Together {
+  cpu::ParallelFor parallel;
+  template <class F>
+  void operator()(int64_t count, F f) const {
+    for_each_range(parallel, count, 1 + count / 256, f);
+  }
+  template <class State>
+  State own(const State& state) const {
+    return state;
+  }
+};
+
 // Leaves entry i of the transform at work[i].
 template <class T>
 struct Keep {
@@ -99,11 +132,43 @@ static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Pr
   }
 }
 
+// The levels of strides stride, ... radix stride / 2 over vectors [begin, end) of columns, those of
+// a row's first radix stride entries first.
+template <class T, class Store>
+static void transform_columns(const T* work, int64_t stride, int64_t radix, int64_t begin,
+                              int64_t end, const Store& store) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int log = log2_of(stride / lanes);
+  while (begin < end) {
+    const int64_t row = begin >> log, next = (row + 1) << log, stop = next < end ? next : end;
+    const int64_t column = (row * (radix - 1) << log);
+    run_pass(work, (begin + column) * lanes, (stop + column) * lanes, stride, radix, store);
+    begin = stop;
+  }
+}
+
+// The levels of strides in [from, n) over n entries, phase by phase; prepare as above.
+template <class T, class Prepare, class Phases>
+static void transform_in_phases(T* work, int64_t from, int64_t n, Prepare prepare, Phases phases) {
+  const int64_t piece = piece_of<T>(n);
+  phases(n / piece, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      transform_levels(work, i * piece, from, piece, prepare, Keep<T>{work});
+  });
+  for (int64_t stride = piece; stride < n;) {
+    const int64_t radix = next_radix<T>(stride, n);
+    phases(n / radix / kLanes<T>, [=](int64_t begin, int64_t end) {
+      transform_columns(work, stride, radix, begin, end, Keep<T>{work});
+    });
+    stride *= radix;
+  }
+}
+
 // H_count over the `count` vectors at x, in place, each lane a transform of its own; count a power
 // of two.
-template <class T>
-static void transform_vectors(T* x, int64_t count) {
-  if (count > 1) transform_levels(x, 0, kLanes<T>, count * kLanes<T>, [](int64_t) {}, Keep<T>{x});
+template <class T, class Phases = Alone>
+static void transform_vectors(T* x, int64_t count, Phases phases = {}) {
+  if (count > 1) transform_in_phases(x, kLanes<T>, count * kLanes<T>, [](int64_t) {}, phases);
 }
 
 }  // namespace fastfood::FASTFOOD_ISA

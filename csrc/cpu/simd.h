@@ -14,6 +14,9 @@
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace fastfood::FASTFOOD_ISA {
 
@@ -52,6 +55,8 @@ using U32 = Vector<uint32_t>;
 using U64 = Vector<uint64_t>;
 constexpr int kW = kLanes<float>;
 
+constexpr int64_t kGrain = 32768;  // entries that are worth a thread
+
 #define FASTFOOD_INLINE static inline __attribute__((always_inline))
 #define FASTFOOD_INLINE_MEMBER __attribute__((always_inline))
 
@@ -63,6 +68,35 @@ FASTFOOD_INLINE Vector<T> load(const T* p) {
 template <class T>
 FASTFOOD_INLINE void store(T* p, Vector<T> x) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = x;
+}
+
+// The same past the caches, for large arrays; p is aligned to the vector. What is written is seen
+// by others only behind `end_streams`.
+template <class T>
+FASTFOOD_INLINE void stream(T* p, Vector<T> x) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)x);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)x);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)x);
+#else
+  store(p, x);
+#endif
+}
+FASTFOOD_INLINE void end_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// The low halves of the 64-bit lanes of a and b in turn: a[0], b[0], a[1], b[1], ...
+FASTFOOD_INLINE U32 interleave_low_halves(U64 a, U64 b) {
+#if defined(__AVX512F__)
+  return (U32)_mm512_mask_shuffle_epi32((__m512i)a, 0xAAAA, (__m512i)b, _MM_PERM_CCAA);
+#else
+  return (U32)((a & 0xFFFFFFFFull) | (b << 32));
+#endif
 }
 
 // The 64-bit products of the low halves of each 64-bit lane.
@@ -247,11 +281,18 @@ FASTFOOD_INLINE void dispatch(Type type, F f) {
   __builtin_trap();
 }
 
-// Memory for one task, 64-byte aligned and uninitialised.
+// Memory for one task, 64-byte aligned and uninitialised. Large pages, where it is large: the first
+// touch of small ones would take longer than the work on them.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : p_(__builtin_malloc(static_cast<size_t>(bytes) + 64)) {
     if (!p_) __builtin_trap();
+#if defined(__linux__)
+    constexpr uintptr_t page = 4096, large = int64_t{1} << 22;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(p_) + page - 1) & ~(page - 1);
+    if (static_cast<uintptr_t>(bytes) >= large)
+      madvise(reinterpret_cast<void*>(first), static_cast<size_t>(bytes) - page, MADV_HUGEPAGE);
+#endif
   }
   ~Scratch() { __builtin_free(p_); }
   Scratch(const Scratch&) = delete;
@@ -265,12 +306,16 @@ class Scratch {
   void* p_;
 };
 
-// parallel(count, grain, f) with a callable f(begin, end).
+// parallel(count, grain, f) with a callable f(begin, end), whose streams have ended when it
+// returns.
 template <class F>
 FASTFOOD_INLINE void for_each_range(cpu::ParallelFor parallel, int64_t count, int64_t grain, F& f) {
   parallel(
       count, grain,
-      [](int64_t begin, int64_t end, void* context) { (*static_cast<F*>(context))(begin, end); },
+      [](int64_t begin, int64_t end, void* context) {
+        (*static_cast<F*>(context))(begin, end);
+        end_streams();
+      },
       &f);
 }
 
