@@ -32,7 +32,8 @@
 
 namespace fastfood {
 
-enum class Stream : uint32_t { G = 0, B = 1, Pi = 2, Dense = 3, Sparse = 4 };
+// Lengths are those of random Fourier features, which features.py describes.
+enum class Stream : uint32_t { G = 0, B = 1, Pi = 2, Dense = 3, Sparse = 4, Lengths = 5 };
 
 FASTFOOD_HD Words stream_call(uint64_t seed, uint32_t stream, uint64_t call) {
   return philox4x32({{static_cast<uint32_t>(call), static_cast<uint32_t>(call >> 32), stream, 0u}},

@@ -38,6 +38,7 @@ STABLE_TORCH_LIBRARY(fastfood, m) {
   m.def("philox_words(Tensor like, int seed, int stream, int first, int count) -> Tensor");
   m.def("normals(Tensor like, int seed, int stream, int first, int count) -> Tensor");
   m.def("project_rows(Tensor v, int seed, SymInt start, SymInt stop) -> Tensor");
+  m.def("project_rows_out(Tensor v, Tensor(a!) out, int seed, SymInt start) -> ()");
   m.def("project_rows_adjoint(Tensor g, SymInt L, int seed, SymInt start) -> Tensor");
   m.def(
       "perturb_(Tensor(a!) out, Tensor base, Tensor v, Tensor offsets, Tensor scales, int seed, "

@@ -171,23 +171,39 @@ Tensor normals(const Tensor& like, int64_t seed, int64_t stream, int64_t first, 
   return out;
 }
 
+// Rows from `start` on to `out`, which is contiguous and, but for the last dimension, of v's shape.
 template <class Backend>
-Tensor project_rows(const Tensor& v_in, int64_t seed, int64_t start, int64_t stop) {
-  const Type type = type_of(v_in, "v");
-  STD_TORCH_CHECK(arithmetic(type) == v_in.scalar_type(), "v: wanted float32 or float64");
-  STD_TORCH_CHECK(v_in.dim() > 0, "v: wanted at least one dimension, got a scalar");
-  const int64_t L = v_in.size(v_in.dim() - 1);
+void project_into(Tensor& out, const Tensor& v_in, int64_t seed, int64_t start) {
+  const Type type = type_of(out, "out");
+  check_type(v_in, "v", arithmetic(type));
+  check_same_device(v_in, "v", out);
+  const int64_t L = v_in.size(v_in.dim() - 1), count = out.size(out.dim() - 1);
   check_block_length(L);
-  STD_TORCH_CHECK(0 <= start && start <= stop, "start, stop: wanted 0 <= start <= stop, got ",
-                  start, ", ", stop);
+  STD_TORCH_CHECK(start >= 0, "start: wanted no negative number, got ", start);
+  if (out.numel() == 0) return;
   const Tensor v = make_contiguous(v_in);
-  Tensor out = new_tensor(v, with_last(v, stop - start), v.scalar_type());
-  if (out.numel() == 0) return out;
   for (int64_t row = 0; row < v.numel() / L; ++row)
-    Backend::project({at_row(out, row, stop - start), nullptr, at_row(v, row, L), nullptr, nullptr,
-                      0, type, L, start, stop - start, static_cast<uint64_t>(seed)},
+    Backend::project({at_row(out, row, count), nullptr, at_row(v, row, L), nullptr, nullptr, 0,
+                      type, L, start, count, static_cast<uint64_t>(seed)},
                      v);
+}
+
+template <class Backend>
+Tensor project_rows(const Tensor& v, int64_t seed, int64_t start, int64_t stop) {
+  STD_TORCH_CHECK(v.dim() > 0, "v: wanted at least one dimension, got a scalar");
+  STD_TORCH_CHECK(start <= stop, "start, stop: wanted start <= stop, got ", start, ", ", stop);
+  Tensor out = new_tensor(v, with_last(v, stop - start), v.scalar_type());
+  project_into<Backend>(out, v, seed, start);
   return out;
+}
+
+template <class Backend>
+void project_rows_out(const Tensor& v, Tensor out, int64_t seed, int64_t start) {
+  STD_TORCH_CHECK(v.dim() > 0, "v: wanted at least one dimension, got a scalar");
+  STD_TORCH_CHECK(out.is_contiguous() && out.dim() == v.dim() &&
+                      out.sizes().slice(0, out.dim() - 1) == v.sizes().slice(0, v.dim() - 1),
+                  "out: wanted a contiguous tensor of v's shape but for the last dimension");
+  project_into<Backend>(out, v, seed, start);
 }
 
 template <class Backend>
@@ -242,6 +258,7 @@ void register_operators(torch::stable::detail::StableLibrary& m) {
   m.impl("philox_words", TORCH_BOX(&philox_words<Backend>));
   m.impl("normals", TORCH_BOX(&normals<Backend>));
   m.impl("project_rows", TORCH_BOX(&project_rows<Backend>));
+  m.impl("project_rows_out", TORCH_BOX(&project_rows_out<Backend>));
   m.impl("project_rows_adjoint", TORCH_BOX(&project_rows_adjoint<Backend>));
   m.impl("perturb_", TORCH_BOX(&perturb_<Backend>));
 }

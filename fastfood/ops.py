@@ -14,9 +14,10 @@ import torch
 
 _LIBRARIES = pathlib.Path(__file__).parent / "lib"
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)  # what is computed in float32
 
 # Streams of random numbers, as in csrc/definitions.h.
-STREAM_G, STREAM_B, STREAM_PI, STREAM_DENSE, STREAM_SPARSE = range(5)
+STREAM_G, STREAM_B, STREAM_PI, STREAM_DENSE, STREAM_SPARSE, STREAM_LENGTHS = range(6)
 
 
 def _load_libraries() -> set:
@@ -94,6 +95,11 @@ def check_tensor(x, name: str, dtypes=FLOATING) -> None:
         raise ValueError(f"{name}: wanted at least one dimension, got a scalar")
 
 
+def check_count(value, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: wanted an integer of at least 1, got {value!r}")
+
+
 def _check_rows(start: int, stop: int) -> None:
     if not 0 <= start <= stop:
         raise ValueError(f"start, stop: wanted 0 <= start <= stop, got {start}, {stop}")
@@ -102,6 +108,20 @@ def _check_rows(start: int, stop: int) -> None:
 def _check_block_length(L: int, name: str) -> None:
     if L < 256 or L & (L - 1):
         raise ValueError(f"{name}: wanted a power of two of at least 256, got {L}")
+
+
+def check_out(out, x, last: int) -> None:
+    """Raises unless `out` can take a result computed from x: x's shape but for the last dimension,
+    its dtype or a narrower one that is computed in it, and nothing to differentiate."""
+    check_tensor(out, "out", (torch.float64,) if x.dtype == torch.float64 else _IN_FLOAT32)
+    shape = (*x.shape[:-1], last)
+    if out.shape != shape or out.device != x.device or not out.is_contiguous():
+        raise ValueError(
+            f"out: wanted a contiguous tensor of shape {shape} on {x.device}, got "
+            f"{tuple(out.shape)} on {out.device} with strides {out.stride()}"
+        )
+    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+        raise RuntimeError("out: wanted a call that is not differentiated, got one that is")
 
 
 def signed(seed: int) -> int:
@@ -114,7 +134,7 @@ def signed(seed: int) -> int:
     return seed - (1 << 64) if seed >> 63 else seed
 
 
-def project_rows(v: torch.Tensor, seed: int, start: int, stop: int) -> torch.Tensor:
+def project_rows(v: torch.Tensor, seed: int, start: int, stop: int, out=None) -> torch.Tensor:
     """Rows [start, stop) of stack_b(H_L(G_b * v)), the part of the Fastfood projection that grows
     with D.
 
@@ -122,16 +142,24 @@ def project_rows(v: torch.Tensor, seed: int, start: int, stop: int) -> torch.Ten
         v: shape (..., L), float32 or float64; L a power of two of at least 256.
         seed: 0 <= seed < 2**64, the key of G.
         start, stop: rows; row r belongs to block b = r // L.
+        out: a contiguous tensor to write to, of shape (..., stop - start), in v's dtype or, for
+            float32, in one of 16 bits, rounded once. Not with autograd.
 
     Returns:
-        Shape (..., stop - start) of v's dtype. Raises TypeError or ValueError for anything else.
+        Shape (..., stop - start) of v's dtype, or `out`, its version counter bumped. Raises
+        TypeError or ValueError for anything else, RuntimeError for `out` in a differentiated call.
 
     Source: Le, Sarlos, Smola, "Fastfood", ICML 2013; eq. 2 of Aghajanyan et al., ACL 2021.
     """
     check_tensor(v, "v", (torch.float32, torch.float64))
     _check_block_length(v.shape[-1], "v")
     _check_rows(start, stop)
-    return _rows(v, signed(seed), start, stop)
+    if out is None:
+        return _rows(v, signed(seed), start, stop)
+    check_out(out, v, stop - start)
+    operators.project_rows_out(v, out, signed(seed), start)
+    torch.autograd.graph.increment_version(out)
+    return out
 
 
 def project_rows_adjoint(g: torch.Tensor, L: int, seed: int, start: int) -> torch.Tensor:
@@ -252,6 +280,7 @@ _register(
     ),
     save_arguments,
 )
+_register("project_rows_out", lambda *arguments: None)
 _register("perturb_", lambda *arguments: None)
 _register("philox_words", _fake_random(4, torch.int32))
 _register("normals", _fake_random(8, torch.float32))

@@ -20,14 +20,13 @@ _TILE = 1 << 22  # random numbers that Dense and Sparse hold at a time
 class Projection:
     """What all projections have in common: sizes, checks, and the calls made of rows.
 
-    Subclasses give `_rows(theta, start, stop)` and `_rows_adjoint(g, start)`, each linear, of
+    Subclasses give `_rows(theta, start, stop, out)` and `_rows_adjoint(g, start)`, each linear, of
     leading dimensions.
     """
 
     def __init__(self, d: int, D: int, seed: int = 0):
-        for name, value in (("d", d), ("D", D)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: wanted an integer of at least 1, got {value!r}")
+        ops.check_count(d, "d")
+        ops.check_count(D, "D")
         ops.signed(seed)
         self.d, self.D, self.seed = d, D, seed
 
@@ -35,25 +34,8 @@ class Projection:
         return f"{type(self).__name__}(d={self.d}, D={self.D}, seed={self.seed})"
 
     def __call__(self, theta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """P theta: (..., d) to (..., D), float32 or float64. With `out`, of that shape and dtype,
-        it is written there.
-
-        Raises TypeError or ValueError if theta or out has another dtype or shape.
-        """
-        if out is None:
-            return self.rows(theta, 0, self.D)
-        self._check(theta, "theta", self.d)
-        self._check(out, "out", self.D)
-        if (
-            out.shape[:-1] != theta.shape[:-1]
-            or out.dtype != theta.dtype
-            or out.device != theta.device
-        ):
-            raise ValueError(
-                f"out: wanted shape {(*theta.shape[:-1], self.D)}, {theta.dtype}, {theta.device}, "
-                f"got {tuple(out.shape)}, {out.dtype}, {out.device}"
-            )
-        return out.copy_(self.rows(theta, 0, self.D))
+        """P theta: (..., d) to (..., D), float32 or float64. With `out`, as for `rows`."""
+        return self.rows(theta, 0, self.D, out)
 
     def adjoint(self, g: torch.Tensor) -> torch.Tensor:
         """P^T g: (..., D) to (..., d). Raises TypeError or ValueError for another dtype or
@@ -62,16 +44,22 @@ class Projection:
         self._check(g, "g", self.D, ops.FLOATING)
         return self.rows_adjoint(g, 0)
 
-    def rows(self, theta: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def rows(self, theta: torch.Tensor, start: int, stop: int, out=None) -> torch.Tensor:
         """Rows [start, stop) of P theta: (..., d) to (..., stop - start); bit for bit the slice of
         the whole.
+
+        out: a contiguous tensor to write to, in theta's dtype or, for float32, in one of 16 bits,
+        rounded once: memory that stays is written much faster than new one. Not with autograd.
+
+        Raises TypeError or ValueError if theta or out has another dtype or shape, RuntimeError for
+        `out` in a differentiated call.
         """
         self._check(theta, "theta", self.d)
         if not 0 <= start <= stop <= self.D:
             raise ValueError(
                 f"start, stop: wanted 0 <= start <= stop <= {self.D}, got {start}, {stop}"
             )
-        return self._rows(theta, start, stop)
+        return self._rows(theta, start, stop, out)
 
     def rows_adjoint(self, g: torch.Tensor, start: int) -> torch.Tensor:
         """The transpose of rows [start, start + len): (..., len) to (..., d), float32, or float64
@@ -108,6 +96,14 @@ class Projection:
             raise ValueError(f"{name}: wanted shape (..., {size}), got {tuple(x.shape)}")
 
 
+def permutation(L: int, seed: int, device="cpu") -> torch.Tensor:
+    """Pi of `seed` as int32 indices of shape (L,), L even and at most 2**31."""
+    words = ops.philox_words(seed, ops.STREAM_PI, 0, L // 2, device).long().reshape(-1, 2)
+    keys = (words[:, 1] << 32) | (words[:, 0] & 0xFFFFFFFF)
+    # Flipping the top bit makes the signed order the unsigned one.
+    return torch.argsort(keys ^ torch.iinfo(torch.int64).min, stable=True).to(torch.int32)
+
+
 class Fastfood(Projection):
     """P theta = (D L)^(-1/2) stack_b(H_L G_b Pi tile(H_n B pad(theta)))[: D], in O(D log L),
     nothing of size D stored.
@@ -115,9 +111,10 @@ class Fastfood(Projection):
     Args:
         d, D: columns and rows of P, at least 1.
         seed: 0 <= seed < 2**64; it and the sizes determine every bit.
-        L: block length, a power of two of at least max(n, 256), which is the default; n is the
-            power of two >= d. L = 2 ** ceil(log2 D) is the one-block form of the original authors'
-            code.
+        L: block length, a power of two of at least max(n, 256), which is the default, and at most
+            2**31; n is the power of two >= d. `one_block` takes the largest that makes sense.
+
+    What it keeps once it was used is 4 L bytes of Pi and d of B, for each device.
 
     Raises:
         ValueError: a size or the seed is out of range.
@@ -127,40 +124,41 @@ class Fastfood(Projection):
         super().__init__(d, D, seed)
         self.n = 1 << (d - 1).bit_length()
         self.L = max(self.n, 256) if L is None else L
-        if self.L < max(self.n, 256) or self.L & (self.L - 1):
-            raise ValueError(f"L: wanted a power of two of at least {max(self.n, 256)}, got {L}")
+        if not max(self.n, 256) <= self.L <= 1 << 31 or self.L & (self.L - 1):
+            raise ValueError(
+                f"L: wanted a power of two of at least {max(self.n, 256)} and at most 2**31, got "
+                f"{self.L}"
+            )
         self.scale = 1.0 / math.sqrt(D * self.L)
         self._state = {}
 
+    @classmethod
+    def one_block(cls, d: int, D: int, seed: int = 0) -> "Fastfood":
+        """The form of the original authors' code: a single block of L = 2 ** ceil(log2 D) rows."""
+        fitting = cls(d, D, seed)
+        return cls(d, D, seed, max(fitting.L, 1 << (D - 1).bit_length()))
+
     def _signs_and_permutation(self, device: torch.device):
-        """B, its first d entries, and Pi as indices: made once for each device."""
+        """B, its first d entries in int8, and Pi as int32 indices: made once for each device."""
         if device not in self._state:
-            B = random_signs(self.d, self.seed, device)
-            words = (
-                ops.philox_words(self.seed, ops.STREAM_PI, 0, self.L // 2, device)
-                .long()
-                .reshape(-1, 2)
-            )
-            keys = (words[:, 1] << 32) | (words[:, 0] & 0xFFFFFFFF)
-            # Flipping the top bit makes the signed order the unsigned one.
-            Pi = torch.argsort(keys ^ torch.iinfo(torch.int64).min, stable=True)
-            self._state[device] = B, Pi
+            B = random_signs(self.d, self.seed, device, torch.int8)
+            self._state[device] = B, permutation(self.L, self.seed, device)
         return self._state[device]
 
     def spread(self, theta: torch.Tensor) -> torch.Tensor:
         """v = (D L)^(-1/2) Pi tile(H_n (B * pad(theta))): (..., d) to (..., L)."""
         B, Pi = self._signs_and_permutation(theta.device)
-        padded = torch.nn.functional.pad(theta * B.to(theta.dtype), (0, self.n - self.d))
+        padded = torch.nn.functional.pad(theta * B, (0, self.n - self.d))
         return hadamard_transform(padded, self.scale)[..., Pi & (self.n - 1)]
 
     def spread_adjoint(self, z: torch.Tensor) -> torch.Tensor:
         """The transpose of `spread`: (..., L) to (..., d)."""
         B, Pi = self._signs_and_permutation(z.device)
-        tiles = torch.zeros_like(z).index_copy(-1, Pi, z).unflatten(-1, (-1, self.n))
-        return hadamard_transform(tiles.sum(-2), self.scale)[..., : self.d] * B.to(z.dtype)
+        tiles = torch.zeros_like(z).index_copy(-1, Pi.long(), z).unflatten(-1, (-1, self.n))
+        return hadamard_transform(tiles.sum(-2), self.scale)[..., : self.d] * B
 
-    def _rows(self, theta, start, stop):
-        return ops.project_rows(self.spread(theta), self.seed, start, stop)
+    def _rows(self, theta, start, stop, out):
+        return ops.project_rows(self.spread(theta), self.seed, start, stop, out)
 
     def _rows_adjoint(self, g, start):
         return self.spread_adjoint(ops.project_rows_adjoint(g, self.L, self.seed, start))
@@ -204,7 +202,10 @@ class Dense(Projection):
             out = out + g.narrow(-1, row - start, last - row).to(dtype) @ P.to(dtype)
         return out
 
-    def _rows(self, theta, start, stop):
+    def _rows(self, theta, start, stop, out):
+        if out is not None:
+            ops.check_out(out, theta, stop - start)
+            return out.copy_(self._forward(theta, start, stop))
         return ops.linear_map(
             theta, lambda x: self._forward(x, start, stop), lambda g: self._transposed(g, start)
         )
