@@ -7,6 +7,7 @@ trains any `nn.Module` in d dimensions (DID and SAID), and the command `fastfood
 task's intrinsic dimension with it. This package needs torch alone.
 """
 
+from .features import FastfoodFeatures
 from .hadamard import (
     hadamard_transform,
     hadamard_transform_,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Dense",
     "Fastfood",
+    "FastfoodFeatures",
     "Sparse",
     "SubspaceConfig",
     "SubspaceModel",
