@@ -16,12 +16,18 @@ from torch import Tensor, nn
 
 from .projection import Dense, Fastfood, Sparse
 
-PROJECTIONS = {"fastfood": Fastfood, "dense": Dense, "sparse": Sparse}
+PROJECTIONS = {
+    "fastfood": Fastfood,
+    "one-block": Fastfood.one_block,
+    "dense": Dense,
+    "sparse": Sparse,
+}
 CHOICES = {
     "method": ("said", "did"),
     "normalization": ("global", "tensor"),
     "groups": ("layer", "tensor"),
     "projection": tuple(PROJECTIONS),
+    "gradient": ("exact", "released"),
 }
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -39,7 +45,12 @@ class SubspaceConfig:
         tensor's rows (a factor sqrt(D / D_t), as in the code of the paper's authors).
     groups: what shares a scale: "layer" (each numbered block, the embeddings, the head), "tensor",
         or a function from a parameter's name to anything hashable. DID does not depend on it.
-    projection: "fastfood", "dense" or "sparse".
+    projection: "fastfood", "one-block" (the same with a single block of 2^ceil(log2 D) rows),
+        "dense" or "sparse".
+    gradient: "exact", or "released": what reaches theta from tensor t is multiplied by
+        1 / 2^ceil(log2 D_t). That is wrong, so wrong that its direction is; it is how the code
+        that the paper's authors released trains, kept to reproduce numbers made with it. It wants
+        learning rates and an eps of its own, and adapters trained with it are read as any other.
 
     Raises TypeError or ValueError naming the argument, what was wanted and what was given.
     """
@@ -50,6 +61,7 @@ class SubspaceConfig:
     normalization: str = "global"
     groups: str | Callable[[str], Hashable] = "layer"
     projection: str = "fastfood"
+    gradient: str = "exact"
 
     def __post_init__(self):
         for name in ("d", "seed"):

@@ -152,7 +152,8 @@ class SubspaceModel(nn.Module):
             for segment in run.segments:
                 groups[segment.group].append((run, segment))
         for group, places in enumerate(groups):
-            node = Node(self.projection, group, places, leaves, values, versions)
+            released = self.subspace_config.gradient == "released"
+            node = Node(self.projection, group, places, leaves, values, versions, released)
             weights = Weights.apply(self.theta, self.lambda_, node)
             for (_, segment), weight in zip(places, weights, strict=True):
                 for module, attribute in segment.owners:

@@ -83,6 +83,7 @@ class Node:
     leaves: list[Tensor]
     values: list[Tensor]  # of theta and, for SAID, lambda_: what the weights were made from
     versions: list[int]
+    released: bool  # whether theta's gradient is that of the authors' code (SubspaceConfig)
 
     def coordinates(self) -> list[Tensor]:
         """theta and, for SAID, lambda_, in a form to compute gradients from."""
@@ -92,7 +93,16 @@ class Node:
             raise RuntimeError("theta or lambda_ was changed before a backward with create_graph")
         return self.leaves
 
-    def gradients(self, grads: tuple[Tensor | None, ...]) -> Iterator[tuple[int, float, Tensor]]:
+    def adjoint(self, grads: tuple[Tensor | None, ...], like: Tensor, released: bool) -> Tensor:
+        """P_g^T of the gradients: (d - m,), in the dtype of `like`."""
+        a = torch.zeros_like(like)
+        for start, factor, grad in self.gradients(grads, released):
+            a = a + factor * self.projection.rows_adjoint(grad, start).to(a)
+        return a
+
+    def gradients(
+        self, grads: tuple[Tensor | None, ...], released: bool
+    ) -> Iterator[tuple[int, float, Tensor]]:
         """(first row, factor, flat gradient): absent ones are zero, neighbours go together."""
         alone_from = max(_ALONE, 8 * self.projection.d)
         gathered, start, stop, home = [], 0, 0, None
@@ -100,17 +110,18 @@ class Node:
             if grad is None:
                 continue
             grad = grad.to_dense().reshape(-1)
+            factor = segment.norm
+            if released:
+                factor /= 1 << (segment.numel - 1).bit_length()
             if segment.numel >= alone_from:  # copying it would cost more than a call of its own
-                yield segment.start, segment.norm, grad
+                yield segment.start, factor, grad
                 continue
             if gathered and (segment.start != stop or run is not home):
                 yield start, 1.0, torch.cat(gathered)
                 gathered = []
             if not gathered:
                 start, home = segment.start, run
-            gathered.append(
-                grad if segment.norm == 1 else grad.to(self.values[0].dtype) * segment.norm
-            )
+            gathered.append(grad if factor == 1 else grad.to(self.values[0].dtype) * factor)
             stop = segment.start + segment.numel
         if gathered:
             yield start, 1.0, torch.cat(gathered)
@@ -134,13 +145,12 @@ class Weights(torch.autograd.Function):
     def backward(ctx, *grads):
         node = ctx.node
         theta, *lambda_ = node.coordinates()
-        a = torch.zeros_like(theta)
-        with torch.autocast(a.device.type, enabled=False):
-            for start, factor, grad in node.gradients(grads):
-                a = a + factor * node.projection.rows_adjoint(grad, start).to(a)
-        if not lambda_:
-            return a, None, None
+        with torch.autocast(theta.device.type, enabled=False):
+            a = node.adjoint(grads, theta, node.released)
+            if not lambda_:
+                return a, None, None
+            exact = node.adjoint(grads, theta, False) if node.released else a
         scales = lambda_[0]
         scales_grad = torch.zeros_like(scales)
-        scales_grad[node.group] = torch.dot(theta, a)
+        scales_grad[node.group] = torch.dot(theta, exact)
         return scales[node.group] * a, scales_grad, None

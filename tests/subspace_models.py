@@ -1,6 +1,7 @@
 """Small models of every kind, how tests wrap and move them, and the gradients they should have."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -139,13 +140,15 @@ def expected(model, plain, loss=loss_of):
     P = model.projection.to_dense(torch.float64)
     assert P.shape == (D, len(theta)) and model.projection.seed == config.seed
     group = {segment.name: segment.group for segment in model._segments}
-    factors, rows_group = [], []
+    factors, rows_group, released = [], [], []
     for name, p in named:
         norm = (D / p.numel()) ** 0.5 if config.normalization == "tensor" else 1.0
         scale = 1.0 if model.lambda_ is None else model.lambda_[group[name]].item()
         factors.append(torch.full((p.numel(), 2), norm, dtype=torch.float64))
         factors[-1][:, 1] *= scale
         rows_group.append(torch.full((p.numel(),), group[name]))
+        rows = 2.0 ** math.ceil(math.log2(p.numel())) if config.gradient == "released" else 1.0
+        released.append(torch.full((p.numel(),), 1 / rows, dtype=torch.float64))
     norms, scales = torch.cat(factors).T
     rows_group = torch.cat(rows_group)
     step, start = scales * (P @ theta), 0
@@ -162,7 +165,8 @@ def expected(model, plain, loss=loss_of):
     g = torch.cat(flat).double()
     lambda_grad = torch.zeros(len(model.group_names), dtype=torch.float64)
     lambda_grad.index_add_(0, rows_group, norms * (P @ theta) * g)
-    return value, P.T @ (scales * g), None if model.lambda_ is None else lambda_grad
+    theta_grad = P.T @ (scales * torch.cat(released) * g)
+    return value, theta_grad, None if model.lambda_ is None else lambda_grad
 
 
 def check_gradients(model, plain, loss=loss_of):

@@ -45,9 +45,23 @@ def test_moved_to_each_device(device):
     torch.testing.assert_close(model.lambda_.grad.cpu(), lambda_grad)
 
 
-@pytest.mark.parametrize("projection", ["dense", "sparse"])
+@pytest.mark.parametrize("projection", ["one-block", "dense", "sparse"])
 def test_other_projections(projection):
     check_gradients(move(wrap(mlp(), projection=projection)), mlp())
+
+
+@pytest.mark.parametrize("normalization", ["global", "tensor"])
+@pytest.mark.parametrize("method", ["said", "did"])
+def test_the_released_gradient_is_wrong_as_documented(method, normalization):
+    config = {"method": method, "normalization": normalization, "gradient": "released"}
+    check_gradients(move(wrap(mlp(), **config)), mlp())
+    exact = move(wrap(mlp(), **config | {"gradient": "exact"}))
+    released = move(wrap(mlp(), **config))
+    for model in (exact, released):
+        loss_of(model).backward()
+    assert torch.cosine_similarity(exact.theta.grad, released.theta.grad, 0) < 0.99
+    if method == "said":
+        torch.testing.assert_close(exact.lambda_.grad, released.lambda_.grad)
 
 
 @pytest.mark.parametrize("normalization", ["global", "tensor"])
