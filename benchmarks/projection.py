@@ -1,21 +1,85 @@
-"""The projection and its adjoint against the floor: writing, or reading, the same bytes.
+"""The projection and its adjoint against the floors of writing and reading, and against peers.
 
-    python benchmarks/projection.py [--D 22713986] [--d 200,1000,10000] [--threads 1] [--device cpu]
+    python benchmarks/projection.py [--D 22713986,124647170,355362818,7000000000]
+        [--d 200,1000,10000,1000000] [--L 0] [--threads 1] [--device cpu] [--repetitions 7]
+        [--authors PATH/intrinsic.py] [--plot projection.png]
 
-Every number is the median of interleaved repetitions in one run, on buffers that stay.
+One table. "write" fills the output (on the CPU by torch or by memset, whichever is faster), "read"
+sums it, "copy" copies it; "+ base" adds the projection to base weights, in bfloat16. "Kronecker" is
+the same projection in plain torch with stored B, Pi and G, by two batched matrix products a block;
+"authors" is the released code of Aghajanyan et al. (`intrinsic.py` of compacter), forward, and
+backward in the column of the adjoint. All run in turn on buffers that stay, repetition by
+repetition; numbers are medians in nanoseconds per row of P, or ratios of them. "state" is what the
+projection keeps, "peak" how much more memory a forward and an adjoint take while they run. Sizes D
+that memory does not hold go by rows: the last 2^26 of them.
 """
 
 import argparse
+import ctypes
+import importlib.util
 import platform
 import statistics
+import sys
 import time
+import types
+from pathlib import Path
 
 import torch
 
 import fastfood
+from fastfood import ops, reference
+
+MOST = {"cpu": 1 << 29, "cuda": 1 << 33}  # rows that are made at once
+PART = 1 << 26
+PEERS_UP_TO = 1 << 25  # rows, for peers that take many times as long
+
+
+class Kronecker:
+    """What ours computes, with everything stored."""
+
+    def __init__(self, P, device):
+        self.P, self.blocks = P, -(-P.D // P.L)
+        self.G = ops.normals(P.seed, ops.STREAM_G, 0, self.blocks * P.L // 8, device)
+        b = 1 << P.L.bit_length() // 2
+        self.left, self.right = (
+            reference.hadamard_matrix(k, device).float() for k in (P.L // b, b)
+        )
+
+    def __call__(self, theta):
+        x = (self.G.view(self.blocks, -1) * self.P.spread(theta)).view(
+            -1, len(self.left), len(self.right)
+        )
+        return (self.left @ x @ self.right).view(-1)[: self.P.D]
+
+    def adjoint(self, g):
+        g = torch.nn.functional.pad(g, (0, len(self.G) - len(g)))
+        y = self.left @ g.view(-1, len(self.left), len(self.right)) @ self.right
+        return self.P.spread_adjoint((self.G * y.view(-1)).view(self.blocks, -1).sum(0))
+
+
+class Authors:
+    """The released code: one block of 2^ceil(log2 D) rows, everything stored."""
+
+    def __init__(self, path, D, device):
+        for name in ("seq2seq", "seq2seq.projections", "seq2seq.projections.fwh_cuda"):
+            sys.modules.setdefault(name, types.ModuleType(name))
+        sys.modules["seq2seq.projections.fwh_cuda"].fast_walsh_hadamard_transform = None
+        spec = importlib.util.spec_from_file_location("intrinsic", path)
+        self.code = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.code)
+        self.D, self.variables = D, self.code.fastfood_vars(D, device)
+
+    def __call__(self, theta):
+        return self.code.fastfood_torched(theta, self.D, self.variables)
+
+    def adjoint(self, g):
+        theta = torch.zeros(self.d, device=g.device, requires_grad=True)
+        return torch.autograd.grad(self(theta), theta, g)[0]
 
 
 def seconds(run, device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     start = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -23,42 +87,151 @@ def seconds(run, device):
     return time.perf_counter() - start
 
 
-def measure(d, D, device, repetitions):
-    """Medians in seconds: (write floor, forward, read floor, adjoint)."""
-    P = fastfood.Fastfood(d, D)
-    theta = torch.randn(d, device=device)
-    out, base = torch.empty(D, device=device), torch.zeros(D, device=device)
-    offsets, scales = torch.tensor([0, D], device=device), torch.ones(1, device=device)
-    runs = [
-        lambda: out.fill_(1.0),
-        lambda: P.perturb_(out, base, theta, offsets, scales),
-        lambda: out.sum(),
-        lambda: P.adjoint(out),
-    ]
-    times = [[seconds(run, device) for run in runs] for _ in range(repetitions + 1)][1:]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+def resident(name):
+    """VmRSS or VmHWM of this process in bytes, zero where there is no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def peak(run, device):
+    """Bytes that run() takes beyond those that were taken before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value
+    except OSError:
+        return float("nan")
+    before = resident("VmRSS")
+    run()
+    return max(0, resident("VmHWM") - before)
+
+
+def measure(d, D, arguments, device):
+    """Names to medians in seconds, and the rows, state and peak of the case."""
+    P = fastfood.Fastfood(d, D, L=arguments.L or None)
+    start = 0 if D <= MOST[device.type] else D - PART
+    rows = D - start
+    theta, out = torch.randn(d, device=device), torch.ones(rows, device=device)
+    half, base = (torch.ones(rows, device=device, dtype=torch.bfloat16) for _ in range(2))
+    offsets, scales = torch.tensor([0, rows], device=device), torch.ones(1, device=device)
+    runs = {
+        "fill": lambda: out.fill_(1.0),
+        "read": lambda: out.sum(),
+        "copy": lambda: half.copy_(base),
+        "forward": lambda: P.rows(theta, start, D, out=out),
+        "+ base": lambda: P.perturb_(half, base, theta, offsets, scales, start),
+        "adjoint": lambda: P.rows_adjoint(out, start),
+    }
+    if device.type == "cpu":
+        runs["memset"] = lambda: ctypes.memset(out.data_ptr(), 7, out.nbytes)
+    if rows == D and (D <= PEERS_UP_TO or device.type == "cuda"):
+        peer = Kronecker(P, device)
+        runs["Kronecker"] = lambda: peer(theta)
+        runs["Kronecker, adjoint"] = lambda: peer.adjoint(out)
+        if arguments.authors:
+            authors = Authors(arguments.authors, D, device)
+            authors.d = d
+            runs["authors"] = lambda: authors(theta)
+            runs["authors, adjoint"] = lambda: authors.adjoint(out)
+    runs["forward"]()  # makes B and Pi
+    taken = max(peak(runs["forward"], device), peak(runs["adjoint"], device))
+    times = {name: [] for name in runs}
+    for repetition in range(arguments.repetitions + 1):
+        for name, run in runs.items():
+            if name.startswith("authors") and repetition > 1:
+                continue
+            time_taken = seconds(run, device)
+            if repetition:
+                times[name].append(time_taken)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians["write"] = min(medians["fill"], medians.get("memset", float("inf")))
+    return medians, rows, P.nbytes, taken
+
+
+COLUMNS = [  # title, numerator, denominator
+    ("forward / write", "forward", "write"),
+    ("+ base / copy", "+ base", "copy"),
+    ("adjoint / read", "adjoint", "read"),
+    ("adjoint / forward", "adjoint", "forward"),
+    ("Kronecker / ours", "Kronecker", "forward"),
+    ("its adjoint", "Kronecker, adjoint", "adjoint"),
+    ("authors / ours", "authors", "forward"),
+    ("their backward", "authors, adjoint", "adjoint"),
+]
+
+
+def show(d, D, L, medians, rows, state, taken):
+    cells = [f"{d:,}", f"{D:,}", f"2^{L.bit_length() - 1}"]
+    cells += [f"{1e9 * medians[name] / rows:.2f}" for name in ("write", "forward", "adjoint")]
+    for _, numerator, denominator in COLUMNS:
+        known = numerator in medians
+        ratio = medians[numerator] / medians[denominator] if known else 0
+        cells.append((f"{ratio:.0f}" if ratio >= 20 else f"{ratio:.1f}") if known else "")
+    cells += [f"{state / 1e3:,.1f}", f"{taken / 1e6:,.1f}"]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def plot(results, path, title):
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    D = results[0][1]
+    for name, color, style in (
+        ("authors", "C3", "-"),
+        ("Kronecker", "C2", "-"),
+        ("adjoint", "C1", "-"),
+        ("forward", "C0", "-"),
+        ("write", "gray", "--"),
+        ("read", "gray", ":"),
+    ):
+        points = [
+            (d, 1e9 * medians[name] / rows)
+            for d, size, _, medians, rows, *_ in results
+            if size == D and name in medians
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="d", ylabel="ns per row of P", title=title)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--D", type=int, default=22_713_986)
-    parser.add_argument("--d", default="200,1000,10000")
+    parser.add_argument("--D", default="22713986,124647170,355362818,7000000000")
+    parser.add_argument("--d", default="200,1000,10000,1000000")
+    parser.add_argument("--L", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--authors")
+    parser.add_argument("--plot")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    print(f"{name or platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}")
-    print("| d | D | forward, ms | x fill | adjoint, ms | x sum |")
-    print("|---|---|---|---|---|---|")
-    for d in map(int, arguments.d.split(",")):
-        write, forward, read, adjoint = measure(d, arguments.D, device, arguments.repetitions)
-        print(
-            f"| {d} | {arguments.D} | {1e3 * forward:.1f} | {forward / write:.1f} "
-            f"| {1e3 * adjoint:.1f} | {adjoint / read:.1f} |"
-        )
+    title = (
+        f"{name or platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}"
+    )
+    print(title)
+    heads = ["d", "D", "L", "write, ns", "forward, ns", "adjoint, ns"]
+    heads += [title for title, _, _ in COLUMNS] + ["state, KB", "peak, MB"]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    results = []
+    for D in map(int, arguments.D.split(",")):
+        for d in map(int, arguments.d.split(",")):
+            L = fastfood.Fastfood(d, D, L=arguments.L or None).L
+            case = (d, D, L, *measure(d, D, arguments, device))
+            show(*case)
+            results.append(case)
+    if arguments.plot:
+        plot(results, arguments.plot, title)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,11 @@ class Fastfood(Projection):
         fitting = cls(d, D, seed)
         return cls(d, D, seed, max(fitting.L, 1 << (D - 1).bit_length()))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of B and Pi that are kept, on all devices where it was used: 4 L + d each."""
+        return sum(t.nbytes for state in self._state.values() for t in state)
+
     def _signs_and_permutation(self, device: torch.device):
         """B, its first d entries in int8, and Pi as int32 indices: made once for each device."""
         if device not in self._state:
