@@ -197,8 +197,9 @@ def plot(results, path, title):
         ]
         if points:
             axes.plot(*zip(*points, strict=True), style, color=color, marker=".", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="d", ylabel="ns per row of P", title=title)
-    axes.legend(fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel=f"d, for D = {D:,}", ylabel="ns per row of P")
+    axes.set(title=title, ylim=(None, 8 * axes.get_ylim()[1]))
+    axes.legend(fontsize=8, ncols=3, loc="upper center")
     figure.savefig(path, dpi=150)
 
 

@@ -1,29 +1,42 @@
-// Format 1 of the random matrices, as pure functions of (seed, stream, index). Saved adapters
-// depend on every bit of this file. The projection of theta (d entries) to D entries in blocks of L
-// rows, with n the power of two >= d and b = 0 ... ceil(D / L) - 1, is
+// Format 1 of the random matrices, as pure functions of (seed, stream, index): all that one
+// needs to write the projection again. Saved adapters depend on every bit of it.
 //
-//   v        = (D L)^(-1/2) Pi tile_{L/n}( H_n (B * pad_n(theta)) )
-//   P theta  = stack_b( H_L (G_b * v) ) [: D]
+// Sizes: 1 <= d, 1 <= D, 0 <= seed < 2^64. n is the least power of two >= d, L a power of two of
+// at least max(n, 256), by default that. / is an integer division where indices are meant.
 //
-// B[i]        = +1 or -1: bit i % 128 of call i / 128 of stream B; a set bit is -1.
-// Pi          : (Pi x)[j] = x[p[j]], p the stable argsort of L unsigned 64-bit keys; key i is made
-// of words
-//               2 (i % 2) (low half) and 2 (i % 2) + 1 (high half) of call i / 2 of stream Pi.
-// G_b[j]      = normal number b L + j of stream G.
-// Normals     : number i is half i % 2 (0 the low one) of word (i / 2) % 4 of call i / 8 of its
-// stream, read
-//               as 16 bits by `normal`.
-// Dense P     : P[i, k] = D^(-1/2) times normal number i d + k of stream Dense.
-// Sparse P    : with R = ceil(sqrt(D)), each column has one entry +-sqrt(R / D) in every R rows.
-// For rows
-//               [t R, (t + 1) R) and column k it is decided by w = word (t d + k) % 4 of call
-//               (t d + k) / 4 of stream Sparse: row t R + ((w >> 1) R >> 31), negative if w is odd;
-//               an entry whose row is >= D is left out.
+// The projection of theta (d entries) to D entries, with b = 0 ... ceil(D / L) - 1:
 //
-// Call c of a stream is philox4x32 of the counter (c low, c high, stream, 0) under the key (seed
-// low, seed high). Bit 0 of a call is the lowest bit of its word 0. Every H is the Sylvester
-// matrix, its butterfly levels in the order of strides 1, 2, 4, ...; every sum, difference and
-// product below is rounded once.
+//   v        = Pi tile_{L/n}(c H_n (B * pad_n(theta)))     c = (D L)^(-1/2)
+//   P theta  = stack_b(H_L (G_b * v))[: D]
+//
+// pad_n appends zeros, tile_{L/n} repeats the whole vector L / n times, * goes entry by entry.
+// It is computed in fp32, in fp64 if theta is; c is made in fp64, rounded once to that type, and
+// multiplied with each entry behind H_n. Every product, sum and difference is rounded once, to
+// nearest even, subnormal numbers kept; only `normal` has fused operations. H is the Sylvester
+// matrix, applied by butterflies (x, y) -> (x + y, x - y) of entries `stride` apart, for strides
+// 1, 2, 4, ... in order.
+//
+// On weights: base + scale * y with y = (P theta)[r], scale and base in the type of y, the
+// product and the sum rounded one after the other, the sum then to base's own type, to nearest
+// even.
+//
+// Call k of a stream is philox4x32 of the counter (k low, k high, stream, 0) under the key (seed
+// low, seed high): four 32-bit words. Bit m of a call is bit m % 32 of word m / 32.
+//
+// B[i]     -1 if bit i % 128 of call i / 128 of stream B is set, else +1.
+// Pi       (Pi x)[j] = x[p[j]]; p sorts L unsigned 64-bit keys in ascending order, equal ones as
+//          they stand. Key i: words 2 (i % 2), the low half, and 2 (i % 2) + 1 of call i / 2 of
+//          stream Pi.
+// G_b[j]   normal number b L + j of stream G.
+// Normals  number i is `normal` of half i % 2 (0: the low 16 bits) of word (i / 2) % 4 of call i
+//          / 8.
+// Dense    P[i, k] = D^(-1/2) times normal number i d + k of stream Dense.
+// Sparse   R = ceil(sqrt(D)). In rows [t R, (t + 1) R), t = 0 ... ceil(D / R) - 1, column k has
+//          one entry: with w = word (t d + k) % 4 of call (t d + k) / 4 of stream Sparse,
+//          +-sqrt(R / D) in row t R + ((w >> 1) R >> 31), a 64-bit product, negative if w is odd.
+//          It is left out if that row is >= D.
+//
+// Of Dense and Sparse the matrices are defined, not the bits of their products with a vector.
 #pragma once
 
 #include <math.h>
@@ -32,7 +45,7 @@
 
 namespace fastfood {
 
-// Lengths are those of random Fourier features, which features.py describes.
+// Lengths is no part of the projection: features.py draws from it.
 enum class Stream : uint32_t { G = 0, B = 1, Pi = 2, Dense = 3, Sparse = 4, Lengths = 5 };
 
 FASTFOOD_HD Words stream_call(uint64_t seed, uint32_t stream, uint64_t call) {
@@ -79,9 +92,5 @@ FASTFOOD_HD float normal(uint32_t k, const NormalTable& table) {
   for (int power = 3; power >= 0; --power) z = fmaf(z, x, table.c[power][e]);
   return (k & 0x8000u) ? -z : z;
 }
-
-// Row r of a plain projection is y = (H_L (G_b * v))[r % L]; added to weights it is base + (scale *
-// y), the product and the sum rounded one after the other, in fp32 (in fp64 if theta is), then to
-// base's type.
 
 }  // namespace fastfood

@@ -74,6 +74,17 @@ class Projection:
             )
         return self._rows_adjoint(g, start)
 
+    def rows_adjoint_sum(self, pieces, like: torch.Tensor) -> torch.Tensor:
+        """The sum of factor * rows_adjoint(g, start) over an iterable of (start, factor, g): what a
+        group's gradients contribute, each read once, when it comes.
+
+        like: gives the result's dtype and device; shape (d,) for g of shape (len,).
+        """
+        total = like.new_zeros(self.d)
+        for start, factor, g in pieces:
+            total = total + factor * self.rows_adjoint(g, start).to(like.dtype)
+        return total
+
     def perturb_(self, out, base, theta, offsets, scales, start: int = 0) -> torch.Tensor:
         """Writes out[i] = base[i] + scales[s] * (P theta)[start + i] for offsets[s] <= i <
         offsets[s + 1].
@@ -167,6 +178,16 @@ class Fastfood(Projection):
 
     def _rows_adjoint(self, g, start):
         return self.spread_adjoint(ops.project_rows_adjoint(g, self.L, self.seed, start))
+
+    def rows_adjoint_sum(self, pieces, like: torch.Tensor) -> torch.Tensor:
+        # (Pi H B)^T of the summed z = sum_b G_b * H_L(g_b): once, however many the pieces are
+        z = like.new_zeros(self.L)
+        for start, factor, g in pieces:
+            self._check(g, "g", None, ops.FLOATING)
+            z = z + factor * ops.project_rows_adjoint(g, self.L, self.seed, start).to(like.dtype)
+        return self.spread_adjoint(z)
+
+    rows_adjoint_sum.__doc__ = Projection.rows_adjoint_sum.__doc__
 
     def perturb_(self, out, base, theta, offsets, scales, start: int = 0) -> torch.Tensor:
         with torch.no_grad():

@@ -95,10 +95,7 @@ class Node:
 
     def adjoint(self, grads: tuple[Tensor | None, ...], like: Tensor, released: bool) -> Tensor:
         """P_g^T of the gradients: (d - m,), in the dtype of `like`."""
-        a = torch.zeros_like(like)
-        for start, factor, grad in self.gradients(grads, released):
-            a = a + factor * self.projection.rows_adjoint(grad, start).to(a)
-        return a
+        return self.projection.rows_adjoint_sum(self.gradients(grads, released), like)
 
     def gradients(
         self, grads: tuple[Tensor | None, ...], released: bool

@@ -81,6 +81,16 @@ def test_adjoint(kind, d, D, dtype, bound, device):
         assert abs(left - right) <= bound * float(Px.norm() * y.norm() + 1e-30)
 
 
+def test_adjoint_of_pieces(kind, device):
+    P = kind[0](30, 4000, seed=3)
+    g = torch.randn(4000, dtype=torch.float64, device=device)
+    factors = torch.cat([torch.full((1000,), f, dtype=torch.float64) for f in (0.5, 0.0, 1, -2)])
+    pieces = ((start, float(factors[start]), g[start : start + 1000]) for start in (3000, 0, 2000))
+    got = P.rows_adjoint_sum(pieces, like=g)
+    torch.testing.assert_close(got, P.adjoint(g * factors.to(device)))
+    assert not P.rows_adjoint_sum([], like=g).any()
+
+
 def test_rows_are_slices_to_the_bit(device):
     P = fastfood.Fastfood(300, 50_000, seed=1)
     theta = torch.randn(2, 300, device=device)
@@ -95,6 +105,18 @@ def test_rows_beyond_32_bits(device):
     assert (
         rows - reference.project_rows(v.cpu(), 5, start, start + 600)
     ).norm() <= 3e-5 * rows.norm()
+    base = torch.randn(600, device=device).bfloat16()
+    ends, scales = torch.tensor([0, 7, 600], device=device), torch.tensor([0.5, 2.0], device=device)
+    out = ops.perturb_(base.clone(), base, v.float(), ends, scales, 5, start)
+    wide = base.float() + ops.project_rows(v.float(), 5, start, start + 600) * (
+        torch.repeat_interleave(scales, ends.diff())
+    )
+    assert torch.equal(out, wide.bfloat16())
+    P = fastfood.Fastfood(200, 7_000_000_000, seed=5)
+    theta = torch.randn(200, dtype=torch.float64, device=device)
+    last = P.rows(theta, P.D - 300, P.D).cpu()
+    want = reference.project_rows(P.spread(theta).cpu(), 5, P.D - 300, P.D)
+    assert (last - want).norm() <= 3e-5 * last.norm()
     z = ops.project_rows_adjoint(rows.to(device), 256, 5, start).cpu()
     assert abs(float(z @ v.cpu()) - float(rows @ rows)) <= 1e-12 * float(rows @ rows)
 

@@ -83,18 +83,20 @@ FASTFOOD_INLINE void store_lanes(Vector<T>* r, int64_t j, T* x) {
 // L entries at x, from rows to lanes or from lanes to rows, at y.
 template <class T>
 void rows_to_lanes(const T* x, T* y, int64_t L) {
-  for (int64_t j = 0; j < L / kLanes<T>; j += kLanes<T>) {
+  const int64_t rows = L / kLanes<T>;
+  for (int64_t j = 0; j < rows; j += kLanes<T>) {
     Vector<T> r[kLanes<T>];
-    for (int k = 0; k < kLanes<T>; ++k) r[k] = load(x + k * (L / kLanes<T>)+j);
+    for (int k = 0; k < kLanes<T>; ++k) r[k] = load(x + k * rows + j);
     store_lanes(r, j, y);
   }
 }
 template <class T>
 void lanes_to_rows(const T* x, T* y, int64_t L) {
-  for (int64_t j = 0; j < L / kLanes<T>; j += kLanes<T>) {
+  const int64_t rows = L / kLanes<T>;
+  for (int64_t j = 0; j < rows; j += kLanes<T>) {
     Vector<T> r[kLanes<T>];
     load_lanes(x, j, r);
-    for (int k = 0; k < kLanes<T>; ++k) store(y + k * (L / kLanes<T>)+j, r[k]);
+    for (int k = 0; k < kLanes<T>; ++k) store(y + k * rows + j, r[k]);
   }
 }
 
@@ -154,7 +156,7 @@ class Emit {
         (p_.offsets[middle] <= i ? low : high) = middle;
       }
       segment_[k] = low;
-      end_[k] = p_.offsets[low + 1];
+      if (p_.offsets[low + 1] < p_.count) end_[k] = p_.offsets[low + 1];
       scale_[k] = static_cast<const T*>(p_.scales)[low];
     }
   }
