@@ -1,10 +1,6 @@
-// The Fastfood projection on the CPU (definitions.h). A block is worked on as kLanes sub-blocks of
-// consecutive rows side by side: row k S + j of the block, with S = L / kLanes, is lane k of vector
-// j. One Philox vector then serves all sub-blocks, and levels inside them need no shuffles. A
-// square of vectors is transposed where it becomes memory: its vectors are then consecutive rows,
-// one of each sub-block, and the remaining levels run between them.
-#include "fwht.h"
-#include "normals.h"
+// The Fastfood projection on the CPU (definitions.h): blocks of G * v are transformed and written,
+// or blocks of a gradient transformed, multiplied by G and summed, in the layout of blocks.h.
+#include "blocks.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
@@ -15,91 +11,6 @@ constexpr int64_t kPartEntries = 1 << 20;   // and the most that they hold toget
 constexpr int kSplit = 16;                  // rows apart by L / kSplit start an adjoint
 constexpr int64_t kStreamed = 1024 * 1024;  // bytes of output that go past the caches
 
-// Calls of stream G for blocks of L: lane k is sub-block k.
-template <class T>
-Calls calls_of_blocks(uint64_t seed, int64_t L) {
-  return Calls(seed, static_cast<uint32_t>(Stream::G),
-               static_cast<uint64_t>(L / kLanes<T> / kHalves));
-}
-
-FASTFOOD_INLINE void convert(Float z, Float* out) { *out = z; }
-FASTFOOD_INLINE void convert(Float z, Vector<double>* out) {
-  for (int i = 0; i < kLanes<double>; ++i) (*out)[i] = z[i];
-}
-
-// kCount vectors of G, from row `row` of the projection in lane 0 on.
-template <int kCount, class T>
-FASTFOOD_INLINE void draw(const Calls& calls, int64_t row, Vector<T>* g) {
-  U32 words[kCount / kHalves][4];
-#pragma GCC unroll 2
-  for (int i = 0; i < kCount / kHalves; ++i)
-    calls.words(static_cast<uint64_t>(row) / kHalves + static_cast<uint64_t>(i), words[i]);
-#pragma GCC unroll 2
-  for (int i = 0; i < kCount / kHalves; ++i) {
-    Float z[kHalves];
-    normals_of_words(words[i], z);
-#pragma GCC unroll 8
-    for (int k = 0; k < kHalves; ++k) convert(z[k], &g[i * kHalves + k]);
-  }
-}
-
-// Transposes a square of as many vectors as they have lanes, from pairs of entries on.
-template <class T, int stride = 1>
-FASTFOOD_INLINE void transpose(Vector<T>* r) {
-  constexpr int lanes = kLanes<T>;
-  if constexpr (stride < lanes) {
-    typename IntegersOf<sizeof(T)>::Signed low, high;
-    for (int k = 0; k < lanes; ++k) {
-      low[k] = (k & stride) ? lanes + k - stride : k;
-      high[k] = (k & stride) ? lanes + k : k + stride;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-      if (i & stride) continue;
-      const Vector<T> a = r[i], b = r[i + stride];
-      r[i] = __builtin_shuffle(a, b, low);
-      r[i + stride] = __builtin_shuffle(a, b, high);
-    }
-    transpose<T, 2 * stride>(r);
-  }
-}
-
-// Square j of a block: transposes it from lanes to rows `apart` entries apart, or back.
-template <class T>
-FASTFOOD_INLINE void load_lanes(const T* x, int64_t j, Vector<T>* r) {
-  constexpr int lanes = kLanes<T>;
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) r[i] = load(x + (j + i) * lanes);
-  transpose<T>(r);
-}
-template <class T>
-FASTFOOD_INLINE void store_lanes(Vector<T>* r, int64_t j, T* x) {
-  constexpr int lanes = kLanes<T>;
-  transpose<T>(r);
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) store(x + (j + i) * lanes, r[i]);
-}
-
-// L entries at x, from rows to lanes or from lanes to rows, at y.
-template <class T>
-void rows_to_lanes(const T* x, T* y, int64_t L) {
-  const int64_t rows = L / kLanes<T>;
-  for (int64_t j = 0; j < rows; j += kLanes<T>) {
-    Vector<T> r[kLanes<T>];
-    for (int k = 0; k < kLanes<T>; ++k) r[k] = load(x + k * rows + j);
-    store_lanes(r, j, y);
-  }
-}
-template <class T>
-void lanes_to_rows(const T* x, T* y, int64_t L) {
-  const int64_t rows = L / kLanes<T>;
-  for (int64_t j = 0; j < rows; j += kLanes<T>) {
-    Vector<T> r[kLanes<T>];
-    load_lanes(x, j, r);
-    for (int k = 0; k < kLanes<T>; ++k) store(y + k * rows + j, r[k]);
-  }
-}
-
 // --- Forward -------------------------------------------------------------------------------------
 
 // Writes rows of a projection, as far as they are wanted: base + scale * y, or y alone.
@@ -109,41 +20,54 @@ class Emit {
   using T = Arithmetic<S>;
   static constexpr int lanes = kLanes<T>;
   explicit Emit(const Projection& p)
-      : p_(p), out_(static_cast<S*>(p.out)), base_(static_cast<const S*>(p.base)) {}
+      : p_(p),
+        out_(static_cast<S*>(p.out)),
+        base_(static_cast<const S*>(p.base)),
+        rows_(p.L / lanes) {}
 
   // To be called before the squares of a block, which is entry `here` of the output.
   void begin_block(int64_t here) {
-    if (uniform_ && here >= 0 && here + p_.L <= end_[0]) return;  // in the last one's segment
-    for (int k = 0; k < lanes; ++k) enter(k, here + k * (p_.L / lanes));
+    here_ = here;
+    const bool same = uniform_ && here >= 0 && here + p_.L <= end_[0];  // segment as the last
+    for (int k = 0; !same && k < lanes; ++k) enter(k, here + k * rows_);
     uniform_ = segment_[0] == segment_[lanes - 1];
+    look_ahead();
   }
 
-  // Squares [begin, end) of vectors of a block's sub-blocks of `rows` rows. The arguments are
-  // values for the reason that fwht.cpp gives.
-  __attribute__((noinline)) void squares(const T* x, const int64_t here, const int64_t rows,
-                                         int64_t begin, const int64_t end) {
+  // Squares [begin, end) of vectors of a block's sub-blocks.
+  __attribute__((noinline)) void squares(const T* x, int64_t begin, const int64_t end) {
     for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
       Vector<T> r[lanes];
       load_lanes(x, j, r);
-      butterflies<lanes>(r);
+      square(r, j);
+    }
+  }
+
+  // Rows j, j + 1, ... of all sub-blocks, transposed.
+  FASTFOOD_INLINE_MEMBER void square(Vector<T>* r, int64_t j) {
+    butterflies<lanes>(r);
+    if (j > plain_) return edges(r, j);
+    S* out = out_ + here_ + j;
+    const S* base = base_ + here_ + j;
+    const int64_t rows = rows_;
 #pragma GCC unroll 16
-      for (int k = 0; k < lanes; ++k) {
-        const int64_t i = here + k * rows + j;
-        if (i < 0 || i + lanes > end_[k])
-          edge(k, i, r[k]);
-        else
-          write(k, i, r[k]);
-      }
+    for (int k = 0; k < lanes; ++k, out += rows, base += rows) {
+      if constexpr (kBase) r[k] = load_wide(base) + scale_[k] * r[k];
+      if constexpr (kStream)
+        stream(out, r[k]);
+      else
+        store_narrow(out, r[k]);
     }
   }
 
  private:
-  FASTFOOD_INLINE_MEMBER void write(int k, int64_t i, Vector<T> y) {
-    if constexpr (kBase) y = load_wide(base_ + i) + scale_[k] * y;
-    if constexpr (kStream)
-      stream(out_ + i, y);
-    else
-      store_narrow(out_ + i, y);
+  // Up to which row all vectors of a square are wanted, each in the segment of its sub-block.
+  void look_ahead() {
+    plain_ = here_ < 0 ? -1 : end_[0] - here_ - lanes;
+    for (int k = 1; k < lanes; ++k) {
+      const int64_t here = end_[k] - here_ - k * rows_ - lanes;
+      if (here < plain_) plain_ = here;
+    }
   }
 
   // Makes the segment of entry i, or of the first or last entry, that of sub-block k.
@@ -161,81 +85,130 @@ class Emit {
     }
   }
 
-  // Consecutive rows of sub-block k that are not all wanted, or not all in one segment.
-  __attribute__((noinline)) void edge(int k, int64_t i, Vector<T> y) {
-    for (int64_t e = 0; e < lanes; ++e) {
-      if (i + e < 0 || i + e >= p_.count) continue;
-      if (kBase && i + e >= end_[k]) enter(k, i + e);
-      T value = y[e];
-      if constexpr (kBase) value = widen(base_[i + e]) + scale_[k] * value;
-      narrow(value, out_ + i + e);
+  // Rows that are not all wanted, or not all in one segment, entry by entry.
+  __attribute__((noinline)) void edges(const Vector<T>* r, int64_t j) {
+    for (int k = 0; k < lanes; ++k) {
+      const int64_t first = here_ + k * rows_ + j;
+      for (int64_t e = 0; e < lanes; ++e) {
+        const int64_t i = first + e;
+        if (i < 0 || i >= p_.count) continue;
+        if (kBase && i >= end_[k]) enter(k, i);
+        T value = r[k][e];
+        if constexpr (kBase) value = widen(base_[i]) + scale_[k] * value;
+        narrow(value, out_ + i);
+      }
+      if (kBase && first + lanes >= end_[k]) enter(k, first + lanes);
     }
-    if (kBase && i + lanes >= end_[k]) enter(k, i + lanes);
+    look_ahead();
   }
 
   const Projection& p_;
   S* out_;
   const S* base_;
+  int64_t rows_, here_ = 0, plain_ = -1;
   int64_t end_[lanes], segment_[lanes] = {};
   T scale_[lanes];
   bool uniform_ = false;
 };
 
 // Makes kRadix vectors of the block that begins at `row`, from entry i of `work` on: G * v and the
-// levels between them. v is in lanes.
-template <class T>
+// levels between them. v is in lanes. Where `emit` is not null, as much of the block before, which
+// lies finished at `done`, is written meanwhile.
+template <class T, class Emit>
 struct Prepare {
+  static constexpr int lanes = kLanes<T>;
   const Calls& calls;
   const T* v;
   int64_t row;
   T* work;
-  FASTFOOD_INLINE_MEMBER void operator()(int64_t i) const {
-    constexpr int lanes = kLanes<T>;
-    Vector<T> r[kRadix];
+  Emit* emit;
+  const T* done;
+
+  FASTFOOD_INLINE_MEMBER void make(int64_t i, Vector<T>* r) const {
     draw<kRadix, T>(calls, row + i / lanes, r);
 #pragma GCC unroll 16
     for (int k = 0; k < kRadix; ++k) r[k] *= load(v + i + k * lanes);
     butterflies<kRadix>(r);
+  }
+  FASTFOOD_INLINE_MEMBER void operator()(int64_t i) const {
+    constexpr int64_t square = lanes * lanes;
+    if (emit) emit->squares(done, i / square, (i + kRadix * lanes) / square);
+    Vector<T> r[kRadix];
+    make(i, r);
 #pragma GCC unroll 16
     for (int k = 0; k < kRadix; ++k) store(work + i + k * lanes, r[k]);
   }
 };
 
-// Calls f(begin, end, phases) so that all of [0, count) is done, each the work on one or more
-// blocks of L: many side by side, or, where a cache does not hold a block, one after the other by
-// all threads.
-template <class T, class F>
-void for_each_block(int64_t count, int64_t grain, int64_t L, cpu::ParallelFor parallel, F f) {
-  if (piece_of<T>(L) < L) return f(0, count, Together{parallel});
-  auto body = [&](int64_t begin, int64_t end) { f(begin, end, Alone{}); };
-  for_each_range(parallel, count, grain, body);
+// Blocks [begin, end) that registers hold: a square each.
+template <class T, class Emit>
+__attribute__((noinline)) void project_squares(const Projection& p, const Calls& calls, const T* v,
+                                               int64_t begin, int64_t end, Emit& emit) {
+  constexpr int64_t L = kRadix * kLanes<T>;
+  for (int64_t row = begin * L; row < end * L; row += L) {
+    Vector<T> r[kRadix];
+    Prepare<T, Emit>{calls, v, row, nullptr, nullptr, nullptr}.make(0, r);
+    transpose<T>(r);
+    emit.begin_block(row - p.start);
+    emit.square(r, 0);
+  }
+}
+
+// Blocks [begin, end), each written while the next is made, so that memory is never waited for.
+template <class T, class Emit>
+void project_in_turn(const Projection& p, const Calls& calls, const T* v, int64_t begin,
+                     int64_t end, Emit& emit) {
+  constexpr int lanes = kLanes<T>;
+  if constexpr (kRadix == lanes)
+    if (p.L == kRadix * lanes) return project_squares(p, calls, v, begin, end, emit);
+  const Scratch scratch(2 * p.L * static_cast<int64_t>(sizeof(T)));
+  T *x = scratch.as<T>(), *done = x + p.L;
+  for (int64_t block = begin; block <= end; ++block) {
+    if (block > begin) emit.begin_block((block - 1) * p.L - p.start);
+    if (block == end) return emit.squares(done, 0, p.L / lanes / lanes);
+    const Prepare<T, Emit> prepare{calls, v, block * p.L, x, block > begin ? &emit : nullptr, done};
+    transform_in_phases(x, kRadix * lanes, p.L, prepare, Alone{});
+    T* const made = x;
+    x = done;
+    done = made;
+  }
+}
+
+// Blocks [begin, end), one after the other, each by all threads.
+template <class T, class Emit>
+void project_together(const Projection& p, const Calls& calls, const T* v, int64_t begin,
+                      int64_t end, Emit& emit, Together phases) {
+  constexpr int lanes = kLanes<T>;
+  const Scratch scratch(p.L * static_cast<int64_t>(sizeof(T)));
+  T* x = scratch.as<T>();
+  for (int64_t block = begin; block < end; ++block) {
+    const Prepare<T, Emit> prepare{calls, v, block * p.L, x, nullptr, nullptr};
+    transform_in_phases(x, kRadix * lanes, p.L, prepare, phases);
+    emit.begin_block(block * p.L - p.start);
+    phases(p.L / lanes / lanes, [&](int64_t from, int64_t to) {
+      Emit own = emit;
+      own.squares(x, from, to);
+    });
+  }
 }
 
 template <class S, bool kBase, bool kStream>
 void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
   using T = Arithmetic<S>;
-  constexpr int lanes = kLanes<T>;
-  const int64_t bytes = p.L * static_cast<int64_t>(sizeof(T));
   const Calls calls = calls_of_blocks<T>(p.seed, p.L);
-  const Scratch v_scratch(bytes);
-  const T* v = v_scratch.as<T>();
-  rows_to_lanes(static_cast<const T*>(p.v), v_scratch.as<T>(), p.L);
-  const int64_t first = p.start / p.L, blocks = (p.start + p.count - 1) / p.L - first + 1;
-  const int64_t grain = 1 + kGrain / p.L;
-  for_each_block<T>(blocks, grain, p.L, parallel, [&](int64_t begin, int64_t end, auto phases) {
-    const Scratch scratch(bytes);
-    T* x = scratch.as<T>();
+  const Scratch v_scratch(p.L * static_cast<int64_t>(sizeof(T)));
+  T* v = v_scratch.as<T>();
+  rows_to_lanes(static_cast<const T*>(p.v), v, p.L);
+  const int64_t first = p.start / p.L, last = (p.start + p.count - 1) / p.L;
+  if (piece_of<T>(p.L) < p.L) {
     Emit<S, kBase, kStream> emit(p);
-    for (int64_t block = first + begin; block < first + end; ++block) {
-      const Prepare<T> prepare{calls, v, block * p.L, x};
-      transform_in_phases(x, kRadix * lanes, p.L, prepare, phases);
-      emit.begin_block(block * p.L - p.start);
-      phases(p.L / lanes / lanes, [&](int64_t from, int64_t to) {
-        auto&& own = phases.own(emit);
-        own.squares(x, block * p.L - p.start, p.L / lanes, from, to);
-      });
-    }
-  });
+    return project_together(p, calls, v, first, last + 1, emit, Together{parallel});
+  }
+  auto body = [&](int64_t begin, int64_t end) {
+    Emit<S, kBase, kStream> emit(p);
+    project_in_turn(p, calls, v, first + begin, first + end, emit);
+  };
+  for_each_range(parallel, last + 1 - first, 1 + kGrain / p.L, body);
 }
 
 // --- Adjoint -------------------------------------------------------------------------------------
@@ -253,21 +226,59 @@ FASTFOOD_INLINE Vector<Arithmetic<S>> take(const Adjoint& a, int64_t i) {
   return r;
 }
 
-// Adds G * H_L g of the block that begins at `row` to sums, in lanes. The levels of the kSplit rows
-// come first, before the square is transposed, the others in ascending order behind it.
+// Rows j, j + 1, ... of the kSplit parts of the block that begins at `row`, after the levels
+// between these parts.
+template <class S>
+FASTFOOD_INLINE void take_parts(const Adjoint& a, int64_t row, int64_t j,
+                                Vector<Arithmetic<S>>* r) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kSplit; ++i) r[i] = take<S>(a, row - a.start + i * (a.L / kSplit) + j);
+  butterflies<kSplit>(r);
+}
+
+// Adds G * x to sums for vectors j ... j + kCount of the block that begins at `row`.
+template <int kCount, class T>
+FASTFOOD_INLINE void accumulate(const Calls& calls, int64_t row, int64_t j, const Vector<T>* x,
+                                T* sums) {
+  Vector<T> g[kCount];
+  draw<kCount, T>(calls, row + j, g);
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) {
+    T* sum = sums + (j + i) * kLanes<T>;
+    store(sum, load(sum) + g[i] * x[i]);
+  }
+}
+
+// Adds G * H_L g of blocks [begin, end), which registers hold, to sums, in lanes.
+template <class S>
+__attribute__((noinline)) void adjoint_squares(const Adjoint& a, const Calls& calls, int64_t begin,
+                                               int64_t end, Arithmetic<S>* sums) {
+  using T = Arithmetic<S>;
+  for (int64_t block = begin; block < end; ++block) {
+    const S* later = static_cast<const S*>(a.g) + (block + 8) * a.L - a.start;
+#pragma GCC unroll 16
+    for (int i = 0; i < kSplit; ++i) __builtin_prefetch(later + i * kLanes<T>);
+    Vector<T> r[kSplit];
+    take_parts<S>(a, block * a.L, 0, r);
+    transpose<T>(r);
+    butterflies<kLanes<T>>(r);
+    accumulate<kSplit, T>(calls, block * a.L, 0, r, sums);
+  }
+}
+
+// The same for one block of any length. The levels between the kSplit parts come first, before the
+// squares are transposed, the others in ascending order behind them.
 template <class S, class Phases>
 void adjoint_block(const Adjoint& a, const Calls& calls, int64_t row, Arithmetic<S>* x,
                    Arithmetic<S>* sums, Phases phases) {
   using T = Arithmetic<S>;
   constexpr int lanes = kLanes<T>;
-  constexpr int squares = kSplit / lanes;  // each takes every squares-th of the kSplit rows
+  constexpr int squares = kSplit / lanes;  // each takes every squares-th of the parts
   const int64_t apart = a.L / kSplit;
   phases(apart / lanes, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
       Vector<T> r[kSplit], square[lanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kSplit; ++i) r[i] = take<S>(a, row - a.start + i * apart + j);
-      butterflies<kSplit>(r);
+      take_parts<S>(a, row, j, r);
 #pragma GCC unroll 16
       for (int q = 0; q < squares; ++q) {
 #pragma GCC unroll 16
@@ -277,15 +288,13 @@ void adjoint_block(const Adjoint& a, const Calls& calls, int64_t row, Arithmetic
     }
   });
   for (int q = 0; q < squares; ++q) transform_vectors(x + q * apart * lanes, apart, phases);
+  const S* next = static_cast<const S*>(a.g) + (row + a.L - a.start);
   phases(a.L / lanes / kHalves, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin * kHalves; j < end * kHalves; j += kHalves) {
-      Vector<T> g[kHalves];
-      draw<kHalves, T>(calls, row + j, g);
 #pragma GCC unroll 8
-      for (int i = 0; i < kHalves; ++i) {
-        T* sum = sums + (j + i) * lanes;
-        store(sum, load(sum) + g[i] * load(x + (j + i) * lanes));
-      }
+      for (int i = 0; i < kHalves; ++i) __builtin_prefetch(next + (j + i) * lanes, 0, 2);
+      accumulate<kHalves, T>(calls, row, j, reinterpret_cast<const Vector<T>*>(x + j * lanes),
+                             sums);
     }
   });
 }
@@ -299,15 +308,23 @@ void adjoint_blocks(const Adjoint& a, cpu::ParallelFor parallel) {
   const int64_t bytes = a.L * static_cast<int64_t>(sizeof(T));
   const Calls calls = calls_of_blocks<T>(a.seed, a.L);
   const Scratch partial(parts * bytes);
-  for_each_block<T>(parts, 1, a.L, parallel, [&](int64_t begin, int64_t end, auto phases) {
+  const auto sum_part = [&](int64_t part, auto phases) {
+    const int64_t begin = first + blocks * part / parts, end = first + blocks * (part + 1) / parts;
+    T* sums = partial.as<T>() + part * a.L;
+    for (int64_t j = 0; j < a.L; ++j) sums[j] = T{0};
+    if constexpr (kSplit == kLanes<T>)
+      if (a.L == kSplit * kSplit) return adjoint_squares<S>(a, calls, begin, end, sums);
     const Scratch scratch(bytes);
-    for (int64_t part = begin; part < end; ++part) {
-      T* sums = partial.as<T>() + part * a.L;
-      for (int64_t j = 0; j < a.L; ++j) sums[j] = T{0};
-      for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
-        adjoint_block<S>(a, calls, (first + block) * a.L, scratch.as<T>(), sums, phases);
-    }
-  });
+    for (int64_t block = begin; block < end; ++block)
+      adjoint_block<S>(a, calls, block * a.L, scratch.as<T>(), sums, phases);
+  };
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) sum_part(part, Alone{});
+  };
+  if (piece_of<T>(a.L) < a.L)
+    sum_part(0, Together{parallel});
+  else
+    for_each_range(parallel, parts, 1, body);
   T* sum = partial.as<T>();
   for (int64_t part = 1; part < parts; ++part)
     for (int64_t j = 0; j < a.L; ++j) sum[j] += partial.as<T>()[part * a.L + j];

@@ -23,15 +23,10 @@ FASTFOOD_INLINE int64_t piece_of(int64_t n) {
 }
 
 // The ways to do a phase, which is f(begin, end) for all of [0, count): in this thread, or in many.
-// own(state) is what a thread may change.
 struct Alone {
   template <class F>
   void operator()(int64_t count, F f) const {
     f(0, count);
-  }
-  template <class State>
-  State& own(State& state) const {
-    return state;
   }
 };
 struct Together {
@@ -39,10 +34,6 @@ struct Together {
   template <class F>
   void operator()(int64_t count, F f) const {
     for_each_range(parallel, count, 1 + count / 256, f);
-  }
-  template <class State>
-  State own(const State& state) const {
-    return state;
   }
 };
 
