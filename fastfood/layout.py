@@ -109,7 +109,8 @@ def lay_out(model: nn.Module, config: SubspaceConfig) -> tuple[list[Segment], li
             owners.setdefault(id(p), []).append((module, attribute))
     names = [name for name, _ in named]
     if config.groups == "layer":
-        labels = _layers(names)
+        tables = {name for name, p in named if any(_is_table(m) for m, _ in owners[id(p)])}
+        labels = _layers(names, tables)
     else:
         labels = names if config.groups == "tensor" else [config.groups(name) for name in names]
     index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
@@ -123,13 +124,24 @@ def lay_out(model: nn.Module, config: SubspaceConfig) -> tuple[list[Segment], li
     return segments, list(index)
 
 
-def _layers(names: list[str]) -> list[str]:
-    """Each name's numbered block, else "embeddings" (before all blocks or so named) or "head"."""
+def _is_table(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+
+
+def _layers(names: list[str], tables: set[str]) -> list[str]:
+    """Each name's numbered block, else "embeddings" or "head".
+
+    Embeddings are tables, what is so named, and what comes before all blocks, but for a head that
+    does: one in another top-level module than the blocks, where there are other embeddings.
+    """
     blocks = [_BLOCK.match(name) for name in names]
     first = next((i for i, block in enumerate(blocks) if block), 0)
+    named = [name in tables or "emb" in name.lower() for name in names]
+    root = names[first].split(".")[0]
+    stem = [name.split(".")[0] == root or not any(named) for name in names]
     return [
-        block[0] if block else "embeddings" if i < first or "emb" in name.lower() else "head"
-        for i, (name, block) in enumerate(zip(names, blocks, strict=True))
+        block[0] if block else "embeddings" if named[i] or i < first and stem[i] else "head"
+        for i, block in enumerate(blocks)
     ]
 
 
