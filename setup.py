@@ -109,7 +109,7 @@ def run(*command):
 def source_files():
     """What a build from the sdist needs beside the Python packages, relative to the root."""
     folders = ("csrc", "tests")
-    kinds = {".cpp", ".h", ".cu", ".cuh", ".py", ".json"}
+    kinds = {".cpp", ".h", ".cu", ".cuh", ".py", ".json", ".safetensors"}
     files = [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in kinds]
     return ["CMakeLists.txt", *(str(p.relative_to(ROOT)) for p in files)]
 
