@@ -67,11 +67,7 @@ class Projection:
 
         Raises TypeError if g is no floating tensor, ValueError if its rows end beyond D.
         """
-        self._check(g, "g", None, ops.FLOATING)
-        if not 0 <= start <= self.D - g.shape[-1]:
-            raise ValueError(
-                f"start: wanted rows within 0 ... {self.D}, got {start} and {g.shape[-1]} rows"
-            )
+        self._check_rows(g, start)
         return self._rows_adjoint(g, start)
 
     def rows_adjoint_sum(self, pieces, like: torch.Tensor) -> torch.Tensor:
@@ -100,6 +96,13 @@ class Projection:
     def to_dense(self, dtype=torch.float32, device="cpu") -> torch.Tensor:
         """P as a matrix, shape (D, d)."""
         return self(torch.eye(self.d, dtype=dtype, device=device)).T.contiguous()
+
+    def _check_rows(self, g, start) -> None:
+        self._check(g, "g", None, ops.FLOATING)
+        if not 0 <= start <= self.D - g.shape[-1]:
+            raise ValueError(
+                f"start: wanted rows within 0 ... {self.D}, got {start} and {g.shape[-1]} rows"
+            )
 
     def _check(self, x, name, size, dtypes=(torch.float32, torch.float64)) -> None:
         ops.check_tensor(x, name, dtypes)
@@ -183,7 +186,7 @@ class Fastfood(Projection):
         # (Pi H B)^T of the summed z = sum_b G_b * H_L(g_b): once, however many the pieces are
         z = like.new_zeros(self.L)
         for start, factor, g in pieces:
-            self._check(g, "g", None, ops.FLOATING)
+            self._check_rows(g, start)
             z = z + factor * ops.project_rows_adjoint(g, self.L, self.seed, start).to(like.dtype)
         return self.spread_adjoint(z)
 

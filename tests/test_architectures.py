@@ -3,22 +3,12 @@ against the dense matrix, with and without gradient checkpointing, and what shar
 
 import pytest
 import torch
-from subspace_models import IDS, LABELS, check_gradients, move, wrap
+from subspace_models import IDS, LABELS, SMALL, check_gradients, move, wrap
 
 from fastfood import SubspaceModel
 
 transformers = pytest.importorskip("transformers")
 
-ENCODER = {
-    "vocab_size": 41,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 24,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
 DECODER = {
     "vocab_size": 41,
     "hidden_size": 16,
@@ -43,7 +33,7 @@ T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "dr
 XLNET = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24, "dropout": 0.0}
 GPT2 = {"n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2}
 GPT2 |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-VIT = {name: value for name, value in ENCODER.items() if "vocab" not in name}
+VIT = {name: value for name, value in SMALL.items() if "vocab" not in name}
 VIT |= {"image_size": 8, "patch_size": 4, "num_channels": 1}
 DROPS = {"classifier_dropout": 0.0}
 
@@ -54,21 +44,21 @@ def blocks(prefix, count=2, before=("embeddings",), after=("head",)):
 
 # The class, its configuration, and the groups of "layer" in the order of their first parameter.
 MODELS = {
-    "bert": ("BertForSequenceClassification", ENCODER, blocks("bert.encoder.layer")),
-    "roberta": ("RobertaForSequenceClassification", ENCODER, blocks("roberta.encoder.layer")),
+    "bert": ("BertForSequenceClassification", SMALL, blocks("bert.encoder.layer")),
+    "roberta": ("RobertaForSequenceClassification", SMALL, blocks("roberta.encoder.layer")),
     "xlm-roberta": (
         "XLMRobertaForSequenceClassification",
-        ENCODER,
+        SMALL,
         blocks("roberta.encoder.layer"),
     ),
     "electra": (
         "ElectraForSequenceClassification",
-        ENCODER | {"embedding_size": 8},
+        SMALL | {"embedding_size": 8},
         blocks("electra.encoder.layer"),
     ),
     "albert": (
         "AlbertForSequenceClassification",
-        ENCODER | {"embedding_size": 8, "classifier_dropout_prob": 0.0},
+        SMALL | {"embedding_size": 8, "classifier_dropout_prob": 0.0},
         blocks("albert.encoder.albert_layer_groups", 1),
     ),
     "xlnet": (

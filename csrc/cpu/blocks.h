@@ -59,7 +59,7 @@ FASTFOOD_INLINE void transpose(Vector<T>* r) {
   }
 }
 
-// Square j of a block: transposes it from lanes to rows `apart` entries apart, or back.
+// The square of vectors j, j + 1, ... of a block, transposed from lanes to rows, or back.
 template <class T>
 FASTFOOD_INLINE void load_lanes(const T* x, int64_t j, Vector<T>* r) {
   constexpr int lanes = kLanes<T>;

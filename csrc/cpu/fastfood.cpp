@@ -6,10 +6,9 @@ namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
-constexpr int64_t kParts = 64;              // partial sums of the adjoint, whatever the threads,
-constexpr int64_t kPartEntries = 1 << 20;   // and the most that they hold together
-constexpr int kSplit = 16;                  // rows apart by L / kSplit start an adjoint
-constexpr int64_t kStreamed = 1024 * 1024;  // bytes of output that go past the caches
+constexpr int64_t kParts = 64;             // partial sums of the adjoint, whatever the threads,
+constexpr int64_t kPartEntries = 1 << 20;  // and the most that they hold together
+constexpr int kSplit = 16;                 // rows apart by L / kSplit start an adjoint
 
 // --- Forward -------------------------------------------------------------------------------------
 
@@ -376,13 +375,13 @@ void project(const Projection& p, cpu::ParallelFor parallel) {
       project_blocks<S, decltype(base)::value, decltype(streamed)::value>(p, parallel);
     };
     const auto choose = [&](auto base) {
-      // Vectors begin at multiples of kRadix rows, which must be whole vectors of memory.
-      const auto address =
-          reinterpret_cast<uintptr_t>(p.out) - static_cast<uintptr_t>(p.start % p.L) * sizeof(S);
-      const bool streamed = std::is_same<S, Arithmetic<S>>::value && address % kVectorBytes == 0 &&
-                            p.count * static_cast<int64_t>(sizeof(S)) > kStreamed;
-      if constexpr (std::is_same<S, Arithmetic<S>>::value)
-        if (streamed) return run(base, std::true_type{});
+      if constexpr (std::is_same<S, Arithmetic<S>>::value) {
+        // Streams go to whole vectors of memory: those of a block are, if its first row is one.
+        const auto block =
+            reinterpret_cast<uintptr_t>(p.out) - static_cast<uintptr_t>(p.start % p.L) * sizeof(S);
+        if (block % kVectorBytes == 0 && p.count * static_cast<int64_t>(sizeof(S)) > kPieceBytes)
+          return run(base, std::true_type{});
+      }
       run(base, std::false_type{});
     };
     p.base ? choose(std::true_type{}) : choose(std::false_type{});
