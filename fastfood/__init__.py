@@ -20,7 +20,7 @@ from .hadamard import (
 )
 from .layout import SubspaceConfig
 from .projection import Dense, Fastfood, Sparse
-from .subspace import SubspaceModel, get_subspace_model
+from .subspace import SubspaceModel, get_subspace_model, parameter_groups
 
 __version__ = "0.1.0"
 
@@ -39,5 +39,6 @@ __all__ = [
     "hadamard_transform_28N",
     "hadamard_transform_40N",
     "hadamard_transform_KN",
+    "parameter_groups",
     "random_signs",
 ]

@@ -100,29 +100,34 @@ def load(
 
 
 def base_hash(model: SubspaceModel) -> str:
-    """The base model as "layout-weights" in hex, computed once.
+    """The base model as "layout-weights" in hex, its weights read once.
 
     layout: 4 bytes, of names, dtypes, shapes and groups of all parameters, frozen ones included.
     weights: 16 bytes, of the layout and all values (theta_0 where they train), by BLAKE2b.
     """
-    if model.base_hash is not None:
-        return model.base_hash
-    theta_0 = {s.name: (run.view(run.base, s), s) for run in model.theta_0() for s in run.segments}
-    parameters = []
-    for name, p in model.base_model.named_parameters():
-        p, segment = theta_0.get(name, (p.detach(), None))
-        parameters.append((name, p, None if segment is None else segment.group))
-    layout = [[name, str(p.dtype), list(p.shape), group] for name, p, group in parameters]
+    theta_0 = {segment.name: tensor for segment, tensor in model.theta_0()}
+    groups = {segment.name: segment.group for segment in model.segments}
+    parameters = [
+        (name, theta_0.get(name, p.detach())) for name, p in model.base_model.named_parameters()
+    ]
+    layout = [[name, str(p.dtype), list(p.shape), groups.get(name)] for name, p in parameters]
     layout = json.dumps(layout).encode()
+    if model.base_digests is None:
+        with ThreadPoolExecutor() as pool:
+            model.base_digests = [
+                digest
+                for _, p in parameters
+                for digest in pool.map(_digest, _bytes(p).split(_CHUNK))
+            ]
     whole = hashlib.blake2b(layout, digest_size=16)
-    with ThreadPoolExecutor() as pool:
-        for _, p, _ in parameters:
-            values = p.cpu().contiguous().reshape(-1).view(torch.uint8)
-            for digest in pool.map(_digest, values.split(_CHUNK)):
-                whole.update(digest)
+    for digest in model.base_digests:
+        whole.update(digest)
     short = hashlib.blake2b(layout, digest_size=4)
-    model.base_hash = f"{short.hexdigest()}-{whole.hexdigest()}"
-    return model.base_hash
+    return f"{short.hexdigest()}-{whole.hexdigest()}"
+
+
+def _bytes(p: torch.Tensor) -> torch.Tensor:
+    return p.cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _digest(values: torch.Tensor) -> bytes:

@@ -1,5 +1,5 @@
-"""What a subspace is laid over: its settings, and the trainable tensors of a model in the order of
-P's rows, each with its group.
+"""What a subspace is laid over: its settings, the trainable tensors of a model in the order of P's
+rows, each with its group, and the adapter that all this makes.
 
 The D trainable numbers follow named_parameters(), tied tensors once; a group is what shares one
 scale of SAID. Nothing here changes a model.
@@ -9,12 +9,12 @@ import math
 import operator
 import re
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from .projection import Dense, Fastfood, Sparse
+from .projection import Dense, Fastfood, Projection, Sparse
 
 PROJECTIONS = {
     "fastfood": Fastfood,
@@ -82,17 +82,19 @@ class SubspaceConfig:
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Segment:
-    """One trainable tensor, however many modules share it: its place among the rows of P."""
+    """One trainable tensor, however many modules share it: its place among the rows of P, and its
+    group and factor in the subspace of one adapter."""
 
+    index: int
     name: str
     owners: list[tuple[nn.Module, str]]  # every attribute that refers to it
     shape: torch.Size
     start: int
     numel: int
-    group: int
-    norm: float
+    group: int = 0
+    norm: float = 1.0
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -100,28 +102,77 @@ class Segment:
         return module._parameters[attribute]
 
 
-def lay_out(model: nn.Module, config: SubspaceConfig) -> tuple[list[Segment], list[Hashable]]:
-    """The trainable tensors in the order of P's rows, and the groups' names; changes nothing."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
+def trainable(model: nn.Module) -> list[Segment]:
+    """The trainable tensors in the order of P's rows; changes nothing."""
     owners = {}
     for module in model.modules():
         for attribute, p in module._parameters.items():
             owners.setdefault(id(p), []).append((module, attribute))
-    names = [name for name, _ in named]
+    segments, start = [], 0
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.numel():
+            segments.append(Segment(len(segments), name, owners[id(p)], p.shape, start, p.numel()))
+            start += p.numel()
+    return segments
+
+
+def lay_out(
+    segments: list[Segment], config: SubspaceConfig
+) -> tuple[list[Segment], list[Hashable]]:
+    """The segments with their groups and factors in a subspace of `config`, and the groups' names.
+
+    Raises ValueError if d is above D or, for SAID, not above m.
+    """
+    names = [segment.name for segment in segments]
     if config.groups == "layer":
-        tables = {name for name, p in named if any(_is_table(m) for m, _ in owners[id(p)])}
+        tables = {s.name for s in segments if any(_is_table(module) for module, _ in s.owners)}
         labels = _layers(names, tables)
     else:
         labels = names if config.groups == "tensor" else [config.groups(name) for name in names]
     index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    D = sum(p.numel() for _, p in named)
-    segments, start = [], 0
-    for (name, p), label in zip(named, labels, strict=True):
-        n = p.numel()
-        norm = math.sqrt(D / n) if config.normalization == "tensor" else 1.0
-        segments.append(Segment(name, owners[id(p)], p.shape, start, n, index[label], norm))
-        start += n
-    return segments, list(index)
+    D = sum(segment.numel for segment in segments)
+    if config.d > D:
+        raise ValueError(f"d must be at most D = {D}, all that the model trains, got {config.d}")
+    if config.method == "said" and config.d <= len(index):
+        raise ValueError(f"d must be above m = {len(index)}, the groups of SAID, got {config.d}")
+    by_tensor = config.normalization == "tensor"
+    laid = [
+        replace(s, group=index[label], norm=math.sqrt(D / s.numel) if by_tensor else 1.0)
+        for s, label in zip(segments, labels, strict=True)
+    ]
+    return laid, list(index)
+
+
+@dataclass
+class Adapter:
+    """A subspace over a base model and a point in it."""
+
+    config: SubspaceConfig
+    projection: Projection
+    segments: list[Segment]
+    group_names: list[Hashable]
+    theta: nn.Parameter
+    lambda_: nn.Parameter | None
+
+
+def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
+    """theta = 0 and lambda_ = 1 in the subspace of `config`. Raises ValueError if d is too large or
+    too small."""
+    laid, group_names = lay_out(segments, config)
+    D, m = sum(s.numel for s in laid), len(group_names) if config.method == "said" else 0
+    wide = any(s.parameter.dtype == torch.float64 for s in laid)
+    options = {
+        "dtype": torch.float64 if wide else torch.float32,
+        "device": laid[0].parameter.device,
+    }
+    return Adapter(
+        config,
+        PROJECTIONS[config.projection](config.d - m, D, seed=config.seed),
+        laid,
+        group_names,
+        nn.Parameter(torch.zeros(config.d - m, **options)),
+        nn.Parameter(torch.ones(m, **options)) if m else None,
+    )
 
 
 def _is_table(module: nn.Module) -> bool:

@@ -1,22 +1,27 @@
 """Fine-tuning inside a random subspace: DID and SAID (Aghajanyan et al., 2021) over any nn.Module.
 
 All D trainable numbers of a model become theta_D = theta_0 + lambda * (P theta): equations 2 and 3
-of the paper. They lie in a flat buffer that is rewritten when theta has changed, so once for each
-optimizer step. Modules see their weights as outputs of one autograd node per group, views of that
-buffer; the node's backward applies the adjoint of P to its own rows, so gradients of size D go when
-they come. theta and lambda_ are ordinary leaves for optimizers, clipping and checkpoints.
+of the paper. Modules see their weights as outputs of autograd nodes, whose backward applies the
+adjoint of P to their own rows, so gradients of size D go when they come. theta and lambda_ are
+ordinary leaves for optimizers, clipping and checkpoints. How the weights are held is weights.py's
+and streamed.py's; this file is the model around them and its named adapters.
 """
 
 import functools
 import itertools
-import weakref
 from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from .layout import PROJECTIONS, SubspaceConfig, check, lay_out
-from .weights import Node, Run, Weights
+from .layout import Adapter, Segment, SubspaceConfig, check, new_adapter, trainable
+from .projection import Projection
+from .streamed import Streamed
+from .weights import Point, Resident
+
+WEIGHTS = {"resident": Resident, "streamed": Streamed}
 
 
 class SubspaceModel(nn.Module):
@@ -28,37 +33,28 @@ class SubspaceModel(nn.Module):
     broadcast until then; it has to be the same in all processes of a distributed training.
 
     While wrapped, base_model's own parameters do not require gradients and show the current
-    weights. Convert and move the wrapper, not the base model. Gradients of any order are right.
-    Attributes that the wrapper lacks (config, generate, device, ...) are the base model's.
+    weights, or theta_0 if weights are streamed. Convert and move the wrapper, not the base model.
+    Gradients of any order are right. Attributes that the wrapper lacks (config, generate, device,
+    ...) are the base model's.
+
+    Several adapters can share the base model: add_adapter, set_adapter, delete_adapter and
+    disable_adapter. theta, lambda_, subspace_config, projection, group_names and state_dict() are
+    those of the active one; switching costs one projection.
     """
 
-    def __init__(self, model: nn.Module, config: SubspaceConfig):
-        segments, group_names = lay_out(model, config)
-        D = sum(segment.numel for segment in segments)
-        m = len(group_names) if config.method == "said" else 0
-        if config.d > D:
-            raise ValueError(
-                f"d must be at most D = {D}, all that the model trains, got {config.d}"
-            )
-        if config.d <= m:
-            raise ValueError(f"d must be above m = {m}, the groups of SAID, got {config.d}")
+    def __init__(self, model: nn.Module, config: SubspaceConfig, adapter: str, weights: str):
+        segments = trainable(model)
+        first = new_adapter(segments, config)
         super().__init__()
-        wide = any(segment.parameter.dtype == torch.float64 for segment in segments)
-        options = {
-            "dtype": torch.float64 if wide else torch.float32,
-            "device": segments[0].parameter.device,
-        }
         self.base_model = model
-        self.theta = nn.Parameter(torch.zeros(config.d - m, **options))
-        self.register_parameter("lambda_", nn.Parameter(torch.ones(m, **options)) if m else None)
-        self.subspace_config = config
-        self.projection = PROJECTIONS[config.projection](config.d - m, D, seed=config.seed)
-        self.group_names = group_names
+        self.theta = first.theta
+        self.register_parameter("lambda_", first.lambda_)
+        self.active_adapter = adapter
+        self._adapters = {adapter: first}
+        self._disabled = False
         self.training = model.training
-        self._segments = segments
-        self._runs: list[Run] | None = None
-        self.base_hash: str | None = None  # of theta_0 and what surrounds it, once adapter needs it
-        self._written = None  # leaves, their stamp and their values, as of the last write
+        self.base_digests: list[bytes] | None = None  # of theta_0, once adapter needs them
+        self._written = None  # stamp and point of the last write
         for segment in segments:
             segment.parameter.requires_grad_(False)
         # encoders and heads are also called on their own (generate), numbered blocks are not
@@ -67,6 +63,7 @@ class SubspaceModel(nn.Module):
             for name, module in model.named_modules()
             if not any(part.isdigit() for part in name.split("."))
         ]
+        self._weights = WEIGHTS[weights](model, segments)
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
     def forward(self, *args, **kwargs):
@@ -96,12 +93,13 @@ class SubspaceModel(nn.Module):
             check = torch.compiler.disable(check)
         check(module is self.base_model)
 
-    def _refresh_if_changed(self, thorough: bool) -> None:
-        leaves, stamp, values = self._written or (None, None, None)
+    def _refresh_if_changed(self, thorough: bool = False) -> None:
+        stamp, point = self._written or (None, None)
         if stamp == self._stamp() and (
             not thorough
+            or point is None
             # some optimizers write through .data, which leaves the version counter as it was
-            or all(torch.equal(p, value) for p, value in zip(leaves, values, strict=True))
+            or all(map(torch.equal, point.leaves, point.values))
         ):
             return
         self.refresh()
@@ -110,97 +108,68 @@ class SubspaceModel(nn.Module):
         return [self.theta] if self.lambda_ is None else [self.theta, self.lambda_]
 
     def _stamp(self) -> list:
-        return [(id(p), p.data_ptr(), p._version, p.requires_grad) for p in self._leaves()]
+        leaves = [(id(p), p.data_ptr(), p._version, p.requires_grad) for p in self._leaves()]
+        return [self.active_adapter, self._disabled, *leaves]
+
+    def _point(self) -> Point | None:
+        """Where theta and lambda_ are now; None while adapters are disabled."""
+        if self._disabled:
+            return None
+        leaves, config = self._leaves(), self.subspace_config
+        return Point(
+            self.projection,
+            self.segments,
+            leaves,
+            [p.detach().clone() for p in leaves],
+            [p._version for p in leaves],
+            config.gradient == "released",
+        )
 
     def refresh(self) -> None:
-        """Writes theta_0 + lambda * (P theta) into the weights, one projection per run of a dtype.
+        """Writes theta_0 + lambda * (P theta) into the weights, one projection per run of a dtype;
+        streamed weights take note of theta and lambda_ and are made later.
 
         A forward does it if theta or lambda_ changed; call it to read base_model's weights.
         Raises RuntimeError if base_model's weights were moved, converted or written by others.
         """
         # a forward may run under no_grad, inference_mode or autocast
-        with torch.inference_mode(False), torch.autocast(self.theta.device.type, enabled=False):
-            leaves = self._leaves()
-            values = [p.detach().clone() for p in leaves]
-            theta, lambda_ = values if len(values) == 2 else (values[0], None)
-            with torch.no_grad():
-                for run in self.theta_0():
-                    run.write(self.projection, theta, lambda_)
-            with torch.enable_grad():
-                self._attach(leaves, values)
-        for run in self._runs:
-            run.marks = run.state()
-        self._written = leaves, self._stamp(), values
+        device = self.theta.device.type
+        with torch.inference_mode(False), torch.autocast(device, enabled=False), torch.no_grad():
+            point = self._point()
+            self._weights.write(point)
+        self._written = self._stamp(), point
 
-    def theta_0(self) -> list[Run]:
-        """The runs of theta_0, which is what the parameters hold when this is first called."""
-        if self._runs is None:
-            kinds = itertools.groupby(
-                self._segments, lambda s: (s.parameter.dtype, s.parameter.device)
-            )
-            self._runs = [
-                Run(run, torch.cat([s.parameter.detach().reshape(-1) for s in run]))
-                for run in (list(segments) for _, segments in kinds)
-            ]
-        return self._runs
+    def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
+        """The trainable tensors of the base model as they were before training."""
+        return self._weights.theta_0()
 
-    def _attach(self, leaves: list[Tensor], values: list[Tensor]) -> None:
-        """Lays new autograd nodes over the weights: instance attributes hide the parameters."""
-        versions = [p._version for p in leaves]
-        groups = [[] for _ in self.group_names]
-        for run in self._runs:
-            for segment in run.segments:
-                groups[segment.group].append((run, segment))
-        for group, places in enumerate(groups):
-            released = self.subspace_config.gradient == "released"
-            node = Node(self.projection, group, places, leaves, values, versions, released)
-            weights = Weights.apply(self.theta, self.lambda_, node)
-            for (_, segment), weight in zip(places, weights, strict=True):
-                for module, attribute in segment.owners:
-                    module.__dict__[attribute] = weight
-        for module in self._recurrent():
-            # not by its own method: cuDNN's flattening would take them out of the flat buffer
-            weights = [getattr(module, name, None) for name in module._flat_weights_names]
-            module._flat_weights = weights
-            module._flat_weight_refs = [w if w is None else weakref.ref(w) for w in weights]
-
-    def _recurrent(self) -> list[nn.RNNBase]:
-        return [module for module in self.base_model.modules() if isinstance(module, nn.RNNBase)]
-
-    def _detach(self, merged: bool = True) -> None:
+    def _release(self, merged: bool = False) -> None:
         """Uncovers the parameters and gives them memory of their own with theta_D or theta_0."""
-        for run in self._runs or []:
-            if run.current is None:
-                continue
-            for segment in run.segments:
-                for module, attribute in segment.owners:
-                    module.__dict__.pop(attribute, None)
-                flat = run.current if merged else run.base
-                segment.parameter.data = run.view(flat, segment).clone()
-            run.current = run.marks = run.layout = None
+        with torch.no_grad():
+            self._weights.release(self._written[1] if merged else None)
         self._written = None
-        for module in self._recurrent():
-            module._init_flat_weights()
 
     def _apply(self, fn, recurse=True):
-        self._detach()
+        self._release()
 
         def wide(t):  # theta and lambda_ stay so beside 16-bit weights
             new = fn(t)
             return t.to(new.device) if new.dtype in (torch.float16, torch.bfloat16) else new
 
         if recurse:
-            self.base_model._apply(fn)
-        for run in self._runs or []:
-            run.base = fn(run.base)
-        self.base_hash = None
+            self._weights.convert(fn)
+        self.base_digests = None
+        for adapter in self.adapters.values():
+            for p in (adapter.theta, adapter.lambda_):
+                if p is not None and p is not self.theta and p is not self.lambda_:
+                    p.data, p.grad = wide(p.data), p.grad if p.grad is None else wide(p.grad)
         return super()._apply(wide, recurse=False)
 
     def _replicate_for_data_parallel(self):
         raise RuntimeError("DataParallel cannot copy a SubspaceModel: use DistributedDataParallel")
 
     def __getstate__(self):
-        self._detach()  # autograd's views can be neither copied nor pickled
+        self._release()  # autograd's views can be neither copied nor pickled
         return self.__dict__.copy()
 
     def __reduce__(self):
@@ -217,7 +186,7 @@ class SubspaceModel(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Prints how many numbers train, out of how many, and the groups with their sizes."""
         sizes = [0] * len(self.group_names)
-        for segment in self._segments:
+        for segment in self.segments:
             sizes[segment.group] += segment.numel
         parts = []
         for size, same in itertools.groupby(
@@ -233,8 +202,83 @@ class SubspaceModel(nn.Module):
             sep="\n  ",
         )
 
+    # Named adapters
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """All adapters by name, with their theta and lambda_."""
+        active = self._adapters[self.active_adapter]
+        active.theta, active.lambda_ = self.theta, self.lambda_
+        return self._adapters
+
+    @property
+    def subspace_config(self) -> SubspaceConfig:
+        """The active adapter's settings."""
+        return self._adapters[self.active_adapter].config
+
+    @property
+    def projection(self) -> Projection:
+        """The active adapter's P."""
+        return self._adapters[self.active_adapter].projection
+
+    @property
+    def group_names(self) -> list[Hashable]:
+        """The active adapter's groups, in the order of lambda_."""
+        return self._adapters[self.active_adapter].group_names
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The trainable tensors: their rows of P, and their groups in the active adapter."""
+        return self._adapters[self.active_adapter].segments
+
+    def add_adapter(self, name: str, config: SubspaceConfig) -> None:
+        """Adds an adapter over the same base model, at theta = 0, without making it active.
+
+        Raises TypeError or ValueError if there is one of this name, or for a wrong config.
+        """
+        _check_name(name)
+        _check_config(config)
+        if name in self._adapters:
+            raise ValueError(f"name: there is an adapter {name!r} already")
+        self._adapters[name] = new_adapter(self.segments, config)
+
+    def set_adapter(self, name: str) -> None:
+        """Makes an adapter the active one: the next forward writes its weights. Its theta and
+        lambda_ are other parameters than before: give them to an optimizer of their own.
+
+        Raises ValueError if there is none of this name.
+        """
+        adapter = self._adapter_named(name)
+        self.active_adapter = name
+        self.theta = adapter.theta
+        self.register_parameter("lambda_", adapter.lambda_)
+
+    def delete_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises ValueError if it is the active one or there is none."""
+        self._adapter_named(name)
+        if name == self.active_adapter:
+            raise ValueError(f"name: {name!r} is the active adapter: set_adapter() another first")
+        del self._adapters[name]
+
+    @contextmanager
+    def disable_adapter(self):
+        """A context in which the model is the base model with theta_0."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield self
+        finally:
+            self._disabled = before
+
+    def _adapter_named(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            raise ValueError(f"name: wanted one of {list(self._adapters)}, got {name!r}")
+        return self.adapters[name]
+
+    # Taking it out, and files
+
     def merge_and_unload(self) -> nn.Module:
-        """The base model with plain parameters that hold theta_D, trainable as before wrapping."""
+        """The base model with plain parameters that hold theta_D of the active adapter, trainable
+        as before wrapping."""
         self.refresh()
         return self._take_out(merged=True)
 
@@ -243,8 +287,8 @@ class SubspaceModel(nn.Module):
         return self._take_out(merged=False)
 
     def _take_out(self, merged: bool) -> nn.Module:
-        self._detach(merged)
-        for segment in self._segments:
+        self._release(merged)
+        for segment in self.segments:
             segment.parameter.requires_grad_(True)
         for hook in self._hooks:
             hook.remove()
@@ -266,28 +310,77 @@ class SubspaceModel(nn.Module):
         return adapter.load(base_model, path, groups)
 
 
-def get_subspace_model(model: nn.Module, config: SubspaceConfig) -> SubspaceModel:
+def get_subspace_model(
+    model: nn.Module,
+    config: SubspaceConfig,
+    adapter: str = "default",
+    weights: str = "resident",
+) -> SubspaceModel:
     """Puts all trainable parameters of `model` into a random subspace of config.d dimensions.
 
     model: any nn.Module; its parameters with requires_grad, float32, float64, bfloat16 or float16,
     become theta_0 in named_parameters() order, tied ones once. It is changed in place and comes
     back from merge_and_unload() or unload(). Eq. 2 (DID) and 3 (SAID) of Aghajanyan et al., 2021.
+    adapter: the name of the first adapter.
+    weights: "resident", in flat buffers beside theta_0, written once for each optimizer step: the
+    fastest; or "streamed", made for each numbered block while it runs, forward and backward: the
+    least memory. The weights are the same to the bit, and so, to rounding, are the gradients.
 
     Raises TypeError or ValueError before anything is changed: d above D or, for SAID, not above m;
     nothing to train; sparse, meta, lazy or integer parameters; parameters that overlap in memory
-    without being one; a model that is already wrapped.
+    without being one; a model that is already wrapped; "one-block" with streamed weights, since
+    such a projection cannot be made in parts.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    if not isinstance(config, SubspaceConfig):
-        raise TypeError(f"config must be a SubspaceConfig, got {type(config).__name__}")
+    _check_config(config)
+    _check_name(adapter)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {tuple(WEIGHTS)}, got {weights!r}")
+    if weights == "streamed" and config.projection == "one-block":
+        raise ValueError('weights="streamed" cannot be had with projection="one-block"')
     for module in model.modules():
         hooks = module._forward_pre_hooks.values()
         holders = [module, *(getattr(hook, "__self__", None) for hook in hooks)]
         if any(isinstance(holder, SubspaceModel) for holder in holders):
             raise ValueError("model is wrapped in a SubspaceModel already: unload() it first")
     check(model)
-    return _class_over(type(model))(model, config)
+    return _class_over(type(model))(model, config, adapter, weights)
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, lambda_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict]:
+    """Parameter groups for any optimizer: theta with `lr` and the scales lambda_ with `lambda_lr`.
+
+    model: a SubspaceModel, or a module around one (DDP, PEFT). lambda_lr: lr / 20 by default, for
+    the scales, near 1, want much smaller steps than theta. `Trainer` takes the list by
+    optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": ...}).
+    Raises ValueError if nothing named theta trains.
+    """
+    groups = {"theta": [], "lambda_": []}
+    for name, p in model.named_parameters():
+        kind = [part for part in name.split(".") if part in groups]
+        if p.requires_grad and kind:
+            groups[kind[-1]].append(p)
+    if not groups["theta"]:
+        raise ValueError("model must have a theta that requires gradients, got none")
+    rates = {"theta": lr, "lambda_": lr / 20 if lambda_lr is None else lambda_lr}
+    return [
+        {"params": parameters, "lr": rates[name], "weight_decay": weight_decay}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def _check_config(config) -> None:
+    if not isinstance(config, SubspaceConfig):
+        raise TypeError(f"config must be a SubspaceConfig, got {type(config).__name__}")
+
+
+def _check_name(name) -> None:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"an adapter's name must be a string, got {name!r}")
 
 
 @functools.cache

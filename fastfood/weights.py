@@ -1,13 +1,15 @@
-"""How the weights theta_0 + lambda * (P theta) are held: flat, in one buffer for each dtype and
-device, with an autograd node for each group that makes modules see them as functions of theta and
-lambda_.
+"""From theta and lambda_ to weights and back: theta_0 + lambda * (P theta) for runs of tensors, the
+autograd node through which their gradients go to theta and lambda_, and the way to hold weights
+that is fastest: all of them in flat buffers.
 """
 
-from collections.abc import Iterator
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layout import Segment
 from .projection import Projection
@@ -16,72 +18,13 @@ _ALONE = 1 << 20  # rows from which a gradient goes through the adjoint without 
 
 
 @dataclass
-class Run:
-    """Consecutive segments of one dtype and device: theta_0 and, once written, theta_D."""
-
-    segments: list[Segment]
-    base: Tensor
-    current: Tensor | None = None
-    marks: list | None = None  # state() after the last write
-    layout: tuple[Tensor, Tensor, Tensor] | None = None  # offsets, norms and groups of the segments
-
-    def view(self, flat: Tensor, segment: Segment) -> Tensor:
-        first = segment.start - self.segments[0].start
-        return flat[first : first + segment.numel].view(segment.shape)
-
-    def state(self) -> list:
-        """Where the weights lie and how often they were written: tells when somebody else did."""
-        parameters = [
-            module._parameters.get(attribute)
-            for segment in self.segments
-            for module, attribute in segment.owners
-        ]
-        marks = [p if p is None else (p.data_ptr(), p._version) for p in parameters]
-        return [self.current._version, *marks]
-
-    def write(self, projection, theta: Tensor, lambda_: Tensor | None) -> None:
-        """current = base + lambda * norm * (P theta), where the parameters lie from then on."""
-        device, dtype = self.base.device, self.base.dtype
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        start = self.segments[0].start
-        if self.current is not None:
-            untouched = self.state() == self.marks
-        else:
-            kinds = {(s.parameter.dtype, s.parameter.device) for s in self.segments}
-            untouched = kinds == {(dtype, device)}
-        if not untouched:
-            raise RuntimeError(
-                "base_model's weights were moved, converted or written while it was wrapped: call "
-                ".to() and the like on the SubspaceModel, and load weights before its first "
-                "forward or after unload()"
-            )
-        if self.current is None:
-            ends = [s.start + s.numel - start for s in self.segments]
-            self.layout = (
-                torch.tensor([0, *ends], device=device),
-                torch.tensor([s.norm for s in self.segments], dtype=wide, device=device),
-                torch.tensor([s.group for s in self.segments], device=device),
-            )
-            for segment in self.segments:  # frees their memory before more is taken
-                segment.parameter.data = self.view(self.base, segment)
-            self.current = torch.empty_like(self.base)
-            for segment in self.segments:
-                segment.parameter.data = self.view(self.current, segment)
-        offsets, scales, groups = self.layout
-        if lambda_ is not None:
-            scales = scales * lambda_.to(scales)[groups]
-        projection.perturb_(self.current, self.base, theta.to(scales), offsets, scales, start)
-
-
-@dataclass
-class Node:
-    """What one group's autograd node needs besides its inputs."""
+class Point:
+    """theta and, for SAID, lambda_ at one moment, and the subspace that they are coordinates of."""
 
     projection: Projection
-    group: int
-    places: list[tuple[Run, Segment]]
+    segments: list[Segment]  # by index, with the groups and factors of this subspace
     leaves: list[Tensor]
-    values: list[Tensor]  # of theta and, for SAID, lambda_: what the weights were made from
+    values: list[Tensor]
     versions: list[int]
     released: bool  # whether theta's gradient is that of the authors' code (SubspaceConfig)
 
@@ -93,17 +36,83 @@ class Node:
             raise RuntimeError("theta or lambda_ was changed before a backward with create_graph")
         return self.leaves
 
+
+@dataclass
+class Run:
+    """Consecutive segments of one dtype and device."""
+
+    segments: list[Segment]
+    layout: tuple[Tensor, Tensor, Tensor] | None = None  # offsets, factors and groups of `laid_for`
+    laid_for: list[Segment] | None = None
+
+    @property
+    def start(self) -> int:
+        return self.segments[0].start
+
+    def view(self, flat: Tensor, segment: Segment) -> Tensor:
+        first = segment.start - self.start
+        return flat[first : first + segment.numel].view(segment.shape)
+
+    def gather(self) -> Tensor:
+        """The parameters' values, one after the other, as a new tensor."""
+        return torch.cat([s.parameter.detach().reshape(-1) for s in self.segments])
+
+    def perturb_(self, out: Tensor, base: Tensor, point: Point) -> None:
+        """out = base + lambda * norm * (P theta), each of shape (rows of the run,)."""
+        if self.laid_for is not point.segments:
+            device, own = out.device, [point.segments[s.index] for s in self.segments]
+            wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+            ends = [s.start + s.numel - self.start for s in own]
+            self.layout = (
+                torch.tensor([0, *ends], device=device),
+                torch.tensor([s.norm for s in own], dtype=wide, device=device),
+                torch.tensor([s.group for s in own], device=device),
+            )
+            self.laid_for = point.segments
+        offsets, scales, groups = self.layout
+        theta, *lambda_ = point.values
+        if lambda_:
+            scales = scales * lambda_[0].to(scales)[groups]
+        point.projection.perturb_(out, base, theta.to(scales), offsets, scales, self.start)
+
+
+def marks_of(segments: list[Segment]) -> list:
+    """Where the parameters lie and how often they were written: tells when somebody else did."""
+    owners = (owner for segment in segments for owner in segment.owners)
+    parameters = (module._parameters.get(attribute) for module, attribute in owners)
+    return [p if p is None else (p.data_ptr(), p._version, p.dtype) for p in parameters]
+
+
+def check_untouched(marks: list, now: list) -> None:
+    """Raises RuntimeError if the parameters' marks are no longer what they were."""
+    if marks != now:
+        raise RuntimeError(
+            "base_model's weights were moved, converted or written while it was wrapped: call "
+            ".to() and the like on the SubspaceModel, and load weights before its first "
+            "forward or after unload()"
+        )
+
+
+@dataclass
+class Node:
+    """What one autograd node needs besides its inputs: where the weights of one group came from."""
+
+    point: Point
+    group: int
+    segments: list[Segment]
+
     def adjoint(self, grads: tuple[Tensor | None, ...], like: Tensor, released: bool) -> Tensor:
         """P_g^T of the gradients: (d - m,), in the dtype of `like`."""
-        return self.projection.rows_adjoint_sum(self.gradients(grads, released), like)
+        return self.point.projection.rows_adjoint_sum(self.gradients(grads, released), like)
 
     def gradients(
         self, grads: tuple[Tensor | None, ...], released: bool
     ) -> Iterator[tuple[int, float, Tensor]]:
         """(first row, factor, flat gradient): absent ones are zero, neighbours go together."""
-        alone_from = max(_ALONE, 8 * self.projection.d)
-        gathered, start, stop, home = [], 0, 0, None
-        for (run, segment), grad in zip(self.places, grads, strict=True):
+        wide = self.point.values[0].dtype
+        alone_from = max(_ALONE, 8 * self.point.projection.d)
+        gathered, start, stop = [], 0, 0
+        for segment, grad in zip(self.segments, grads, strict=True):
             if grad is None:
                 continue
             grad = grad.to_dense().reshape(-1)
@@ -113,41 +122,165 @@ class Node:
             if segment.numel >= alone_from:  # copying it would cost more than a call of its own
                 yield segment.start, factor, grad
                 continue
-            if gathered and (segment.start != stop or run is not home):
+            if gathered and (segment.start != stop or gathered[-1].device != grad.device):
                 yield start, 1.0, torch.cat(gathered)
                 gathered = []
             if not gathered:
-                start, home = segment.start, run
-            gathered.append(grad if factor == 1 else grad.to(self.values[0].dtype) * factor)
+                start = segment.start
+            gathered.append(grad if factor == 1 else grad.to(wide) * factor)
             stop = segment.start + segment.numel
         if gathered:
             yield start, 1.0, torch.cat(gathered)
 
 
 class Weights(torch.autograd.Function):
-    """(theta, lambda_) -> one group's weights, as views of the flat buffers; nothing is computed.
+    """(theta, lambda_) -> weights of one group that were made from them; nothing is computed.
 
     The adjoint needs no projection: <(P theta)_g, w> = <theta, P_g^T w>, so a = P_g^T w gives both
     gradients. Nothing is saved in autograd's sense, so one node serves any number of backwards.
     """
 
     @staticmethod
-    def forward(ctx, theta, lambda_, node):
+    def forward(ctx, theta, lambda_, node, make):
         ctx.set_materialize_grads(False)
         ctx.node = node
-        # detach shares the buffer's version counter: a backward after the next write is an error
-        return tuple(run.view(run.current, segment).detach() for run, segment in node.places)
+        return tuple(make(segment) for segment in node.segments)
 
     @staticmethod
     def backward(ctx, *grads):
-        node = ctx.node
-        theta, *lambda_ = node.coordinates()
+        point, group = ctx.node.point, ctx.node.group
+        theta, *lambda_ = point.coordinates()
         with torch.autocast(theta.device.type, enabled=False):
-            a = node.adjoint(grads, theta, node.released)
+            a = ctx.node.adjoint(grads, theta, point.released)
             if not lambda_:
-                return a, None, None
-            exact = node.adjoint(grads, theta, False) if node.released else a
+                return a, None, None, None
+            exact = ctx.node.adjoint(grads, theta, False) if point.released else a
         scales = lambda_[0]
         scales_grad = torch.zeros_like(scales)
-        scales_grad[node.group] = torch.dot(theta, exact)
-        return scales[node.group] * a, scales_grad, None
+        scales_grad[group] = torch.dot(theta, exact)
+        return scales[group] * a, scales_grad, None, None
+
+
+def attach(point: Point, segments: list[Segment], make: Callable) -> list[Tensor]:
+    """The tensors of make(segment) as functions of theta and lambda_, with a node for each
+    group."""
+    theta, lambda_ = (*point.leaves, None)[:2]
+    groups, attached = {}, {}
+    for segment in segments:
+        laid = point.segments[segment.index]
+        groups.setdefault(laid.group, []).append(laid)
+    for group, laid in groups.items():
+        made = Weights.apply(theta, lambda_, Node(point, group, laid), make)
+        attached |= {segment.index: weight for segment, weight in zip(laid, made, strict=True)}
+    return [attached[segment.index] for segment in segments]
+
+
+def show(segments: list[Segment], weights: list[Tensor]) -> None:
+    """Makes modules see the weights: instance attributes hide the parameters."""
+    for segment, weight in zip(segments, weights, strict=True):
+        for module, attribute in segment.owners:
+            module.__dict__[attribute] = weight
+
+
+def uncover(segments: list[Segment]) -> None:
+    """Makes modules see their parameters again."""
+    for segment in segments:
+        for module, attribute in segment.owners:
+            module.__dict__.pop(attribute, None)
+
+
+def renew_recurrent(base: nn.Module) -> None:
+    """Tells recurrent modules of the tensors that their attributes refer to now."""
+    for module in base.modules():
+        if isinstance(module, nn.RNNBase):
+            # not by its own method: cuDNN's flattening would take them out of the flat buffer
+            weights = [getattr(module, name, None) for name in module._flat_weights_names]
+            module._flat_weights = weights
+            module._flat_weight_refs = [w if w is None else weakref.ref(w) for w in weights]
+
+
+@dataclass
+class Buffer(Run):
+    """A run with its weights: theta_0 and, once written, theta_D, where the parameters lie then."""
+
+    base: Tensor | None = None
+    current: Tensor | None = None
+
+
+class Resident:
+    """All weights in flat buffers, theta_0 beside theta_D: one projection for each optimizer step.
+
+    An autograd node for each group serves all forwards until the next write.
+    """
+
+    def __init__(self, base_model: nn.Module, segments: list[Segment]):
+        self.base_model, self.segments = base_model, segments
+        self.buffers: list[Buffer] = []
+        self.marks: list | None = None  # after the last write
+
+    def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
+        """The tensors of theta_0, which is what the parameters hold when this is first used."""
+        self.buffers = self.buffers or [
+            Buffer(run, base=Run(run).gather()) for run in self._kinds()
+        ]
+        for buffer in self.buffers:
+            for segment in buffer.segments:
+                yield segment, buffer.view(buffer.base, segment)
+
+    def _kinds(self) -> Iterator[list[Segment]]:
+        kinds = itertools.groupby(self.segments, lambda s: (s.parameter.dtype, s.parameter.device))
+        return (list(segments) for _, segments in kinds)
+
+    def _marks(self) -> list:
+        return [*(b.current._version for b in self.buffers), *marks_of(self.segments)]
+
+    def write(self, point: Point | None) -> None:
+        """Makes modules see the weights at the point, or theta_0 if it is None.
+
+        Raises RuntimeError if the parameters were moved, converted or written by others.
+        """
+        list(self.theta_0())
+        if self.marks is not None:
+            check_untouched(self.marks, self._marks())
+        else:
+            kinds = [(b.base.dtype, b.base.device) for b in self.buffers for _ in b.segments]
+            check_untouched(kinds, [(s.parameter.dtype, s.parameter.device) for s in self.segments])
+        for buffer in self.buffers:
+            if buffer.current is None:
+                for segment in buffer.segments:  # frees their memory before more is taken
+                    segment.parameter.data = buffer.view(buffer.base, segment)
+                buffer.current = torch.empty_like(buffer.base)
+                for segment in buffer.segments:
+                    segment.parameter.data = buffer.view(buffer.current, segment)
+            if point is None:
+                buffer.current.copy_(buffer.base)
+            else:
+                buffer.perturb_(buffer.current, buffer.base, point)
+        if point is None:
+            uncover(self.segments)
+        else:
+            # detach shares the buffer's version: a backward after the next write is an error
+            views = [b.view(b.current, s).detach() for b in self.buffers for s in b.segments]
+            with torch.enable_grad():
+                weights = attach(point, self.segments, lambda segment: views[segment.index])
+            show(self.segments, weights)
+        renew_recurrent(self.base_model)
+        self.marks = self._marks()
+
+    def release(self, point: Point | None) -> None:
+        """Gives the parameters memory of their own with the weights last written, or theta_0 if
+        `point` is None."""
+        for buffer in self.buffers:
+            flat = buffer.base if point is None else buffer.current
+            for segment in buffer.segments if buffer.current is not None else []:
+                segment.parameter.data = buffer.view(flat, segment).clone()
+            buffer.current = buffer.layout = buffer.laid_for = None
+        uncover(self.segments)
+        renew_recurrent(self.base_model)
+        self.marks = None
+
+    def convert(self, fn) -> None:
+        """Applies fn, as of .to(), to the weights; release() comes first."""
+        self.base_model._apply(fn)
+        for buffer in self.buffers:
+            buffer.base = fn(buffer.base)

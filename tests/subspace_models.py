@@ -118,8 +118,8 @@ def loss_of(model):
     return model(input_ids=IDS, labels=labels).loss
 
 
-def wrap(model, d=30, **settings):
-    return get_subspace_model(model, SubspaceConfig(d=d, seed=5, **settings))
+def wrap(model, d=30, weights="resident", **settings):
+    return get_subspace_model(model, SubspaceConfig(d=d, seed=5, **settings), weights=weights)
 
 
 def move(model, seed=0):
@@ -139,7 +139,7 @@ def expected(model, plain, loss=loss_of):
     D = sum(p.numel() for _, p in named)
     P = model.projection.to_dense(torch.float64)
     assert P.shape == (D, len(theta)) and model.projection.seed == config.seed
-    group = {segment.name: segment.group for segment in model._segments}
+    group = {segment.name: segment.group for segment in model.segments}
     factors, rows_group, released = [], [], []
     for name, p in named:
         norm = (D / p.numel()) ** 0.5 if config.normalization == "tensor" else 1.0

@@ -1,5 +1,6 @@
 """Every architecture of the paper, and the causal ones of today, as small random models: gradients
-against the dense matrix, with and without gradient checkpointing, and what shares a scale."""
+against the dense matrix, with and without gradient checkpointing, resident and streamed, and what
+shares a scale."""
 
 import pytest
 import torch
@@ -101,10 +102,11 @@ def loss_of(model):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients(name, checkpointing):
-    model = move(wrap(build(name), d=40))
+def test_gradients(name, checkpointing, weights):
+    model = move(wrap(build(name), d=40, weights=weights))
     if checkpointing:
         if not model.supports_gradient_checkpointing:
             pytest.skip("has no gradient checkpointing")
@@ -113,9 +115,15 @@ def test_gradients(name, checkpointing):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name][2]])
-def test_layers_share_a_scale(name):
+def test_layers_share_a_scale(name, capsys):
     model = wrap(build(name), d=40)
     assert set(model.group_names) == set(MODELS[name][2]), model.group_names
+    model.print_trainable_parameters()
+    printed = capsys.readouterr().out
+    first, *_, last = [label for label in MODELS[name][2] if label[-1].isdigit()] * 2
+    assert f"40 of {model.projection.D:,} numbers" in printed
+    assert (f"{first} .. {last} " if first != last else f"{first} ") in printed
+    assert "embeddings " in printed and "head " in printed
 
 
 @pytest.mark.parametrize("name, side", [("bart", "layers"), ("t5", "block")])

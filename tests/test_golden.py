@@ -77,7 +77,7 @@ def test_the_cuda_sources_give_them_on_the_emulator():
     model = adapted()
     kinds = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # the order of kernels.h
     v = model.projection.spread(model.theta.detach())
-    for run in model.theta_0():
+    for run in model._weights.buffers:
         offsets, norms, groups = run.layout
         scales = norms * model.lambda_.detach()[groups]
         out = torch.full_like(run.base, float("nan"))

@@ -18,10 +18,10 @@ def test_groups_by_layer():
     ]
     model = wrap(t5())
     assert model.group_names == ["embeddings", "encoder.block.0", "head", "decoder.block.0"]
-    by_name = {segment.name: model.group_names[segment.group] for segment in model._segments}
+    by_name = {segment.name: model.group_names[segment.group] for segment in model.segments}
     assert by_name["encoder.final_layer_norm.weight"] == "head"
     model = wrap(bart())
-    by_name = {segment.name: model.group_names[segment.group] for segment in model._segments}
+    by_name = {segment.name: model.group_names[segment.group] for segment in model.segments}
     assert by_name["model.decoder.embed_positions.weight"] == "embeddings"
     assert by_name["model.decoder.layernorm_embedding.bias"] == "embeddings"
     assert by_name["classification_head.dense.weight"] == "head"

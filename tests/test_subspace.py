@@ -36,8 +36,8 @@ def test_exactly_d_numbers_and_tied_weights_once():
         assert sum(p.numel() for p in trained) == 37
         assert {id(p) for p in trained} == {id(p) for p in model._leaves()}
         assert sum(p.numel() for p in plain.parameters()) == model.projection.D
-        assert len(model._segments) == tensors
-        assert sum(len(segment.owners) for segment in model._segments) >= names
+        assert len(model.segments) == tensors
+        assert sum(len(segment.owners) for segment in model.segments) >= names
     model = wrap(bart())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 30
     move(model).refresh()

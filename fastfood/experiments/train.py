@@ -74,13 +74,16 @@ def build_model(settings: Settings, trial: dict, num_labels: int) -> nn.Module:
 
 def parameter_groups(model: nn.Module, trial: dict) -> list[dict]:
     """The optimizer's groups: theta and lambda with their own rates, or every base parameter."""
-    rate = trial["learning_rate"]
-    if trial["method"] == "full":
-        return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": rate}]
-    groups = [{"params": [model.theta], "lr": rate}]
-    if model.lambda_ is not None:
-        groups.append({"params": [model.lambda_], "lr": trial["lambda_lr"]})
-    return groups
+    import fastfood
+
+    if trial["method"] != "full":
+        return fastfood.parameter_groups(model, trial["learning_rate"], trial["lambda_lr"])
+    return [
+        {
+            "params": [p for p in model.parameters() if p.requires_grad],
+            "lr": trial["learning_rate"],
+        }
+    ]
 
 
 def make_trainer(settings: Settings, trial: dict, task: Task, model: nn.Module):

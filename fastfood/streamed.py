@@ -1,0 +1,185 @@
+"""Weights that exist only while an operator uses them, for models whose weights fit in memory just
+once.
+
+theta_0 stays where it is: in 16 bits, on the CPU, or mapped from a file. Modules see tensors
+without data, and a torch function that gets one is called with the weight made for this call. What
+autograd saves of it is its place; a backward makes each weight anew when its turn comes, and its
+gradient goes through the adjoint and is freed at once. Beside theta_0 there is never more than the
+weights of one operator.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map_only
+
+from .layout import Segment
+from .weights import (
+    Point,
+    Run,
+    attach,
+    check_untouched,
+    marks_of,
+    renew_recurrent,
+    show,
+    uncover,
+)
+
+# answered by the tensor without data
+_FACTS = {
+    Tensor.dim,
+    Tensor.element_size,
+    Tensor.is_contiguous,
+    Tensor.is_floating_point,
+    Tensor.numel,
+    Tensor.size,
+    Tensor.stride,
+    *(
+        getattr(Tensor, name).__get__
+        for name in (
+            "device dtype grad_fn is_cpu is_cuda is_leaf is_meta layout ndim requires_grad shape"
+        ).split()
+    ),
+}
+
+
+@dataclass
+class Source:
+    """What a weight is made from."""
+
+    run: Run  # of one segment
+    point: Point
+
+    @property
+    def segment(self) -> Segment:
+        return self.run.segments[0]
+
+    def make(self) -> Tensor:
+        """The weight as a new flat tensor."""
+        device = self.point.values[0].device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            flat = self.run.gather()
+            self.run.perturb_(flat, flat, self.point)
+        return flat
+
+
+@dataclass
+class Saved:
+    """A weight, or a view of it, as autograd keeps it."""
+
+    source: Source
+    marks: list
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def make(self) -> Tensor:
+        check_untouched(self.marks, marks_of(self.source.run.segments))
+        return self.source.make().as_strided(self.size, self.stride, self.offset)
+
+
+class StreamedWeight(Tensor):
+    """A weight without data: has its shape, dtype and device, and is made when it is used."""
+
+    @staticmethod
+    def __new__(cls, source: Source):
+        like = source.segment.parameter
+        weight = Tensor._make_wrapper_subclass(
+            cls, like.shape, dtype=like.dtype, device=like.device
+        )
+        weight.source = source
+        return weight
+
+    def __repr__(self):
+        return f"StreamedWeight({self.source.segment.name})"
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _FACTS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **kwargs)
+        used = {}
+
+        def made(weight):
+            source = weight.source
+            flat = source.make()
+            used[flat.untyped_storage().data_ptr()] = source
+            shaped = flat.view(source.segment.shape)
+            return attach(source.point, source.run.segments, lambda _: shaped)[0]
+
+        args, kwargs = tree_map_only(cls, made, (args, kwargs))
+        with saved_tensors_hooks(*_saving(used)):
+            return function(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        # from inside an autograd.Function: the gradient goes through the node of the tensor itself
+        args, kwargs = tree_map_only(
+            cls, lambda w: w.source.make().view(w.source.segment.shape), (args, kwargs or {})
+        )
+        return function(*args, **kwargs)
+
+
+def _saving(used: dict[int, Source]) -> tuple[Callable, Callable]:
+    """Hooks for what autograd saves: of weights their place; all else goes on to the hooks around,
+    which may be those of gradient checkpointing."""
+    around = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    keep, give = around or (lambda x: x, lambda x: x)
+
+    def pack(x):
+        source = used.get(x.untyped_storage().data_ptr()) if x.layout == torch.strided else None
+        if source is None or x.dtype != source.segment.parameter.dtype:
+            return (keep(x),)
+        marks = marks_of(source.run.segments)
+        return Saved(source, marks, x.size(), x.stride(), x.storage_offset())
+
+    def unpack(kept):
+        return kept.make() if isinstance(kept, Saved) else give(kept[0])
+
+    return pack, unpack
+
+
+class Streamed:
+    """Weights made one by one when they are used; the interface of Resident."""
+
+    def __init__(self, base_model: nn.Module, segments: list[Segment]):
+        self.base_model, self.segments = base_model, segments
+        self.marks: list | None = None
+
+    def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
+        """The tensors of theta_0, which the parameters hold at all times."""
+        return ((segment, segment.parameter.detach()) for segment in self.segments)
+
+    def write(self, point: Point | None) -> None:
+        """Makes modules see weights that will be made at the point, or theta_0 if it is None.
+
+        Raises RuntimeError if the parameters were moved, converted or written by others.
+        """
+        if self.marks is None:
+            self.marks = marks_of(self.segments)
+        check_untouched(self.marks, marks_of(self.segments))
+        if point is None:
+            uncover(self.segments)
+        else:
+            weights = {s.index: StreamedWeight(Source(Run([s]), point)) for s in self.segments}
+            with torch.enable_grad():
+                show(self.segments, attach(point, self.segments, lambda s: weights[s.index]))
+        renew_recurrent(self.base_model)
+
+    def release(self, point: Point | None) -> None:
+        """Lets modules see their parameters, with the weights at the point in memory of their own,
+        or theta_0 if it is None."""
+        for segment in self.segments if point is not None else []:
+            made = Source(Run([segment]), point).make()
+            segment.parameter.data = made.view(segment.shape)
+        uncover(self.segments)
+        renew_recurrent(self.base_model)
+        self.marks = None
+
+    def convert(self, fn) -> None:
+        """Applies fn, as of .to(), to the weights; release() comes first."""
+        self.base_model._apply(fn)
