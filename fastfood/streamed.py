@@ -5,10 +5,11 @@ theta_0 stays where it is: in 16 bits, on the CPU, or mapped from a file. Module
 without data, and a torch function that gets one is called with the weight made for this call. What
 autograd saves of it is its place; a backward makes each weight anew when its turn comes, and its
 gradient goes through the adjoint and is freed at once. Beside theta_0 there is never more than the
-weights of one operator.
+weights of one operator; the backward of a linear layer takes them some million entries at a time.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,16 @@ _FACTS = {
 }
 
 
+_PIECE = 1 << 22  # entries of a linear layer's weight that its backward makes at a time
+
+
+@contextmanager
+def _unrecorded(point: Point):
+    device = point.values[0].device.type
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        yield
+
+
 @dataclass
 class Source:
     """What a weight is made from."""
@@ -59,11 +70,23 @@ class Source:
 
     def make(self) -> Tensor:
         """The weight as a new flat tensor."""
-        device = self.point.values[0].device.type
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        with _unrecorded(self.point):
             flat = self.run.gather()
             self.run.perturb_(flat, flat, self.point)
         return flat
+
+    def make_rows(self, first: int, out: Tensor) -> Tensor:
+        """Rows [first, first + len(out)) of a matrix, written to out."""
+        width = self.segment.shape[-1]
+        with _unrecorded(self.point):
+            out.copy_(self.segment.parameter.detach()[first : first + len(out)])
+            self.run.perturb_(out.view(-1), out.view(-1), self.point, first * width)
+        return out
+
+    def weight(self) -> Tensor:
+        """The weight as a function of theta and lambda_."""
+        made = self.make().view(self.segment.shape)
+        return attach(self.point, self.run.segments, lambda _: made)[0]
 
 
 @dataclass
@@ -104,13 +127,13 @@ class StreamedWeight(Tensor):
                 return function(*args, **kwargs)
         used = {}
 
-        def made(weight):
-            source = weight.source
-            flat = source.make()
-            used[flat.untyped_storage().data_ptr()] = source
-            shaped = flat.view(source.segment.shape)
-            return attach(source.point, source.run.segments, lambda _: shaped)[0]
+        def made(streamed):
+            weight = streamed.source.weight()
+            used[weight.untyped_storage().data_ptr()] = streamed.source
+            return weight
 
+        if function is nn.functional.linear:
+            return _linear(made, *args, **kwargs)
         args, kwargs = tree_map_only(cls, made, (args, kwargs))
         with saved_tensors_hooks(*_saving(used)):
             return function(*args, **kwargs)
@@ -141,6 +164,67 @@ def _saving(used: dict[int, Source]) -> tuple[Callable, Callable]:
         return kept.make() if isinstance(kept, Saved) else give(kept[0])
 
     return pack, unpack
+
+
+def _linear(made: Callable, x, weight, bias=None) -> Tensor:
+    """nn.functional.linear with a streamed weight or bias, or both."""
+    x, bias = tree_map_only(StreamedWeight, made, (x, bias))
+    if not isinstance(weight, StreamedWeight) or weight.dim() != 2:
+        return nn.functional.linear(x, tree_map_only(StreamedWeight, made, weight), bias)
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, bias = x.to(dtype), bias if bias is None else bias.to(dtype)
+    theta, lambda_ = (*weight.source.point.leaves, None)[:2]
+    return Linear.apply(x, bias, theta, lambda_, weight.source, dtype)
+
+
+class Linear(torch.autograd.Function):
+    """y = x W^T + b, with W made whole in the forward and by rows in the backward."""
+
+    @staticmethod
+    def forward(ctx, x, bias, theta, lambda_, source, dtype):
+        ctx.source, ctx.marks, ctx.dtype = source, marks_of(source.run.segments), dtype
+        ctx.save_for_backward(x)
+        weight = source.make().view(source.segment.shape)
+        return nn.functional.linear(x, weight.to(dtype), bias)
+
+    @staticmethod
+    def backward(ctx, gy):
+        check_untouched(ctx.marks, marks_of(ctx.source.run.segments))
+        with torch.autocast(gy.device.type, enabled=False):
+            return Linear._backward(ctx, gy)
+
+    @staticmethod
+    def _backward(ctx, gy):
+        source, needs, (x,) = ctx.source, ctx.needs_input_grad, ctx.saved_tensors
+        point, segment = source.point, source.point.segments[source.segment.index]
+        height, width = segment.shape
+        step = max(1, max(_PIECE, 8 * point.projection.d) // width)
+        memory = torch.empty_like(segment.parameter[:step])
+        again = torch.is_grad_enabled()  # a derivative of this one is wanted
+        if again:
+            step = height
+        flat_x, flat_gy = x.reshape(-1, width), gy.reshape(-1, height)
+        gx = flat_x.new_zeros(flat_x.shape, dtype=point.values[0].dtype) if needs[0] else None
+
+        def pieces():
+            nonlocal gx
+            for first in range(0, height, step):
+                part = flat_gy[:, first : first + step]
+                if needs[0]:
+                    rows = memory[: part.shape[1]]
+                    made = source.weight() if again else source.make_rows(first, rows)
+                    gx = gx + part @ made.to(ctx.dtype)
+                if needs[2] or needs[3]:
+                    start = segment.start + first * width
+                    yield start, segment.norm, (part.T @ flat_x).reshape(-1)
+
+        a = point.projection.rows_adjoint_sum(pieces(), point.coordinates()[0])
+        factor = point.factor(segment, point.released) / segment.norm
+        theta, lambda_ = point.gradients(segment.group, factor * a, a)
+        gx = gx.to(x.dtype).view(x.shape) if needs[0] else None
+        return gx, flat_gy.sum(0) if needs[1] else None, theta, lambda_, None, None
 
 
 class Streamed:

@@ -36,6 +36,23 @@ class Point:
             raise RuntimeError("theta or lambda_ was changed before a backward with create_graph")
         return self.leaves
 
+    def gradients(self, group: int, a: Tensor, exact: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Those of theta and lambda_ from a = P_g^T w; `exact` is a where `released` changed it.
+
+        No projection is needed: <(P theta)_g, w> = <theta, P_g^T w>.
+        """
+        theta, *lambda_ = self.coordinates()
+        if not lambda_:
+            return a, None
+        scales = lambda_[0]
+        scales_grad = torch.zeros_like(scales)
+        scales_grad[group] = torch.dot(theta, exact)
+        return scales[group] * a, scales_grad
+
+    def factor(self, segment: Segment, released: bool) -> float:
+        """What a gradient of the tensor is multiplied by before P^T."""
+        return segment.norm / (1 << (segment.numel - 1).bit_length() if released else 1)
+
 
 @dataclass
 class Run:
@@ -49,6 +66,11 @@ class Run:
     def start(self) -> int:
         return self.segments[0].start
 
+    @property
+    def numel(self) -> int:
+        last = self.segments[-1]
+        return last.start + last.numel - self.start
+
     def view(self, flat: Tensor, segment: Segment) -> Tensor:
         first = segment.start - self.start
         return flat[first : first + segment.numel].view(segment.shape)
@@ -57,8 +79,8 @@ class Run:
         """The parameters' values, one after the other, as a new tensor."""
         return torch.cat([s.parameter.detach().reshape(-1) for s in self.segments])
 
-    def perturb_(self, out: Tensor, base: Tensor, point: Point) -> None:
-        """out = base + lambda * norm * (P theta), each of shape (rows of the run,)."""
+    def perturb_(self, out: Tensor, base: Tensor, point: Point, skip: int = 0) -> None:
+        """out = base + lambda * norm * (P theta), each of shape (N,): the N rows after `skip`."""
         if self.laid_for is not point.segments:
             device, own = out.device, [point.segments[s.index] for s in self.segments]
             wide = torch.float64 if out.dtype == torch.float64 else torch.float32
@@ -73,7 +95,9 @@ class Run:
         theta, *lambda_ = point.values
         if lambda_:
             scales = scales * lambda_[0].to(scales)[groups]
-        point.projection.perturb_(out, base, theta.to(scales), offsets, scales, self.start)
+        if len(out) != self.numel:
+            offsets = (offsets - skip).clamp(0, len(out))
+        point.projection.perturb_(out, base, theta.to(scales), offsets, scales, self.start + skip)
 
 
 def marks_of(segments: list[Segment]) -> list:
@@ -116,9 +140,7 @@ class Node:
             if grad is None:
                 continue
             grad = grad.to_dense().reshape(-1)
-            factor = segment.norm
-            if released:
-                factor /= 1 << (segment.numel - 1).bit_length()
+            factor = self.point.factor(segment, released)
             if segment.numel >= alone_from:  # copying it would cost more than a call of its own
                 yield segment.start, factor, grad
                 continue
@@ -136,8 +158,7 @@ class Node:
 class Weights(torch.autograd.Function):
     """(theta, lambda_) -> weights of one group that were made from them; nothing is computed.
 
-    The adjoint needs no projection: <(P theta)_g, w> = <theta, P_g^T w>, so a = P_g^T w gives both
-    gradients. Nothing is saved in autograd's sense, so one node serves any number of backwards.
+    Nothing is saved in autograd's sense, so one node serves any number of backwards.
     """
 
     @staticmethod
@@ -148,17 +169,13 @@ class Weights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        point, group = ctx.node.point, ctx.node.group
-        theta, *lambda_ = point.coordinates()
-        with torch.autocast(theta.device.type, enabled=False):
-            a = ctx.node.adjoint(grads, theta, point.released)
-            if not lambda_:
-                return a, None, None, None
-            exact = ctx.node.adjoint(grads, theta, False) if point.released else a
-        scales = lambda_[0]
-        scales_grad = torch.zeros_like(scales)
-        scales_grad[group] = torch.dot(theta, exact)
-        return scales[group] * a, scales_grad, None, None
+        node, point = ctx.node, ctx.node.point
+        like = point.coordinates()[0]
+        with torch.autocast(like.device.type, enabled=False):
+            a = node.adjoint(grads, like, point.released)
+            said = len(point.leaves) > 1
+            exact = node.adjoint(grads, like, False) if said and point.released else a
+            return *point.gradients(node.group, a, exact), None, None
 
 
 def attach(point: Point, segments: list[Segment], make: Callable) -> list[Tensor]:

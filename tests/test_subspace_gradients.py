@@ -23,21 +23,25 @@ from torch import nn
 from fastfood import ops
 from fastfood.subspace import SubspaceConfig, get_subspace_model
 
+EACH_WAY = pytest.mark.parametrize("weights", ["resident", "streamed"])
+
 
 def layer(name):
     return name.split(".")[0]
 
 
+@EACH_WAY
 @pytest.mark.parametrize("groups", ["layer", "tensor", layer])
 @pytest.mark.parametrize("normalization", ["global", "tensor"])
 @pytest.mark.parametrize("method", ["said", "did"])
-def test_gradients_match_the_dense_matrix(method, normalization, groups):
+def test_gradients_match_the_dense_matrix(method, normalization, groups, weights):
     config = {"method": method, "normalization": normalization, "groups": groups}
-    check_gradients(move(wrap(mlp(), **config)), mlp())
+    check_gradients(move(wrap(mlp(), weights=weights, **config)), mlp())
 
 
-def test_moved_to_each_device(device):
-    model = move(wrap(mlp())).to(device)
+@EACH_WAY
+def test_moved_to_each_device(device, weights):
+    model = move(wrap(mlp(), weights=weights)).to(device)
     _, theta_grad, lambda_grad = expected(move(wrap(mlp())), mlp())
     model(
         torch.linspace(-1, 1, 20, dtype=torch.float64, device=device).reshape(4, 5)
@@ -49,12 +53,16 @@ def test_moved_to_each_device(device):
 @pytest.mark.parametrize("projection", ["one-block", "dense", "sparse"])
 def test_other_projections(projection):
     check_gradients(move(wrap(mlp(), projection=projection)), mlp())
+    if projection != "one-block":
+        check_gradients(move(wrap(mlp(), weights="streamed", projection=projection)), mlp())
 
 
+@EACH_WAY
 @pytest.mark.parametrize("normalization", ["global", "tensor"])
 @pytest.mark.parametrize("method", ["said", "did"])
-def test_the_released_gradient_is_wrong_as_documented(method, normalization):
+def test_the_released_gradient_is_wrong_as_documented(method, normalization, weights):
     config = {"method": method, "normalization": normalization, "gradient": "released"}
+    config["weights"] = weights
     check_gradients(move(wrap(mlp(), **config)), mlp())
     exact = move(wrap(mlp(), **config | {"gradient": "exact"}))
     released = move(wrap(mlp(), **config))
@@ -65,16 +73,18 @@ def test_the_released_gradient_is_wrong_as_documented(method, normalization):
         torch.testing.assert_close(exact.lambda_.grad, released.lambda_.grad)
 
 
+@EACH_WAY
 @pytest.mark.parametrize("normalization", ["global", "tensor"])
 @pytest.mark.parametrize("build", [bert, albert, bart, t5])
-def test_gradients_of_transformers(build, normalization):
-    check_gradients(move(wrap(build(), normalization=normalization)), build())
+def test_gradients_of_transformers(build, normalization, weights):
+    check_gradients(move(wrap(build(), normalization=normalization, weights=weights)), build())
 
 
+@EACH_WAY
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing(use_reentrant):
-    model = move(wrap(bert()))
+def test_gradient_checkpointing(use_reentrant, weights):
+    model = move(wrap(bert(), weights=weights))
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     check_gradients(model.train(), bert())
 
@@ -108,7 +118,8 @@ def test_gradients_for_any_shape(sizes, frozen, method, seed):
     torch.testing.assert_close(model.theta.grad, theta_grad)
 
 
-def test_recurrent_weights_get_gradients():
+@EACH_WAY
+def test_recurrent_weights_get_gradients(weights):
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
@@ -123,8 +134,8 @@ def test_recurrent_weights_get_gradients():
             y = self.lstm(self.embed(x))[0]
             return y * self.scale[0] + sum(p.sum() for p in self.scale)
 
-    check_gradients(move(wrap(Recurrent().double())), Recurrent().double())
-    model = move(wrap(Recurrent().double()))
+    check_gradients(move(wrap(Recurrent().double(), weights=weights)), Recurrent().double())
+    model = move(wrap(Recurrent().double(), weights=weights))
     y = model(torch.ones(2, 5).double())
     merged = model.merge_and_unload()
     assert all(isinstance(w, nn.Parameter) for w in merged.lstm._flat_weights)
@@ -142,9 +153,11 @@ def test_absent_gradients_cost_nothing(monkeypatch):
     assert rows == [2]
 
 
+@EACH_WAY
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_training_is_the_same():
-    plain, model = move(wrap(mlp())), move(wrap(mlp()))
+def test_compiled_training_is_the_same(weights):
+    torch.compiler.reset()
+    plain, model = move(wrap(mlp())), move(wrap(mlp(), weights=weights))
     compiled = torch.compile(model, backend="aot_eager")
     x = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(4, 5)
     for _ in range(3):
@@ -163,7 +176,8 @@ def test_data_parallel_is_refused():
         wrap(mlp())._replicate_for_data_parallel()
 
 
-def test_sparse_gradients_are_gathered():
+@EACH_WAY
+def test_sparse_gradients_are_gathered(weights):
     def build():
         torch.manual_seed(0)
         return nn.ModuleDict({"e": nn.Embedding(7, 4, sparse=True), "o": nn.Linear(4, 2)}).double()
@@ -174,7 +188,7 @@ def test_sparse_gradients_are_gathered():
             model.refresh()
         return base["o"](base["e"](torch.tensor([1, 4, 4]))).square().sum()
 
-    model = move(wrap(build(), d=9))
+    model = move(wrap(build(), d=9, weights=weights))
     plain = build()
     plain["e"].sparse = False
     value, theta_grad, _ = expected(model, plain, loss)
@@ -182,8 +196,9 @@ def test_sparse_gradients_are_gathered():
     torch.testing.assert_close(model.theta.grad, theta_grad)
 
 
-def test_second_order():
-    model = move(wrap(mlp()))
+@EACH_WAY
+def test_second_order(weights):
+    model = move(wrap(mlp(), weights=weights))
     leaves = [model.theta, model.lambda_]
     grads = torch.autograd.grad(loss_of(model), leaves, create_graph=True)
     direction = [torch.ones_like(p) for p in leaves]
@@ -203,8 +218,9 @@ def test_second_order():
         torch.testing.assert_close(exact, (plus - minus) / (2 * h), rtol=1e-5, atol=1e-5)
 
 
-def test_second_order_after_a_change_is_an_error():
-    model = move(wrap(mlp()))
+@EACH_WAY
+def test_second_order_after_a_change_is_an_error(weights):
+    model = move(wrap(mlp(), weights=weights))
     loss = loss_of(model)
     move(model)
     with pytest.raises(RuntimeError, match="changed before a backward with create_graph"):
