@@ -145,14 +145,14 @@ class Node:
                 yield segment.start, factor, grad
                 continue
             if gathered and (segment.start != stop or gathered[-1].device != grad.device):
-                yield start, 1.0, torch.cat(gathered)
+                yield start, 1.0, torch.cat(gathered) if gathered[1:] else gathered[0]
                 gathered = []
             if not gathered:
                 start = segment.start
             gathered.append(grad if factor == 1 else grad.to(wide) * factor)
             stop = segment.start + segment.numel
         if gathered:
-            yield start, 1.0, torch.cat(gathered)
+            yield start, 1.0, torch.cat(gathered) if gathered[1:] else gathered[0]
 
 
 class Weights(torch.autograd.Function):
