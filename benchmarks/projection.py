@@ -57,16 +57,22 @@ class Kronecker:
         return self.P.spread_adjoint((self.G * y.view(-1)).view(self.blocks, -1).sum(0))
 
 
+def released_code(path):
+    """intrinsic.py of compacter as a module, without its CUDA extension."""
+    for name in ("seq2seq", "seq2seq.projections", "seq2seq.projections.fwh_cuda"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules["seq2seq.projections.fwh_cuda"].fast_walsh_hadamard_transform = None
+    spec = importlib.util.spec_from_file_location("intrinsic", path)
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    return code
+
+
 class Authors:
     """The released code: one block of 2^ceil(log2 D) rows, everything stored."""
 
     def __init__(self, path, D, device):
-        for name in ("seq2seq", "seq2seq.projections", "seq2seq.projections.fwh_cuda"):
-            sys.modules.setdefault(name, types.ModuleType(name))
-        sys.modules["seq2seq.projections.fwh_cuda"].fast_walsh_hadamard_transform = None
-        spec = importlib.util.spec_from_file_location("intrinsic", path)
-        self.code = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.code)
+        self.code = released_code(path)
         self.D, self.variables = D, self.code.fastfood_vars(D, device)
 
     def __call__(self, theta):
