@@ -1,81 +1,351 @@
-"""One training step in d dimensions against the model's own forward and backward.
+"""One optimizer step of DID and SAID and its peak memory, beside full fine-tuning and peers.
 
-    python benchmarks/step.py [--d 1000] [--batch-size 32] [--length 64] [--threads 1]
+    python benchmarks/step.py [--model minilm] [--dtype float32] [--device cpu] [--d 1000]
+        [--batch-size 32] [--length 64] [--threads 1] [--repetitions 7] [--checkpointing]
+        [--methods full,lora,did,...] [--authors PATH/intrinsic.py]
 
-The model has the shape of MiniLM-L6 (D = 22.7 M) with random weights; its own forward and backward,
-a full fine-tuning step with AdamW, and DID and SAID steps are measured in one run, interleaved, as
-medians.
+One table of random models of known shapes, trained with AdamW. "inference" is the forward under
+no_grad, the floor of memory; "forward + backward" has gradients of all weights and no optimizer.
+LoRA and VeRA are PEFT's with its defaults: query and value, and the head where there is one.
+"authors" is SAID as the released code of Aghajanyan et al. (`intrinsic.py` of compacter) does it.
+
+Peak memory is that of a process of its own for each method: resident memory on the CPU, on CUDA
+what torch allocates, from before the model is built to the end of the second step, less what was
+there before. Times are medians; all methods take turns in one process, and where memory does not
+hold all of them at once each is built anew for each repetition. "projection" is the share of a
+step that goes into writing weights and into the adjoint, measured in steps of their own.
 """
 
 import argparse
-import copy
+import collections
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shlex
 import statistics
-import time
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import torch
 import transformers
+from projection import released_code, resident, seconds
 
 import fastfood
+from fastfood.layout import lay_out
 
-
-def build_model():
-    config = transformers.BertConfig(
+SHAPES = {
+    "minilm": transformers.BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    ),
+    "bert-base": transformers.BertConfig(),
+    "roberta-large": transformers.RobertaConfig(
+        vocab_size=50265,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+    ),
+    "llama-1b": transformers.LlamaConfig(
+        hidden_size=2048,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        intermediate_size=5632,
+        use_cache=False,
+    ),
+    "llama-7b": transformers.LlamaConfig(use_cache=False),
+}
+TINY = {  # what a process does before its memory is counted: code and its buffers are in place then
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 64,
+}
+TITLES = {
+    "inference": "inference",
+    "backward": "forward + backward",
+    "full": "full, AdamW",
+    "full-fused": "full, AdamW, fused",
+    "lora": "LoRA, r = 8",
+    "vera": "VeRA, r = 256",
+    "did-resident": "DID, resident",
+    "said-resident": "SAID, resident",
+    "did-streamed": "DID, streamed",
+    "said-streamed": "SAID, streamed",
+    "authors": "SAID, authors",
+}
+RATES = collections.defaultdict(lambda: 1e-3, {"full": 1e-5, "full-fused": 1e-5})
+FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+ALLOCATOR = {  # what is freed goes back at once, so that the peak is of what was held
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
+
+
+def build_model(config, arguments, device):
+    kind = transformers.AutoModelForSequenceClassification
+    if config.model_type == "llama":
+        kind = transformers.AutoModelForCausalLM
+    with torch.device(device):
+        model = kind.from_config(config, dtype=getattr(torch, arguments.dtype))
+    if arguments.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def wrap(method, model, d, path):
+    """The model as `method` trains it."""
+    if method in ("lora", "vera"):
+        import peft
+
+        causal = model.config.model_type == "llama"
+        kind = peft.LoraConfig if method == "lora" else peft.VeraConfig
+        settings = {
+            "task_type": "CAUSAL_LM" if causal else "SEQ_CLS",
+            "target_modules": ["q_proj", "v_proj"] if causal else ["query", "value"],
+            "r": 8 if method == "lora" else 256,
+        }
+        return peft.get_peft_model(model, kind(**settings))
+    if method == "authors":
+        # "cpu" is what makes it keep the dtype of the weights
+        return released_code(path).intrinsic_dimension_said(
+            model, d, None, set(), "fastfood", "cpu"
+        )
+    form, _, weights = method.partition("-")
+    if form in ("did", "said"):
+        config = fastfood.SubspaceConfig(d=d, method=form)
+        return fastfood.get_subspace_model(model, config, weights=weights)
+    return model
+
+
+class Case:
+    """A method on a model of its own; calling it is one step."""
+
+    def __init__(self, method, arguments, tiny=False):
+        torch.manual_seed(0)
+        config = SHAPES[arguments.model]
+        size, d = (arguments.batch_size, arguments.length), arguments.d
+        if tiny:
+            config = type(config)(**config.to_diff_dict() | TINY)
+            size, d = (2, 8), min(d, 100)
+        ids = torch.randint(5, config.vocab_size, size, device=arguments.device)
+        labels = ids if config.model_type == "llama" else ids[:, 0] % 2
+        self.batch = {"input_ids": ids, "labels": labels}
+        model = build_model(config, arguments, arguments.device)
+        self.method, self.model = method, wrap(method, model, d, arguments.authors)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = 0 if method == "inference" else sum(p.numel() for p in trained)
+        fused = True if method == "full-fused" else None
+        self.optimizer = torch.optim.AdamW(trained, lr=RATES[method], fused=fused)
+
+    def __call__(self):
+        if self.method == "inference":
+            with torch.no_grad():
+                self.model.eval()(**self.batch)
+            return
+        self.model(**self.batch).loss.backward()
+        if self.method != "backward":
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def available(device):
+    """Bytes that can still be taken."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def child(method, arguments):
+    """Prints the peak of building the method's model and of two steps, and what it trains."""
+    cuda = arguments.device == "cuda"
+    if not cuda:  # an error, in place of the kernel ending whichever process it likes
+        resource.setrlimit(resource.RLIMIT_DATA, (available("cpu"),) * 2)
+    case = Case(method, arguments, tiny=True)
+    case(), case()
+    del case
+    gc.collect()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value
+        before = resident("VmRSS")
+    case = Case(method, arguments)
+    case(), case()
+    peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
+    print(json.dumps({"peak": peak - before, "trainable": case.trainable}))
+
+
+def impossible(method, model, arguments):
+    """Why a method is not even tried here, or None."""
+    if method != "authors":
+        return None
+    if arguments.device == "cuda":
+        return "its transform on CUDA is an extension to be built apart"
+    state = sum(20 << (p.numel() - 1).bit_length() for p in model.parameters())
+    if state > available("cpu"):
+        return f"its state of 20 bytes for each padded entry takes {state / 1e9:.1f} GB"
+    return None
+
+
+def run_children(methods, model, arguments):
+    """Method -> peak and trainable, for those that ran; says why for the others."""
+    found = {}
+    for method in methods:
+        reason = impossible(method, model, arguments)
+        if not reason:
+            command = [sys.executable, __file__, *sys.argv[1:], "--child", method]
+            result = subprocess.run(
+                command, env=os.environ | ALLOCATOR, capture_output=True, text=True
+            )
+            if result.returncode == 0:
+                found[method] = json.loads(result.stdout.splitlines()[-1])
+                continue
+            reason = (result.stderr.splitlines() or [f"exit status {result.returncode}"])[-1]
+        print(f"{TITLES[method]}: not run, {reason}", flush=True)
+    return found
+
+
+def time_steps(methods, arguments, together):
+    """Method -> median seconds of a step, and the cases that were kept."""
+    device = torch.device(arguments.device)
+    times, cases = {method: [] for method in methods}, {}
+    for repetition in range(arguments.repetitions + together):
+        for method in methods:
+            once = method == "authors"  # minutes each
+            if once and repetition:
+                continue
+            case = cases.get(method) or Case(method, arguments)
+            if together:
+                cases[method] = case
+            elif not once:
+                case()
+            taken = seconds(case, device)
+            if once or repetition or not together:
+                times[method].append(taken)
+            del case
+            gc.collect()
+    return {method: statistics.median(values) for method, values in times.items()}, cases
+
+
+def projection_share(case, device, repetitions):
+    """The median share of a step that perturb_ and rows_adjoint_sum of the projection take."""
+    inside = []
+
+    def timed(function):
+        def run(*args, **kwargs):
+            results = []
+            inside.append(seconds(lambda: results.append(function(*args, **kwargs)), device))
+            return results[0]
+
+        return run
+
+    projection, shares = case.model.projection, []
+    for name in ("perturb_", "rows_adjoint_sum"):
+        setattr(projection, name, timed(getattr(projection, name)))
+    case()
+    for _ in range(repetitions):
+        inside.clear()
+        whole = seconds(case, device)
+        shares.append(sum(inside) / whole)
+    return statistics.median(shares)
+
+
+def print_hardware(arguments):
+    name, flags = platform.processor() or platform.machine(), []
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        facts = {key.strip(): value for key, _, value in (line.partition(":") for line in lines)}
+        name = facts.get("model name", name).strip()
+        flags = [flag for flag in FLAGS if flag in facts.get("flags", "").split()]
+    if arguments.device == "cuda":
+        print(torch.cuda.get_device_name())
+    versions = [f"{lib} {importlib.metadata.version(lib)}" for lib in ("transformers", "peft")]
+    print(f"{name} ({' '.join(flags)}), {arguments.threads} thread(s)")
+    print(", ".join([f"torch {torch.__version__}", *versions]))
+    print("`python " + shlex.join(["benchmarks/step.py", *sys.argv[1:]]) + "`", flush=True)
+
+
+def print_sizes(model, arguments):
+    """What a reader checks peaks against."""
+    segments, groups = lay_out(model, fastfood.SubspaceConfig(d=1))
+    width, D = getattr(torch, arguments.dtype).itemsize, sum(s.numel for s in segments)
+    sizes = [sum(s.numel for s in segments if s.group == group) for group in range(len(groups))]
+    weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    print(
+        f"D = {D:,}, {arguments.dtype}: weights {weights / 1e6:,.1f} MB, one flat copy "
+        f"{width * D / 1e6:,.1f} MB, largest block {width * max(sizes) / 1e6:,.1f} MB",
+        flush=True,
     )
-    return transformers.BertForSequenceClassification(config).train()
 
 
-def build_steps(d, batch):
-    """Name -> a function that does one step on the batch."""
-    plain = build_model()
-
-    def forward_backward():
-        plain.zero_grad()
-        plain(**batch).loss.backward()
-
-    def training_step(model, rate):
-        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=rate)
-
-        def step():
-            optimizer.zero_grad()
-            model(**batch).loss.backward()
-            optimizer.step()
-
-        return step
-
-    steps = {"forward + backward": forward_backward, "full, AdamW": training_step(plain, 1e-5)}
-    for method in ("did", "said"):
-        config = fastfood.SubspaceConfig(d=d, method=method)
-        model = fastfood.get_subspace_model(copy.deepcopy(plain), config)
-        steps[f"{method.upper()}, d = {d}"] = training_step(model, 1e-3)
-    return steps
+def print_table(found, medians, shares):
+    print("\n| step | trainable | ms | / full | projection | peak, MB |\n" + "|---" * 6 + "|")
+    for method, facts in found.items():
+        ratio = f"{medians[method] / medians['full']:.2f}" if "full" in medians else ""
+        share = f"{shares[method]:.1%}" if method in shares else ""
+        cells = [TITLES[method], f"{facts['trainable']:,}", f"{1e3 * medians[method]:,.0f}"]
+        print("| " + " | ".join([*cells, ratio, share, f"{facts['peak'] / 1e6:,.0f}"]) + " |")
 
 
-def main():
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=SHAPES, default="minilm")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--d", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--methods", default=",".join(TITLES), help="names between commas")
+    parser.add_argument("--authors", help="intrinsic.py of compacter")
+    parser.add_argument("--child", choices=TITLES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.manual_seed(0)
+    methods = [m for m in arguments.methods.split(",") if m != "authors" or arguments.authors]
+    if not set(methods) <= set(TITLES):
+        parser.error(f"--methods must be of {','.join(TITLES)}, got {arguments.methods}")
+    return arguments, methods
+
+
+def main():
+    arguments, methods = parse()
     torch.set_num_threads(arguments.threads)
-    ids = torch.randint(0, 30_000, (arguments.batch_size, arguments.length))
-    batch = {"input_ids": ids, "labels": torch.randint(0, 2, (arguments.batch_size,))}
-    steps = build_steps(arguments.d, batch)
-    times = {name: [] for name in steps}
-    for _ in range(arguments.repetitions + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-    own = medians["forward + backward"]
-    print("| step | ms | of it outside forward + backward |")
-    print("|---|---|---|")
-    for name, value in medians.items():
-        print(f"| {name} | {1e3 * value:.0f} | {max(0.0, 1 - own / value):.0%} |")
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's
+    if arguments.child:
+        child(arguments.child, arguments)
+        return
+    print_hardware(arguments)
+    model = build_model(SHAPES[arguments.model], arguments, "meta")
+    print_sizes(model, arguments)
+    found = run_children(methods, model, arguments)
+    together = sum(facts["peak"] for facts in found.values()) < available(arguments.device)
+    if not together:
+        print("each built anew for each repetition, as memory does not hold all at once")
+    medians, cases = time_steps(found, arguments, together)
+    shares = {}
+    for method in found:
+        if method.startswith(("did", "said")):
+            case = cases.get(method) or Case(method, arguments)
+            device = torch.device(arguments.device)
+            shares[method] = projection_share(case, device, min(3, arguments.repetitions))
+            del case
+            gc.collect()
+    print_table(found, medians, shares)
 
 
 if __name__ == "__main__":
