@@ -18,6 +18,8 @@ step that goes into writing weights and into the adjoint, measured in steps of t
 
 import argparse
 import collections
+import contextlib
+import copy
 import gc
 import importlib.metadata
 import json
@@ -30,13 +32,16 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 import transformers
 from projection import released_code, resident, seconds
 
 import fastfood
-from fastfood.layout import lay_out
+from fastfood.layout import lay_out, trainable
+from fastfood.streamed import Source
+from fastfood.weights import Resident
 
 SHAPES = {
     "minilm": transformers.BertConfig(
@@ -129,19 +134,16 @@ def wrap(method, model, d, path):
 
 
 class Case:
-    """A method on a model of its own; calling it is one step."""
+    """A method on a model; calling it is one step."""
 
-    def __init__(self, method, arguments, tiny=False):
+    def __init__(self, method, model, arguments, tiny=False):
         torch.manual_seed(0)
-        config = SHAPES[arguments.model]
         size, d = (arguments.batch_size, arguments.length), arguments.d
         if tiny:
-            config = type(config)(**config.to_diff_dict() | TINY)
             size, d = (2, 8), min(d, 100)
-        ids = torch.randint(5, config.vocab_size, size, device=arguments.device)
-        labels = ids if config.model_type == "llama" else ids[:, 0] % 2
+        ids = torch.randint(5, model.config.vocab_size, size, device=arguments.device)
+        labels = ids if model.config.model_type == "llama" else ids[:, 0] % 2
         self.batch = {"input_ids": ids, "labels": labels}
-        model = build_model(config, arguments, arguments.device)
         self.method, self.model = method, wrap(method, model, d, arguments.authors)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = 0 if method == "inference" else sum(p.numel() for p in trained)
@@ -172,7 +174,9 @@ def child(method, arguments):
     cuda = arguments.device == "cuda"
     if not cuda:  # an error, in place of the kernel ending whichever process it likes
         resource.setrlimit(resource.RLIMIT_DATA, (available("cpu"),) * 2)
-    case = Case(method, arguments, tiny=True)
+    shape = SHAPES[arguments.model]
+    tiny = type(shape)(**shape.to_diff_dict() | TINY)
+    case = Case(method, build_model(tiny, arguments, arguments.device), arguments, tiny=True)
     case(), case()
     del case
     gc.collect()
@@ -182,7 +186,7 @@ def child(method, arguments):
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value
         before = resident("VmRSS")
-    case = Case(method, arguments)
+    case = Case(method, build_model(shape, arguments, arguments.device), arguments)
     case(), case()
     peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
     print(json.dumps({"peak": peak - before, "trainable": case.trainable}))
@@ -212,13 +216,14 @@ def run_children(methods, model, arguments):
             )
             if result.returncode == 0:
                 found[method] = json.loads(result.stdout.splitlines()[-1])
+                print(f"{method}: {found[method]['peak'] / 1e6:,.0f} MB", file=sys.stderr)
                 continue
             reason = (result.stderr.splitlines() or [f"exit status {result.returncode}"])[-1]
         print(f"{TITLES[method]}: not run, {reason}", flush=True)
     return found
 
 
-def time_steps(methods, arguments, together):
+def time_steps(methods, model, arguments, together):
     """Method -> median seconds of a step, and the cases that were kept."""
     device = torch.device(arguments.device)
     times, cases = {method: [] for method in methods}, {}
@@ -227,7 +232,7 @@ def time_steps(methods, arguments, together):
             once = method == "authors"  # minutes each
             if once and repetition:
                 continue
-            case = cases.get(method) or Case(method, arguments)
+            case = cases.get(method) or Case(method, copy.deepcopy(model), arguments)
             if together:
                 cases[method] = case
             elif not once:
@@ -241,8 +246,8 @@ def time_steps(methods, arguments, together):
 
 
 def projection_share(case, device, repetitions):
-    """The median share of a step that perturb_ and rows_adjoint_sum of the projection take."""
-    inside = []
+    """The median share of a step that goes into writing weights and into the adjoint."""
+    inside, shares = [], []
 
     def timed(function):
         def run(*args, **kwargs):
@@ -252,14 +257,15 @@ def projection_share(case, device, repetitions):
 
         return run
 
-    projection, shares = case.model.projection, []
-    for name in ("perturb_", "rows_adjoint_sum"):
-        setattr(projection, name, timed(getattr(projection, name)))
     case()
-    for _ in range(repetitions):
-        inside.clear()
-        whole = seconds(case, device)
-        shares.append(sum(inside) / whole)
+    parts = ((Resident, "write"), (Source, "make"), (fastfood.Fastfood, "rows_adjoint_sum"))
+    with contextlib.ExitStack() as patches:
+        for owner, name in parts:
+            patches.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))
+        for _ in range(repetitions):
+            inside.clear()
+            whole = seconds(case, device)
+            shares.append(sum(inside) / whole)
     return statistics.median(shares)
 
 
@@ -280,13 +286,14 @@ def print_hardware(arguments):
 
 def print_sizes(model, arguments):
     """What a reader checks peaks against."""
-    segments, groups = lay_out(model, fastfood.SubspaceConfig(d=1))
+    segments, groups = lay_out(trainable(model), fastfood.SubspaceConfig(d=1, method="did"))
     width, D = getattr(torch, arguments.dtype).itemsize, sum(s.numel for s in segments)
     sizes = [sum(s.numel for s in segments if s.group == group) for group in range(len(groups))]
     weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     print(
         f"D = {D:,}, {arguments.dtype}: weights {weights / 1e6:,.1f} MB, one flat copy "
-        f"{width * D / 1e6:,.1f} MB, largest block {width * max(sizes) / 1e6:,.1f} MB",
+        f"{width * D / 1e6:,.1f} MB, largest block {width * max(sizes) / 1e6:,.1f} MB, "
+        f"largest tensor {width * max(s.numel for s in segments) / 1e6:,.1f} MB",
         flush=True,
     )
 
@@ -330,17 +337,19 @@ def main():
         child(arguments.child, arguments)
         return
     print_hardware(arguments)
-    model = build_model(SHAPES[arguments.model], arguments, "meta")
+    shape = SHAPES[arguments.model]
+    model = build_model(shape, arguments, "meta")
     print_sizes(model, arguments)
     found = run_children(methods, model, arguments)
+    model = build_model(shape, arguments, arguments.device)
     together = sum(facts["peak"] for facts in found.values()) < available(arguments.device)
     if not together:
         print("each built anew for each repetition, as memory does not hold all at once")
-    medians, cases = time_steps(found, arguments, together)
+    medians, cases = time_steps(found, model, arguments, together)
     shares = {}
     for method in found:
         if method.startswith(("did", "said")):
-            case = cases.get(method) or Case(method, arguments)
+            case = cases.get(method) or Case(method, copy.deepcopy(model), arguments)
             device = torch.device(arguments.device)
             shares[method] = projection_share(case, device, min(3, arguments.repetitions))
             del case
