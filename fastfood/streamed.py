@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 
-from .layout import Segment
+from .layout import Segment, SubspaceConfig
 from .weights import (
     Point,
     Run,
@@ -121,22 +121,13 @@ class StreamedWeight(Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if function in _FACTS:
             with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **kwargs)
-        used = {}
-
-        def made(streamed):
-            weight = streamed.source.weight()
-            used[weight.untyped_storage().data_ptr()] = streamed.source
-            return weight
-
-        if function is nn.functional.linear:
-            return _linear(made, *args, **kwargs)
-        args, kwargs = tree_map_only(cls, made, (args, kwargs))
-        with saved_tensors_hooks(*_saving(used)):
-            return function(*args, **kwargs)
+                return function(*args, **kwargs or {})
+        use = _use
+        if torch.compiler.is_compiling():  # making weights is no part of a compiled graph
+            use = torch.compiler.disable(use)
+        return use(function, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -144,6 +135,22 @@ class StreamedWeight(Tensor):
         args, kwargs = tree_map_only(
             cls, lambda w: w.source.make().view(w.source.segment.shape), (args, kwargs or {})
         )
+        return function(*args, **kwargs)
+
+
+def _use(function: Callable, args: tuple, kwargs: dict):
+    """function(*args, **kwargs) with the weights that it needs."""
+    used = {}
+
+    def made(streamed):
+        weight = streamed.source.weight()
+        used[weight.untyped_storage().data_ptr()] = streamed.source
+        return weight
+
+    if function is nn.functional.linear:
+        return _linear(made, *args, **kwargs)
+    args, kwargs = tree_map_only(StreamedWeight, made, (args, kwargs))
+    with saved_tensors_hooks(*_saving(used)):
         return function(*args, **kwargs)
 
 
@@ -166,9 +173,9 @@ def _saving(used: dict[int, Source]) -> tuple[Callable, Callable]:
     return pack, unpack
 
 
-def _linear(made: Callable, x, weight, bias=None) -> Tensor:
+def _linear(made: Callable, input, weight, bias=None) -> Tensor:
     """nn.functional.linear with a streamed weight or bias, or both."""
-    x, bias = tree_map_only(StreamedWeight, made, (x, bias))
+    x, bias = tree_map_only(StreamedWeight, made, (input, bias))
     if not isinstance(weight, StreamedWeight) or weight.dim() != 2:
         return nn.functional.linear(x, tree_map_only(StreamedWeight, made, weight), bias)
     dtype = weight.dtype
@@ -233,6 +240,12 @@ class Streamed:
     def __init__(self, base_model: nn.Module, segments: list[Segment]):
         self.base_model, self.segments = base_model, segments
         self.marks: list | None = None
+
+    @staticmethod
+    def check(config: SubspaceConfig) -> None:
+        """Raises ValueError if the projection cannot be made in parts."""
+        if config.projection == "one-block":
+            raise ValueError('weights="streamed" cannot be had with projection="one-block"')
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The tensors of theta_0, which the parameters hold at all times."""

@@ -2,9 +2,9 @@
 
 All D trainable numbers of a model become theta_D = theta_0 + lambda * (P theta): equations 2 and 3
 of the paper. Modules see their weights as outputs of autograd nodes, whose backward applies the
-adjoint of P to their own rows, so gradients of size D go when they come. theta and lambda_ are
-ordinary leaves for optimizers, clipping and checkpoints. How the weights are held is weights.py's
-and streamed.py's; this file is the model around them and its named adapters.
+adjoint of P to their own rows. theta and lambda_ are ordinary leaves for optimizers, clipping and
+checkpoints. How the weights are held is weights.py's and streamed.py's; this file is the model
+around them and its named adapters.
 """
 
 import functools
@@ -240,6 +240,7 @@ class SubspaceModel(nn.Module):
         _check_config(config)
         if name in self._adapters:
             raise ValueError(f"name: there is an adapter {name!r} already")
+        self._weights.check(config)
         self._adapters[name] = new_adapter(self.segments, config)
 
     def set_adapter(self, name: str) -> None:
@@ -259,6 +260,12 @@ class SubspaceModel(nn.Module):
         if name == self.active_adapter:
             raise ValueError(f"name: {name!r} is the active adapter: set_adapter() another first")
         del self._adapters[name]
+
+    def load_adapter(self, path, name: str, groups=None) -> None:
+        """Adds the adapter of a file of save_pretrained() to this base model: adapter.load_into."""
+        from . import adapter
+
+        adapter.load_into(self, path, name, groups)
 
     @contextmanager
     def disable_adapter(self):
@@ -337,8 +344,7 @@ def get_subspace_model(
     _check_name(adapter)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {tuple(WEIGHTS)}, got {weights!r}")
-    if weights == "streamed" and config.projection == "one-block":
-        raise ValueError('weights="streamed" cannot be had with projection="one-block"')
+    WEIGHTS[weights].check(config)
     for module in model.modules():
         hooks = module._forward_pre_hooks.values()
         holders = [module, *(getattr(hook, "__self__", None) for hook in hooks)]

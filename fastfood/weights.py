@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layout import Segment
+from .layout import Segment, SubspaceConfig
 from .projection import Projection
 
 _ALONE = 1 << 20  # rows from which a gradient goes through the adjoint without being gathered first
@@ -234,6 +234,10 @@ class Resident:
         self.base_model, self.segments = base_model, segments
         self.buffers: list[Buffer] = []
         self.marks: list | None = None  # after the last write
+
+    @staticmethod
+    def check(config: SubspaceConfig) -> None:
+        """Every subspace will do."""
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The tensors of theta_0, which is what the parameters hold when this is first used."""
