@@ -1,22 +1,26 @@
 """Task vectors on disk: one safetensors file with theta, lambda_ and how to rebuild P.
 
 The header carries the format, the configuration, D and a hash of the base model, so that a file is
-never applied to other weights than those it was trained on. At d = 200 a file takes at most 1,024
-bytes in float16 and 1,536 in float32. Nothing is ever unpickled. Buffers are not kept: statistics
-that a training changes (BatchNorm) belong to the base model's own checkpoint.
+never applied to other weights than those it was trained on, and a checksum of the whole file. At
+d = 200 a file takes at most 1,536 bytes in float32, 1,024 in float16 and 640 on 16 levels. Nothing
+is ever unpickled. Buffers are not kept: statistics that a training changes (BatchNorm) belong to
+the base model's own checkpoint.
 """
 
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .layout import SubspaceConfig
+from .quantize import decode, encode, quantize
 from .subspace import SubspaceModel, get_subspace_model
 
 FILE_NAME = "adapter.safetensors"
@@ -24,33 +28,58 @@ FORMAT = 1
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SETTINGS = ("d", "method", "seed", "normalization", "groups", "projection")
 
+_REQUIRED = ("format", *SETTINGS, "D", "base")
+_OPTIONAL = ("levels", "crc")  # the first files had no checksum
+_CRC = b'\\"crc\\":\\"'  # what comes before its 8 digits, JSON within JSON
 _CHUNK = 1 << 22  # bytes hashed at a time, in several threads
 
 
+class Adapter(NamedTuple):
+    """An adapter file: its header, theta (d - m,) and, for SAID, lambda_ (m,), and the bits that
+    each takes in the file, a code's codebook included."""
+
+    path: Path
+    header: dict
+    tensors: dict[str, torch.Tensor]
+    bits: dict[str, int]
+
+
 def save(
-    model: SubspaceModel, folder: str | os.PathLike, dtype: torch.dtype = torch.float32
+    model: SubspaceModel,
+    folder: str | os.PathLike,
+    dtype: torch.dtype = torch.float32,
+    levels: int | None = None,
 ) -> Path:
     """Writes folder/adapter.safetensors whole or not at all, and returns its path.
 
     dtype: float32, float16, bfloat16 or float64, of theta (d - m,) and lambda_ (m,) in the file.
+    levels: instead of a dtype, the most different values that theta keeps, and lambda_ also, 1 to
+        256: fastfood/quantize.py.
     A function given as `groups` is recorded as "custom" and has to be given again to load().
-    Raises ValueError if a value is not finite in `dtype`, ImportError without safetensors.
+    Raises ValueError if a value is not finite in `dtype` (float16 if there are `levels`), TypeError
+    or ValueError for bad arguments, ImportError without safetensors.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype}")
+    dtype = dtype if levels is None else torch.float16
     tensors = {}
     for name, p in model.state_dict().items():
         tensors[name] = p.to("cpu", dtype).contiguous()
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} has values that are not finite in {dtype}")
+        if levels is not None:
+            code = bytearray(encode(quantize(p, levels)))
+            tensors[name] = torch.frombuffer(code, dtype=torch.uint8)
     config = model.subspace_config
     header = {"format": FORMAT, **{name: getattr(config, name) for name in SETTINGS}}
     if callable(config.groups):
         header["groups"] = "custom"
     header |= {"D": model.projection.D, "base": base_hash(model)}
+    header |= {} if levels is None else {"levels": levels}
     # one entry: safetensors writes several in a random order
-    metadata = {"fastfood": json.dumps(header, separators=(",", ":"))}
-    content = _safetensors().torch.save(tensors, metadata)
+    metadata = {"fastfood": json.dumps(header | {"crc": 8 * "0"}, separators=(",", ":"))}
+    before, after = _around_crc(_safetensors().torch.save(tensors, metadata))
+    content = before + _checksum(before, after).encode() + after
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +106,7 @@ def load(
     Raises FileNotFoundError, or ValueError naming the file: it is damaged or no adapter of ours, or
     base_model is not the one it was trained on. base_model is then left as it was.
     """
-    path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
-    header, tensors = _read(path)
+    path, header, tensors, _ = read(path)
     if (header["groups"] == "custom") != (groups is not None):
         wanted = "needs" if groups is None else "does not take"
         raise ValueError(
@@ -97,6 +124,42 @@ def load(
     model.load_state_dict(tensors)
     model.refresh()
     return model
+
+
+def read(path: str | os.PathLike) -> Adapter:
+    """A file of save(), or its folder, checked as far as the file alone allows.
+
+    Raises FileNotFoundError, or ValueError naming the file: it is damaged or no adapter of ours.
+    """
+    safetensors = _safetensors()
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such adapter file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+    try:
+        header = json.loads(metadata["fastfood"])
+        version = header["format"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a fastfood adapter, its header has no format") from error
+    if version != FORMAT:
+        raise ValueError(f"{path}: format must be {FORMAT}, got {version!r}: use a newer fastfood")
+    problem = _damage(header, path.read_bytes())
+    if problem:
+        raise ValueError(f"{path}: damaged, {problem}")
+    bits = {name: 8 * tensor.nbytes for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if "levels" in header:
+            tensor = tensors[name] = _decoded(tensor, f"{path}: {name}")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} must hold finite floating-point numbers")
+    return Adapter(path, header, tensors, bits)
 
 
 def base_hash(model: SubspaceModel) -> str:
@@ -155,32 +218,38 @@ def _mismatch(model: SubspaceModel, header: dict, tensors: dict) -> str | None:
     return None
 
 
-def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The header and the tensors of an adapter file, checked as far as the file alone allows."""
-    safetensors = _safetensors()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such adapter file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-    try:
-        header = json.loads(metadata["fastfood"])
-        version = header["format"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a fastfood adapter, its header has no format") from error
-    if version != FORMAT:
-        raise ValueError(f"{path}: format must be {FORMAT}, got {version!r}: use a newer fastfood")
-    missing = [name for name in (*SETTINGS, "D", "base") if name not in header]
+def _damage(header: dict, content: bytes) -> str | None:
+    """What is wrong with the header of a file with this content, if anything is."""
+    missing = [name for name in _REQUIRED if name not in header]
     if missing:
-        raise ValueError(f"{path}: damaged, its header lacks {', '.join(missing)}")
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} must hold finite floating-point numbers")
-    return header, tensors
+        return f"its header lacks {', '.join(missing)}"
+    unknown = sorted(header.keys() - {*_REQUIRED, *_OPTIONAL})
+    if unknown:  # a damaged name would hide the checksum
+        return f"its header must not have {', '.join(unknown)}"
+    if "crc" in header:
+        wanted = _checksum(*_around_crc(content))
+        if header["crc"] != wanted:
+            return f"its checksum must be {wanted}, got {header['crc']!r}"
+    return None
+
+
+def _around_crc(content: bytes) -> tuple[bytes, bytes]:
+    """A file without the digits of its checksum: the bytes before and after them."""
+    start, mark, rest = content.partition(_CRC)
+    return start + mark, rest[8:]
+
+
+def _checksum(before: bytes, after: bytes) -> str:
+    return f"{zlib.crc32(after, zlib.crc32(before)):08x}"
+
+
+def _decoded(code: torch.Tensor, place: str) -> torch.Tensor:
+    if code.dtype != torch.uint8 or code.dim() != 1:
+        raise ValueError(f"{place} must be a code of shape (n,) and type torch.uint8")
+    try:
+        return decode(code.numpy().tobytes()).dequantize()
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def _safetensors():
