@@ -303,11 +303,11 @@ class SubspaceModel(nn.Module):
         del self.base_model
         return model
 
-    def save_pretrained(self, folder, dtype: torch.dtype = torch.float32):
+    def save_pretrained(self, folder, dtype: torch.dtype = torch.float32, levels=None):
         """Writes folder/adapter.safetensors and returns its path: adapter.save."""
         from . import adapter
 
-        return adapter.save(self, folder, dtype)
+        return adapter.save(self, folder, dtype, levels)
 
     @staticmethod
     def from_pretrained(base_model: nn.Module, path, groups=None) -> "SubspaceModel":
