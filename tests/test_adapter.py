@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from fastfood import adapter
+from fastfood.quantize import quantize
 from fastfood.subspace import SubspaceConfig, SubspaceModel, get_subspace_model
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -86,15 +88,18 @@ def test_sizes_at_d_200(tmp_path, method):
     model = trained(method=method, normalization="global")
     assert model.save_pretrained(tmp_path, dtype=torch.float16).stat().st_size <= 1024
     assert model.save_pretrained(tmp_path).stat().st_size <= 1536
+    assert model.save_pretrained(tmp_path, levels=16).stat().st_size <= 640
+    assert model.save_pretrained(tmp_path, levels=4).stat().st_size <= 512
 
 
-def test_files_are_reproducible(tmp_path):
-    first = trained().save_pretrained(tmp_path)
+@pytest.mark.parametrize("levels", [None, 16])
+def test_files_are_reproducible(tmp_path, levels):
+    first = trained().save_pretrained(tmp_path, levels=levels)
     contents = set()
     for _ in range(8):
         torch.manual_seed(0)
         model = SubspaceModel.from_pretrained(net(), first)
-        contents.add(model.save_pretrained(tmp_path / "again").read_bytes())
+        contents.add(model.save_pretrained(tmp_path / "again", levels=levels).read_bytes())
     assert contents == {first.read_bytes()}
 
 
@@ -107,14 +112,47 @@ def test_float16_files_load_as_float32(tmp_path):
     assert torch.equal(loaded.lambda_, model.lambda_.half().float())
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_quantised_files_load_as_the_numbers_on_their_levels(tmp_path, wide):
+    model = get_subspace_model(net().double() if wide else net(), SubspaceConfig(d=200))
+    with torch.no_grad():
+        model.theta.normal_()
+        model.lambda_.uniform_(0.5, 1.5)
+    path = model.save_pretrained(tmp_path, levels=16)
+    loaded = SubspaceModel.from_pretrained(net().double() if wide else net(), path)
+    dtype = torch.float64 if wide else torch.float32
+    assert loaded.theta.dtype == loaded.lambda_.dtype == dtype
+    q = quantize(model.theta, 16)
+    assert torch.equal(loaded.theta, q.dequantize(dtype))
+    assert len(loaded.theta.unique()) == 16
+    assert torch.equal(loaded.lambda_, model.lambda_.half().to(dtype))  # 8 numbers on 16 levels
+    held = adapter.read(path)
+    assert held.header["levels"] == 16
+    assert held.bits == {"theta": q.bits, "lambda_": quantize(model.lambda_, 16).bits}
+
+
+def test_what_a_file_holds(tmp_path):
+    model = trained(method="did", groups=by_kind)
+    held = adapter.read(model.save_pretrained(tmp_path, dtype=torch.float16).parent)
+    assert held.path == tmp_path / "adapter.safetensors"
+    assert held.header["groups"] == "custom" and "levels" not in held.header
+    assert held.header["D"] == 610 and held.header["base"] == adapter.base_hash(model)
+    assert torch.equal(held.tensors["theta"], model.theta.half())
+    assert held.bits == {"theta": 16 * 200}
+
+
 def test_values_out_of_range_are_not_written(tmp_path):
     model = trained()
     with torch.no_grad():
         model.theta[3] = 1e6
     with pytest.raises(ValueError, match="theta has values that are not finite in torch.float16"):
         model.save_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(ValueError, match="theta has values that are not finite in torch.float16"):
+        model.save_pretrained(tmp_path, levels=16)
     with pytest.raises(ValueError, match="dtype must be one of"):
         model.save_pretrained(tmp_path, dtype=torch.int8)
+    with pytest.raises(ValueError, match="levels must be at least 1 and at most 256, got 0"):
+        trained().save_pretrained(tmp_path, levels=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -198,13 +236,36 @@ def test_groups_must_be_those_of_the_training(tmp_path):
 
 
 def rewrite(path, change):
-    """The same file with a changed header or changed tensors."""
+    """The same file with a changed header or changed tensors, as one without a checksum."""
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["fastfood"])
     tensors = safetensors_torch.load(content)
+    del header["crc"]
     change(header, tensors)
     path.write_bytes(safetensors_torch.save(tensors, {"fastfood": json.dumps(header)}))
+
+
+def test_files_from_before_the_checksum_load(tmp_path):
+    model = trained()
+    path = model.save_pretrained(tmp_path)
+    rewrite(path, lambda *_: None)
+    assert "crc" not in adapter.read(path).header
+    assert torch.equal(SubspaceModel.from_pretrained(net(), path).theta, model.theta)
+
+
+@pytest.mark.parametrize("how", [{"dtype": torch.float16}, {"levels": 4}], ids=["half", "levels"])
+def test_every_flipped_byte_is_refused(tmp_path, how):
+    path = trained(d=20).save_pretrained(tmp_path, **how)
+    content = path.read_bytes()
+    adapter.read(path)
+    for place in range(len(content)):
+        for flip in (1 << place % 8, 255):
+            damaged = bytearray(content)
+            damaged[place] ^= flip
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="adapter.safetensors: "):
+                adapter.read(path)
 
 
 def truncate(path):
@@ -235,6 +296,24 @@ def tensors(**values):
     return lambda path: rewrite(path, lambda _, tensors: tensors.update(values))
 
 
+def flipped(path):
+    """One bit of the last number, which stays finite."""
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
+def quantised(theta):
+    """A file with levels, and with this alone."""
+
+    def change(header, tensors):
+        header["levels"] = 4
+        tensors.clear()
+        tensors["theta"] = theta
+
+    return lambda path: rewrite(path, change)
+
+
 def no_lambda(path):
     rewrite(path, lambda _, tensors: tensors.pop("lambda_"))
 
@@ -251,6 +330,11 @@ def no_lambda(path):
         (header(format=2), "format must be 1, got 2"),
         (without("seed"), "lacks seed"),
         (without("base"), "lacks base"),
+        (flipped, r"damaged, its checksum must be [0-9a-f]{8}, got '[0-9a-f]{8}'"),
+        (header(crc=0), "damaged, its checksum must be [0-9a-f]{8}, got 0"),
+        (header(brc="01234567"), "damaged, its header must not have brc"),
+        (quantised(torch.zeros(3, dtype=torch.uint8)), "theta: the code is damaged: .*got 3"),
+        (quantised(torch.ones(192)), r"theta must be a code of shape \(n,\) and type torch.uint8"),
         (header(method="lora"), "method must be 'said' or 'did', got 'lora'"),
         (header(d="200"), "d must be an integer, got '200'"),
         (header(d=199), r"theta must have shape \[191\], got \[192\]"),
@@ -281,8 +365,6 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_hash_is_of_theta_0_and_made_once(tmp_path, monkeypatch):
-    from fastfood import adapter
-
     model = trained()
     model(IDS)
     wanted = adapter.base_hash(get_subspace_model(net(), model.subspace_config))
