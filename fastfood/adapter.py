@@ -153,12 +153,15 @@ def read(path: str | os.PathLike) -> Adapter:
     problem = _damage(header, path.read_bytes())
     if problem:
         raise ValueError(f"{path}: damaged, {problem}")
+    if "theta" not in tensors:
+        raise ValueError(f"{path}: damaged, it lacks theta")
     bits = {name: 8 * tensor.nbytes for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if "levels" in header:
             tensor = tensors[name] = _decoded(tensor, f"{path}: {name}")
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} must hold finite floating-point numbers")
+        vector = tensor.is_floating_point() and tensor.dim() == 1 and len(tensor)
+        if not vector or not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} must be a vector of finite floating-point numbers")
     return Adapter(path, header, tensors, bits)
 
 

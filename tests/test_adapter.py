@@ -314,6 +314,10 @@ def quantised(theta):
     return lambda path: rewrite(path, change)
 
 
+def no_theta(path):
+    rewrite(path, lambda _, tensors: tensors.pop("theta"))
+
+
 def no_lambda(path):
     rewrite(path, lambda _, tensors: tensors.pop("lambda_"))
 
@@ -342,8 +346,11 @@ def no_lambda(path):
         (header(D=611), "D = 611"),
         (header(base="0"), "trained on a model with other parameter names"),
         (header(groups=["layer"]), "groups must be"),
-        (tensors(theta=torch.full((192,), float("nan"))), "theta must hold finite"),
-        (tensors(theta=torch.ones(192, dtype=torch.int32)), "theta must hold finite"),
+        (tensors(theta=torch.full((192,), float("nan"))), "theta must be a vector of finite"),
+        (tensors(theta=torch.ones(192, dtype=torch.int32)), "theta must be a vector of finite"),
+        (tensors(theta=torch.ones(0)), "theta must be a vector of finite"),
+        (tensors(theta=torch.ones(192, 1)), "theta must be a vector of finite"),
+        (no_theta, "damaged, it lacks theta"),
         (tensors(extra=torch.ones(2)), r"extra must have shape None, got \[2\]"),
         (no_lambda, r"lambda_ must have shape \[8\], got None"),
     ],
