@@ -1,5 +1,5 @@
-"""The command line: `fastfood d90` runs a study and reports it. Nothing heavy is imported before
-the arguments have been read."""
+"""The command line: `fastfood d90` runs a study and reports it; the commands `fastfood adapter ...`
+are of `adapters`. Nothing heavy is imported before the arguments have been read."""
 
 import signal
 import sys
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from . import adapters
 from .config import Settings, complete, trial_list
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+app.add_typer(adapters.app, name="adapter")
 
 
 def main() -> None:
