@@ -210,7 +210,12 @@ def _mismatch(model: SubspaceModel, header: dict, tensors: dict) -> str | None:
         wanted, got = (list(x[name].shape) if name in x else None for x in (own, tensors))
         if wanted != got:
             return f"{name} must have shape {wanted}, got {got}"
-    found, wanted = base_hash(model).split("-"), str(header["base"]).split("-")
+    return other_base(model, str(header["base"]))
+
+
+def other_base(model: SubspaceModel, recorded: str) -> str | None:
+    """In what the base model differs from the one with the recorded base_hash(), if it does."""
+    found, wanted = base_hash(model).split("-"), recorded.split("-")
     if found[0] != wanted[0]:
         return "was trained on a model with other parameter names, shapes, types or groups"
     if found != wanted:
