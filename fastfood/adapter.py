@@ -34,7 +34,7 @@ _CRC = b'\\"crc\\":\\"'  # what comes before its 8 digits, JSON within JSON
 _CHUNK = 1 << 22  # bytes hashed at a time, in several threads
 
 
-class Adapter(NamedTuple):
+class AdapterFile(NamedTuple):
     """An adapter file: its header, theta (d - m,) and, for SAID, lambda_ (m,), and the bits that
     each takes in the file, a code's codebook included."""
 
@@ -97,27 +97,23 @@ def load(
     base_model: nn.Module,
     path: str | os.PathLike,
     groups: Callable[[str], Hashable] | None = None,
+    weights: str = "resident",
 ) -> SubspaceModel:
     """base_model wrapped as it was when `path`, a file of save() or its folder, was written.
 
-    groups: the function of the training, if it was one. theta and lambda_ come back in float32
-    (float64 beside a float64 weight) whatever the file holds.
+    groups: the function of the training, if it was one. weights: as for get_subspace_model. theta
+    and lambda_ come back in float32 (float64 beside a float64 weight) whatever the file holds.
 
     Raises FileNotFoundError, or ValueError naming the file: it is damaged or no adapter of ours, or
     base_model is not the one it was trained on. base_model is then left as it was.
     """
     path, header, tensors, _ = read(path)
-    if (header["groups"] == "custom") != (groups is not None):
-        wanted = "needs" if groups is None else "does not take"
-        raise ValueError(
-            f"{path}: {wanted} a function as groups, trained with {header['groups']!r}"
-        )
-    settings = {name: header[name] for name in SETTINGS} | ({"groups": groups} if groups else {})
+    config = _config(path, header, groups)
     try:
-        model = get_subspace_model(base_model, SubspaceConfig(**settings))
+        model = get_subspace_model(base_model, config, weights=weights)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be put on this model: {error}") from error
-    problem = _mismatch(model, header, tensors)
+    problem = _mismatch(model, header, tensors, model.active_adapter)
     if problem:
         model.unload()
         raise ValueError(f"{path}: {problem}")
@@ -126,7 +122,41 @@ def load(
     return model
 
 
-def read(path: str | os.PathLike) -> Adapter:
+def load_into(
+    model: SubspaceModel,
+    path: str | os.PathLike,
+    name: str,
+    groups: Callable[[str], Hashable] | None = None,
+) -> None:
+    """Adds the adapter of `path`, a file of save() or its folder, to a wrapped base model under
+    `name`, without making it active. Raises as load() does; the model is then left as it was."""
+    path, header, tensors, _ = read(path)
+    config = _config(path, header, groups)
+    model.add_adapter(name, config)
+    problem = _mismatch(model, header, tensors, name)
+    if problem:
+        model.delete_adapter(name)
+        raise ValueError(f"{path}: {problem}")
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            getattr(model.adapters[name], key).copy_(tensor)
+
+
+def _config(path: Path, header: dict, groups: Callable | None) -> SubspaceConfig:
+    """The settings that an adapter was trained with."""
+    if (header["groups"] == "custom") != (groups is not None):
+        wanted = "needs" if groups is None else "does not take"
+        raise ValueError(
+            f"{path}: {wanted} a function as groups, trained with {header['groups']!r}"
+        )
+    settings = {name: header[name] for name in SETTINGS} | ({"groups": groups} if groups else {})
+    try:
+        return SubspaceConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged, {error}") from error
+
+
+def read(path: str | os.PathLike) -> AdapterFile:
     """A file of save(), or its folder, checked as far as the file alone allows.
 
     Raises FileNotFoundError, or ValueError naming the file: it is damaged or no adapter of ours.
@@ -162,17 +192,19 @@ def read(path: str | os.PathLike) -> Adapter:
         vector = tensor.is_floating_point() and tensor.dim() == 1 and len(tensor)
         if not vector or not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} must be a vector of finite floating-point numbers")
-    return Adapter(path, header, tensors, bits)
+    return AdapterFile(path, header, tensors, bits)
 
 
-def base_hash(model: SubspaceModel) -> str:
+def base_hash(model: SubspaceModel, adapter: str | None = None) -> str:
     """The base model as "layout-weights" in hex, its weights read once.
 
     layout: 4 bytes, of names, dtypes, shapes and groups of all parameters, frozen ones included.
+    The groups are those of the adapter of that name, by default of the active one.
     weights: 16 bytes, of the layout and all values (theta_0 where they train), by BLAKE2b.
     """
     theta_0 = {segment.name: tensor for segment, tensor in model.theta_0()}
-    groups = {segment.name: segment.group for segment in model.segments}
+    segments = model.adapters[adapter or model.active_adapter].segments
+    groups = {segment.name: segment.group for segment in segments}
     parameters = [
         (name, theta_0.get(name, p.detach())) for name, p in model.base_model.named_parameters()
     ]
@@ -200,22 +232,24 @@ def _digest(values: torch.Tensor) -> bytes:
     return hashlib.blake2b(values.numpy(), digest_size=16).digest()
 
 
-def _mismatch(model: SubspaceModel, header: dict, tensors: dict) -> str | None:
-    """In what the freshly wrapped base model differs from the one in the file, if it does."""
-    D = model.projection.D
+def _mismatch(model: SubspaceModel, header: dict, tensors: dict, name: str) -> str | None:
+    """In what the base model and a new adapter differ from those in the file, if they do."""
+    adapter = model.adapters[name]
+    D = adapter.projection.D
     if header["D"] != D:
         return f"was trained on a model with D = {header['D']}, this one has D = {D}"
-    own = model.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        wanted, got = (list(x[name].shape) if name in x else None for x in (own, tensors))
+    own = {"theta": adapter.theta, "lambda_": adapter.lambda_}
+    own = {key: p for key, p in own.items() if p is not None}
+    for key in sorted(own.keys() | tensors.keys()):
+        wanted, got = (list(x[key].shape) if key in x else None for x in (own, tensors))
         if wanted != got:
-            return f"{name} must have shape {wanted}, got {got}"
-    return other_base(model, str(header["base"]))
+            return f"{key} must have shape {wanted}, got {got}"
+    return other_base(model, str(header["base"]), name)
 
 
-def other_base(model: SubspaceModel, recorded: str) -> str | None:
+def other_base(model: SubspaceModel, recorded: str, adapter: str | None = None) -> str | None:
     """In what the base model differs from the one with the recorded base_hash(), if it does."""
-    found, wanted = base_hash(model).split("-"), recorded.split("-")
+    found, wanted = base_hash(model, adapter).split("-"), recorded.split("-")
     if found[0] != wanted[0]:
         return "was trained on a model with other parameter names, shapes, types or groups"
     if found != wanted:

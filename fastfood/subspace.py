@@ -310,11 +310,13 @@ class SubspaceModel(nn.Module):
         return adapter.save(self, folder, dtype, levels)
 
     @staticmethod
-    def from_pretrained(base_model: nn.Module, path, groups=None) -> "SubspaceModel":
+    def from_pretrained(
+        base_model: nn.Module, path, groups=None, weights: str = "resident"
+    ) -> "SubspaceModel":
         """base_model wrapped as save_pretrained left it: adapter.load."""
         from . import adapter
 
-        return adapter.load(base_model, path, groups)
+        return adapter.load(base_model, path, groups, weights)
 
 
 def get_subspace_model(
