@@ -206,7 +206,7 @@ def base_hash(model: SubspaceModel, adapter: str | None = None) -> str:
     segments = model.adapters[adapter or model.active_adapter].segments
     groups = {segment.name: segment.group for segment in segments}
     parameters = [
-        (name, theta_0.get(name, p.detach())) for name, p in model.base_model.named_parameters()
+        (name, theta_0.get(name, p.detach())) for name, p in model.wrapped.named_parameters()
     ]
     layout = [[name, str(p.dtype), list(p.shape), groups.get(name)] for name, p in parameters]
     layout = json.dumps(layout).encode()

@@ -32,10 +32,10 @@ class SubspaceModel(nn.Module):
     all that state_dict() holds. theta_0 is read at the first forward, so weights may be loaded or
     broadcast until then; it has to be the same in all processes of a distributed training.
 
-    While wrapped, base_model's own parameters do not require gradients and show the current
-    weights, or theta_0 if weights are streamed. Convert and move the wrapper, not the base model.
-    Gradients of any order are right. Attributes that the wrapper lacks (config, generate, device,
-    ...) are the base model's.
+    wrapped is the model itself. Its own parameters do not require gradients for that time and show
+    the current weights, or theta_0 if weights are streamed. Convert and move the wrapper, not
+    wrapped. Gradients of any order are right. Attributes that the wrapper lacks (config, generate,
+    device, ...) are the wrapped model's, base_model too: a transformers model without its head.
 
     Several adapters can share the base model: add_adapter, set_adapter, delete_adapter and
     disable_adapter. theta, lambda_, subspace_config, projection, group_names and state_dict() are
@@ -46,7 +46,7 @@ class SubspaceModel(nn.Module):
         segments = trainable(model)
         first = new_adapter(segments, config)
         super().__init__()
-        self.base_model = model
+        self.wrapped = model
         self.theta = first.theta
         self.register_parameter("lambda_", first.lambda_)
         self.active_adapter = adapter
@@ -63,12 +63,13 @@ class SubspaceModel(nn.Module):
             for name, module in model.named_modules()
             if not any(part.isdigit() for part in name.split("."))
         ]
+        self._hooks.append(self.register_forward_pre_hook(self._before_forward))
         self._weights = WEIGHTS[weights](model, segments)
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
     def forward(self, *args, **kwargs):
         """The base model's forward."""
-        return self.base_model(*args, **kwargs)
+        return self.wrapped(*args, **kwargs)
 
     def __getattr__(self, name):
         try:
@@ -76,10 +77,10 @@ class SubspaceModel(nn.Module):
         except AttributeError:
             if name.startswith("__") or "_modules" not in self.__dict__:
                 raise
-            if "base_model" not in self._modules:
+            if "wrapped" not in self._modules:
                 message = f"{name}: the base model was taken out by unload or merge_and_unload"
                 raise AttributeError(message) from None
-            return getattr(self._modules["base_model"], name)
+            return getattr(self._modules["wrapped"], name)
 
     def extra_repr(self) -> str:
         config = self.subspace_config
@@ -91,7 +92,9 @@ class SubspaceModel(nn.Module):
         check = self._refresh_if_changed
         if torch.compiler.is_compiling():  # writing the weights is no part of a compiled graph
             check = torch.compiler.disable(check)
-        check(module is self.base_model)
+        # a forward that somebody put in place of ours need not go through wrapped
+        replaced = module is self and "forward" in self.__dict__
+        check(replaced or module is self.wrapped)
 
     def _refresh_if_changed(self, thorough: bool = False) -> None:
         stamp, point = self._written or (None, None)
@@ -129,8 +132,8 @@ class SubspaceModel(nn.Module):
         """Writes theta_0 + lambda * (P theta) into the weights, one projection per run of a dtype;
         streamed weights take note of theta and lambda_ and are made later.
 
-        A forward does it if theta or lambda_ changed; call it to read base_model's weights.
-        Raises RuntimeError if base_model's weights were moved, converted or written by others.
+        A forward does it if theta or lambda_ changed; call it to read wrapped's weights.
+        Raises RuntimeError if wrapped's weights were moved, converted or written by others.
         """
         # a forward may run under no_grad, inference_mode or autocast
         device = self.theta.device.type
@@ -173,7 +176,7 @@ class SubspaceModel(nn.Module):
         return self.__dict__.copy()
 
     def __reduce__(self):
-        return _blank, (type(self.base_model),), self.__getstate__()
+        return _blank, (type(self.wrapped),), self.__getstate__()
 
     # What is trained, kept and taken out
 
@@ -299,8 +302,8 @@ class SubspaceModel(nn.Module):
             segment.parameter.requires_grad_(True)
         for hook in self._hooks:
             hook.remove()
-        model = self.base_model
-        del self.base_model
+        model = self.wrapped
+        del self.wrapped
         return model
 
     def save_pretrained(self, folder, dtype: torch.dtype = torch.float32, levels=None):
@@ -396,7 +399,7 @@ def _class_over(base: type) -> type:
     """SubspaceModel with base's name and forward signature, which transformers.Trainer reads."""
 
     def forward(self, *args, **kwargs):
-        return self.base_model(*args, **kwargs)
+        return self.wrapped(*args, **kwargs)
 
     forward.__wrapped__, forward.__doc__ = base.forward, base.forward.__doc__
     return type(f"Subspace{base.__name__}", (SubspaceModel,), {"forward": forward})
@@ -409,5 +412,5 @@ def _blank(base: type) -> SubspaceModel:
 
 def _allow_missing_base(model: SubspaceModel, incompatible) -> None:
     """A load_state_dict hook: a checkpoint of a SubspaceModel holds none of the base's weights."""
-    keys = [key for key in incompatible.missing_keys if "base_model" not in key.split(".")]
+    keys = [key for key in incompatible.missing_keys if "wrapped" not in key.split(".")]
     incompatible.missing_keys[:] = keys

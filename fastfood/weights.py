@@ -111,7 +111,7 @@ def check_untouched(marks: list, now: list) -> None:
     """Raises RuntimeError if the parameters' marks are no longer what they were."""
     if marks != now:
         raise RuntimeError(
-            "base_model's weights were moved, converted or written while it was wrapped: call "
+            "the model's weights were moved, converted or written while it was wrapped: call "
             ".to() and the like on the SubspaceModel, and load weights before its first "
             "forward or after unload()"
         )

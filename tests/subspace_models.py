@@ -109,7 +109,7 @@ def gpt2():
 
 def loss_of(model):
     """One scalar of any of the models above, in the dtype of its weights."""
-    base = getattr(model, "base_model", model)
+    base = getattr(model, "wrapped", model)
     if not isinstance(model, transformers.PreTrainedModel) and not hasattr(base, "config"):
         x = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(4, 5)
         weight = base.embed.weight

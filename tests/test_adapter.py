@@ -80,7 +80,7 @@ def test_saving_needs_no_forward_and_loading_writes_the_weights(tmp_path):
     model = trained()
     model.save_pretrained(tmp_path)
     loaded = SubspaceModel.from_pretrained(net(), tmp_path)
-    assert torch.equal(loaded.base_model.head.weight, model.merge_and_unload().head.weight)
+    assert torch.equal(loaded.wrapped.head.weight, model.merge_and_unload().head.weight)
 
 
 @pytest.mark.parametrize("method", ["said", "did"])

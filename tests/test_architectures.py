@@ -93,7 +93,7 @@ def build(name, **changes):
 
 
 def loss_of(model):
-    base = model.base_model if isinstance(model, SubspaceModel) else model
+    base = model.wrapped if isinstance(model, SubspaceModel) else model
     if "pixel_values" in getattr(base, "main_input_name", ""):
         pixels = torch.linspace(-1, 1, 3 * 64, dtype=torch.float64).view(3, 1, 8, 8)
         return model(pixel_values=pixels, labels=LABELS).loss

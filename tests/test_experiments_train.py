@@ -318,7 +318,7 @@ def test_evaluation_is_in_eval_mode(model_folder, data, tmp_path):
     trial = _trial()
     task, model = tasks.load_task(settings), build_model(settings, trial, 2)
     modes = []
-    model.base_model.register_forward_pre_hook(lambda module, args: modes.append(module.training))
+    model.wrapped.register_forward_pre_hook(lambda module, args: modes.append(module.training))
     trainer = make_trainer(settings, trial, task, model)
     trainer.train()
     count = len(modes)

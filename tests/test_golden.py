@@ -45,7 +45,7 @@ def adapted():
 def digest(model):
     """Of all weights, in the order of their names."""
     sha = hashlib.sha256()
-    for _, p in model.base_model.named_parameters():
+    for _, p in model.wrapped.named_parameters():
         sha.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return sha.hexdigest()
 

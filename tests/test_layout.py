@@ -98,7 +98,7 @@ def test_refused_models_stay_as_they_were(build, config, message):
 
 def test_wrapping_twice_is_refused():
     model = wrap(mlp())
-    for again in (model, model.base_model, nn.ModuleList([model])):
+    for again in (model, model.wrapped, nn.ModuleList([model])):
         with pytest.raises(ValueError, match="wrapped in a SubspaceModel already"):
             wrap(again)
     with pytest.raises(TypeError, match="model must be an nn.Module, got int"):

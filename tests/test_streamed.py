@@ -175,7 +175,7 @@ def test_memory(monkeypatch):
     def whole(model):
         return lambda: [p.detach().clone() for p in model.parameters()]
 
-    assert D <= peak_bytes(whole(other.base_model)) < 1.1 * D  # what is measured is memory
+    assert D <= peak_bytes(whole(other.wrapped)) < 1.1 * D  # what is measured is memory
 
 
 def test_nothing_of_the_weights_is_saved():
@@ -229,7 +229,7 @@ def test_copies(duplicate):
 def test_changing_the_base_alone_is_an_error(meddle):
     model = wrap(mlp(), weights="streamed")
     loss = loss_of(model)
-    meddle(model.base_model)
+    meddle(model.wrapped)
     with pytest.raises(RuntimeError, match="moved, converted or written"):
         loss_of(move(model))
     with pytest.raises(RuntimeError, match="moved, converted or written"):
@@ -239,13 +239,13 @@ def test_changing_the_base_alone_is_an_error(meddle):
 def test_facts_are_known_without_making_the_weight(monkeypatch):
     model = wrap(mlp().float(), weights="streamed")
     model.refresh()
-    weight = model.base_model.embed.weight
+    weight = model.wrapped.embed.weight
     monkeypatch.setattr(streamed.Source, "make", None)
     assert (weight.shape, weight.dtype, weight.device.type) == ((7, 5), torch.float32, "cpu")
     assert weight.size(0) == 7 and weight.dim() == weight.ndim == 2 and weight.numel() == 35
     assert weight.requires_grad and weight.is_floating_point() and weight.is_contiguous()
     assert repr(weight) == "StreamedWeight(embed.weight)"
-    assert model.base_model.embed.in_features == 5
+    assert model.wrapped.embed.in_features == 5
 
 
 def test_refused():

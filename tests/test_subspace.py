@@ -70,7 +70,7 @@ def test_one_projection_per_optimizer_step(writes):
         with torch.no_grad():
             loss_of(model)
         with torch.inference_mode():
-            loss_of(model.base_model)
+            loss_of(model.wrapped)
         assert writes[0] == step + 1
         optimizer.step()
         optimizer.zero_grad()
@@ -122,10 +122,10 @@ def test_refreshing_inside_autocast_and_inference_mode():
             model = move(wrap(mlp().float(), projection=projection))
             with context:
                 model(torch.ones(1, 5))
-            got = model.base_model.embed.weight.detach().clone()
+            got = model.wrapped.embed.weight.detach().clone()
             other = move(wrap(mlp().float(), projection=projection))
             other.refresh()
-            assert torch.equal(got, other.base_model.embed.weight)
+            assert torch.equal(got, other.wrapped.embed.weight)
             loss_of(model).backward()
 
 
@@ -277,7 +277,7 @@ def test_weights_loaded_before_the_first_forward_are_theta_0():
     with torch.no_grad():
         for p in other.parameters():
             p.uniform_()
-    model.base_model.load_state_dict(other.state_dict())
+    model.wrapped.load_state_dict(other.state_dict())
     check_gradients(move(model), other)
 
 
@@ -292,7 +292,7 @@ def test_weights_loaded_before_the_first_forward_are_theta_0():
 def test_changing_the_base_alone_is_an_error(meddle):
     model = wrap(mlp())
     loss_of(model)
-    meddle(model.base_model)
+    meddle(model.wrapped)
     with pytest.raises(RuntimeError, match="moved, converted or written"):
         loss_of(move(model))
 
@@ -302,10 +302,10 @@ def test_the_base_stays_usable():
     assert model.config.hidden_size == 16
     assert model.dtype == torch.float64 and model.device.type == "cpu"
     names = [name for name, _ in bert().named_parameters()]
-    assert [name for name, _ in model.base_model.named_parameters()] == names
-    assert not any(p.requires_grad for p in model.base_model.parameters())
+    assert [name for name, _ in model.wrapped.named_parameters()] == names
+    assert not any(p.requires_grad for p in model.wrapped.parameters())
     loss_of(move(model))
-    state = model.base_model.state_dict()
+    state = model.wrapped.state_dict()
     assert torch.equal(state["classifier.weight"], model.classifier.weight)
     assert model.num_labels == 2
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
@@ -356,7 +356,7 @@ def test_trainer(tmp_path, writes):
         )
 
     whole = trainer(tmp_path / "whole", 6)
-    base = copy.deepcopy(whole.model.base_model.state_dict())
+    base = copy.deepcopy(whole.model.wrapped.state_dict())
     whole.train()
     assert writes[0] <= 6 + 2  # one for each step, one before, one for the last evaluation
     theta = whole.model.theta.detach().clone()

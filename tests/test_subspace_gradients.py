@@ -183,7 +183,7 @@ def test_sparse_gradients_are_gathered(weights):
         return nn.ModuleDict({"e": nn.Embedding(7, 4, sparse=True), "o": nn.Linear(4, 2)}).double()
 
     def loss(model):
-        base = getattr(model, "base_model", model)
+        base = getattr(model, "wrapped", model)
         if base is not model:
             model.refresh()
         return base["o"](base["e"](torch.tensor([1, 4, 4]))).square().sum()
