@@ -175,6 +175,16 @@ def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
     )
 
 
+def parameter_places(model: nn.Module) -> dict[tuple[nn.Module, str], str]:
+    """Every attribute that holds a parameter, frozen ones included, and its name."""
+    return {
+        (module, attribute): f"{name}.{attribute}" if name else attribute
+        for name, module in model.named_modules()
+        for attribute, p in module._parameters.items()
+        if p is not None
+    }
+
+
 def _is_table(module: nn.Module) -> bool:
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
@@ -211,6 +221,24 @@ def check(model: nn.Module) -> None:
     if not any(p.numel() for _, p in named):
         raise ValueError("model must have parameters that require gradients, got none")
     _check_overlap(model)
+
+
+def check_unchanged(
+    model: nn.Module, before: dict[tuple[nn.Module, str], str], segments: list[Segment]
+) -> None:
+    """Raises if parameters are not where they were `before` or not of their segments' shapes."""
+    found = parameter_places(model)
+    names = {(found | before)[place] for place in found.keys() ^ before.keys()}
+    names = names or {
+        segment.name
+        for segment in segments
+        if any(getattr(*owner).shape != segment.shape for owner in segment.owners)
+    }
+    if names:
+        raise RuntimeError(
+            "parameters were added, replaced, resized or removed while the model was wrapped, the "
+            f"first {min(names)}: do so before get_subspace_model or after unload()"
+        )
 
 
 def _check_overlap(model: nn.Module) -> None:

@@ -16,12 +16,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .layout import Adapter, Segment, SubspaceConfig, check, new_adapter, trainable
+from .layout import (
+    Adapter,
+    Segment,
+    SubspaceConfig,
+    check,
+    check_unchanged,
+    new_adapter,
+    parameter_places,
+    trainable,
+)
 from .projection import Projection
 from .streamed import Streamed
 from .weights import Point, Resident
 
 WEIGHTS = {"resident": Resident, "streamed": Streamed}
+
+# methods of transformers that change the parameters a subspace is laid over
+_RESHAPING = ("resize_token_embeddings", "set_input_embeddings", "set_output_embeddings")
 
 
 class SubspaceModel(nn.Module):
@@ -52,6 +64,7 @@ class SubspaceModel(nn.Module):
         self.active_adapter = adapter
         self._adapters = {adapter: first}
         self._disabled = False
+        self._places = parameter_places(model)
         self.training = model.training
         self.base_digests: list[bytes] | None = None  # of theta_0, once adapter needs them
         self._written = None  # stamp and point of the last write
@@ -77,6 +90,9 @@ class SubspaceModel(nn.Module):
         except AttributeError:
             if name.startswith("__") or "_modules" not in self.__dict__:
                 raise
+            if name in _RESHAPING:
+                message = f"{name}: call it before get_subspace_model or after unload()"
+                raise AttributeError(message) from None
             if "wrapped" not in self._modules:
                 message = f"{name}: the base model was taken out by unload or merge_and_unload"
                 raise AttributeError(message) from None
@@ -133,8 +149,10 @@ class SubspaceModel(nn.Module):
         streamed weights take note of theta and lambda_ and are made later.
 
         A forward does it if theta or lambda_ changed; call it to read wrapped's weights.
-        Raises RuntimeError if wrapped's weights were moved, converted or written by others.
+        Raises RuntimeError if wrapped's weights were moved, converted or written by others, or if
+        parameters were added, replaced, resized or removed.
         """
+        check_unchanged(self.wrapped, self._places, self.segments)
         # a forward may run under no_grad, inference_mode or autocast
         device = self.theta.device.type
         with torch.inference_mode(False), torch.autocast(device, enabled=False), torch.no_grad():
