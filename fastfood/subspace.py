@@ -283,10 +283,11 @@ class SubspaceModel(nn.Module):
         del self._adapters[name]
 
     def load_adapter(self, path, name: str, groups=None) -> None:
-        """Adds the adapter of a file of save_pretrained() to this base model: adapter.load_into."""
-        from . import adapter
+        """Adds a saved adapter to this base model, `path` as in from_pretrained:
+        adapter.load_into."""
+        from . import adapter, hub
 
-        adapter.load_into(self, path, name, groups)
+        adapter.load_into(self, hub.local(path), name, groups)
 
     @contextmanager
     def disable_adapter(self):
@@ -324,20 +325,50 @@ class SubspaceModel(nn.Module):
         del self.wrapped
         return model
 
-    def save_pretrained(self, folder, dtype: torch.dtype = torch.float32, levels=None):
-        """Writes folder/adapter.safetensors and returns its path: adapter.save."""
+    def save_pretrained(
+        self,
+        folder,
+        dtype: torch.dtype = torch.float32,
+        levels=None,
+        *,
+        is_main_process: bool = True,
+        state_dict=None,
+        save_function=None,
+        safe_serialization: bool = True,
+    ):
+        """Writes folder/adapter.safetensors and returns its path: adapter.save.
+
+        Processes with is_main_process False write nothing and get None. The arguments after it are
+        what Accelerate's examples pass to any model; they change nothing.
+        """
         from . import adapter
 
-        return adapter.save(self, folder, dtype, levels)
+        return adapter.save(self, folder, dtype, levels) if is_main_process else None
 
     @staticmethod
     def from_pretrained(
-        base_model: nn.Module, path, groups=None, weights: str = "resident"
+        base_model: nn.Module,
+        path,
+        groups=None,
+        weights: str = "resident",
+        *,
+        revision: str | None = None,
+        token=None,
     ) -> "SubspaceModel":
-        """base_model wrapped as save_pretrained left it: adapter.load."""
-        from . import adapter
+        """base_model wrapped as save_pretrained or push_to_hub left it: adapter.load.
 
-        return adapter.load(base_model, path, groups, weights)
+        path: a file or folder, else "user/name" on the Hugging Face hub, in the branch, tag or
+        commit `revision`. Raises what adapter.load does.
+        """
+        from . import adapter, hub
+
+        return adapter.load(base_model, hub.local(path, revision, token), groups, weights)
+
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """Uploads the adapter and a card to the Hugging Face hub: hub.push_to_hub."""
+        from . import hub
+
+        return hub.push_to_hub(self, repo_id, **options)
 
 
 def get_subspace_model(
