@@ -81,12 +81,19 @@ class Projection:
             total = total + factor * self.rows_adjoint(g, start).to(like.dtype)
         return total
 
-    def perturb_(self, out, base, theta, offsets, scales, start: int = 0) -> torch.Tensor:
+    def spread(self, theta: torch.Tensor) -> torch.Tensor:
+        """What all rows need of theta, for `perturb_`: here theta itself."""
+        return theta
+
+    def perturb_(
+        self, out, base, theta, offsets, scales, start: int = 0, spread=None
+    ) -> torch.Tensor:
         """Writes out[i] = base[i] + scales[s] * (P theta)[start + i] for offsets[s] <= i <
         offsets[s + 1].
 
         Shapes and dtypes are those of `fastfood.ops.perturb_`, with theta of shape (d,) in the
-        place of v. Nothing is recorded for autograd; out's version counter is bumped.
+        place of v. spread: spread(theta), where many calls share it; it costs O(L) whatever the
+        number of rows. Nothing is recorded for autograd; out's version counter is bumped.
         """
         with torch.no_grad():
             y = self.rows(theta, start, start + out.shape[0])
@@ -192,9 +199,12 @@ class Fastfood(Projection):
 
     rows_adjoint_sum.__doc__ = Projection.rows_adjoint_sum.__doc__
 
-    def perturb_(self, out, base, theta, offsets, scales, start: int = 0) -> torch.Tensor:
+    def perturb_(
+        self, out, base, theta, offsets, scales, start: int = 0, spread=None
+    ) -> torch.Tensor:
         with torch.no_grad():
-            return ops.perturb_(out, base, self.spread(theta), offsets, scales, self.seed, start)
+            v = self.spread(theta) if spread is None else spread
+            return ops.perturb_(out, base, v, offsets, scales, self.seed, start)
 
     perturb_.__doc__ = Projection.perturb_.__doc__
 

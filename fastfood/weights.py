@@ -6,7 +6,7 @@ that is fastest: all of them in flat buffers.
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,15 @@ class Point:
     values: list[Tensor]
     versions: list[int]
     released: bool  # whether theta's gradient is that of the authors' code (SubspaceConfig)
+    spreads: dict = field(default_factory=dict)
+
+    def spread(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """theta in the dtype and on the device of `like`, and what all rows need of it, once."""
+        key = like.dtype, like.device
+        if key not in self.spreads:
+            theta = self.values[0].to(like)
+            self.spreads[key] = theta, self.projection.spread(theta)
+        return self.spreads[key]
 
     def coordinates(self) -> list[Tensor]:
         """theta and, for SAID, lambda_, in a form to compute gradients from."""
@@ -92,12 +101,13 @@ class Run:
             )
             self.laid_for = point.segments
         offsets, scales, groups = self.layout
-        theta, *lambda_ = point.values
+        lambda_ = point.values[1:]
         if lambda_:
             scales = scales * lambda_[0].to(scales)[groups]
+        theta, v = point.spread(scales)
         if len(out) != self.numel:
             offsets = (offsets - skip).clamp(0, len(out))
-        point.projection.perturb_(out, base, theta.to(scales), offsets, scales, self.start + skip)
+        point.projection.perturb_(out, base, theta, offsets, scales, self.start + skip, v)
 
 
 def marks_of(segments: list[Segment]) -> list:
