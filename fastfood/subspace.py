@@ -105,12 +105,19 @@ class SubspaceModel(nn.Module):
     # Writing the weights
 
     def _before_forward(self, module, args):
-        check = self._refresh_if_changed
+        prepare = self._prepare
         if torch.compiler.is_compiling():  # writing the weights is no part of a compiled graph
-            check = torch.compiler.disable(check)
+            prepare = torch.compiler.disable(prepare)
         # a forward that somebody put in place of ours need not go through wrapped
         replaced = module is self and "forward" in self.__dict__
-        check(replaced or module is self.wrapped)
+        prepare(replaced or module is self.wrapped)
+
+    def _prepare(self, whole: bool) -> None:
+        """Before the forward of the whole base model or of one of its modules."""
+        self._refresh_if_changed(whole)
+        point = self._written[1]
+        if whole and point is not None:
+            point.expect_backwards(nn.parallel.DistributedDataParallel)
 
     def _refresh_if_changed(self, thorough: bool = False) -> None:
         stamp, point = self._written or (None, None)
@@ -159,6 +166,8 @@ class SubspaceModel(nn.Module):
             point = self._point()
             self._weights.write(point)
         self._written = self._stamp(), point
+        # DistributedDataParallel's broadcast would count as a write by others
+        self._ddp_params_and_buffers_to_ignore = [f"wrapped.{s.name}" for s in self.segments]
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The trainable tensors of the base model as they were before training."""

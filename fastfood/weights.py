@@ -4,6 +4,7 @@ that is fastest: all of them in flat buffers.
 """
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,28 @@ class Point:
     values: list[Tensor]
     versions: list[int]
     released: bool  # whether theta's gradient is that of the authors' code (SubspaceConfig)
+    backwards_left: float = math.inf  # that DistributedDataParallel would still reduce
+    backward: int = -1  # the running one
     spreads: dict = field(default_factory=dict)
+
+    def expect_backwards(self, ddp_class: type) -> None:
+        """Takes note, before a forward, of how many backwards after it will be reduced."""
+        ddp = ddp_class._active_ddp_module
+        once = ddp is not None and ddp.require_backward_grad_sync and not ddp.static_graph
+        self.backwards_left, self.backward = 1 if once else math.inf, -1
+
+    def enter_backward(self) -> None:
+        """Raises RuntimeError if theta's gradient from this backward would not be reduced."""
+        backward = torch._C._current_graph_task_id()
+        if backward == self.backward:
+            return
+        if not self.backwards_left:
+            raise RuntimeError(
+                "a second backward after one forward, or one nested in it, reached theta, which "
+                "DistributedDataParallel would not reduce: give it static_graph=True, or gradient "
+                "checkpointing use_reentrant=False"
+            )
+        self.backward, self.backwards_left = backward, self.backwards_left - 1
 
     def spread(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """theta in the dtype and on the device of `like`, and what all rows need of it, once."""
@@ -50,6 +72,7 @@ class Point:
 
         No projection is needed: <(P theta)_g, w> = <theta, P_g^T w>.
         """
+        self.enter_backward()
         theta, *lambda_ = self.coordinates()
         if not lambda_:
             return a, None
