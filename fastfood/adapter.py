@@ -225,6 +225,7 @@ def base_hash(model: SubspaceModel, adapter: str | None = None) -> str:
 
 
 def _bytes(p: torch.Tensor) -> torch.Tensor:
+    p = p.full_tensor() if hasattr(p, "full_tensor") else p  # a process has only a part of it
     return p.cpu().contiguous().reshape(-1).view(torch.uint8)
 
 

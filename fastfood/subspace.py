@@ -54,7 +54,7 @@ class SubspaceModel(nn.Module):
     those of the active one; switching costs one projection.
     """
 
-    def __init__(self, model: nn.Module, config: SubspaceConfig, adapter: str, weights: str):
+    def __init__(self, model: nn.Module, config: SubspaceConfig, adapter: str, weights: type):
         segments = trainable(model)
         first = new_adapter(segments, config)
         super().__init__()
@@ -72,12 +72,12 @@ class SubspaceModel(nn.Module):
             segment.parameter.requires_grad_(False)
         # encoders and heads are also called on their own (generate), numbered blocks are not
         self._hooks = [
-            module.register_forward_pre_hook(self._before_forward)
+            module.register_forward_pre_hook(self._before_forward, prepend=True)
             for name, module in model.named_modules()
             if not any(part.isdigit() for part in name.split("."))
         ]
         self._hooks.append(self.register_forward_pre_hook(self._before_forward))
-        self._weights = WEIGHTS[weights](model, segments)
+        self._weights = weights(model, segments)
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
     def forward(self, *args, **kwargs):
@@ -407,14 +407,23 @@ def get_subspace_model(
     _check_name(adapter)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {tuple(WEIGHTS)}, got {weights!r}")
-    WEIGHTS[weights].check(config)
+    kind, held, check_model = SubspaceModel, WEIGHTS[weights], check
+    # fully_shard's modules, told by a method so that torch.distributed.fsdp is not imported here
+    if any(hasattr(module, "set_requires_gradient_sync") for module in model.modules()):
+        if weights != "resident":
+            raise ValueError(f'weights must be "resident" for a sharded model, got {weights!r}')
+        from . import sharded
+
+        kind, held = sharded.ShardedSubspaceModel, sharded.Sharded
+        check_model = sharded.check
+    held.check(config)
     for module in model.modules():
         hooks = module._forward_pre_hooks.values()
         holders = [module, *(getattr(hook, "__self__", None) for hook in hooks)]
         if any(isinstance(holder, SubspaceModel) for holder in holders):
             raise ValueError("model is wrapped in a SubspaceModel already: unload() it first")
-    check(model)
-    return _class_over(type(model))(model, config, adapter, weights)
+    check_model(model)
+    return _class_over(type(model), kind)(model, config, adapter, held)
 
 
 def parameter_groups(
@@ -453,14 +462,14 @@ def _check_name(name) -> None:
 
 
 @functools.cache
-def _class_over(base: type) -> type:
-    """SubspaceModel with base's name and forward signature, which transformers.Trainer reads."""
+def _class_over(base: type, kind: type = SubspaceModel) -> type:
+    """`kind` with base's name and forward signature, which transformers.Trainer reads."""
 
     def forward(self, *args, **kwargs):
         return self.wrapped(*args, **kwargs)
 
     forward.__wrapped__, forward.__doc__ = base.forward, base.forward.__doc__
-    return type(f"Subspace{base.__name__}", (SubspaceModel,), {"forward": forward})
+    return type(f"Subspace{base.__name__}", (kind,), {"forward": forward})
 
 
 def _blank(base: type) -> SubspaceModel:

@@ -1,0 +1,241 @@
+"""Subspaces over a model that `torch.distributed.fsdp.fully_shard` has cut among processes (FSDP2):
+each process holds, projects and adjoins only its own rows of P, and a backward ends with one
+all-reduce of d numbers.
+
+FSDP gathers weights and scatters gradients itself and wants leaves that require gradients, so its
+shards stay the parameters of the base model. They are written before a forward, and a hook that
+FSDP calls after its reduce-scatter takes each gradient and frees it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from . import adapter
+from .layout import DTYPES, Segment, SubspaceConfig
+from .subspace import SubspaceModel
+from .weights import Point, Run
+
+
+class ShardedSubspaceModel(SubspaceModel):
+    """A SubspaceModel over a model that fully_shard has cut; get_subspace_model makes it.
+
+    theta and lambda_ are whole and the same in every process, and parameters() yields them alone:
+    the base model's shards require gradients, which FSDP needs, but are for no optimizer to see.
+    Gradients come by loss.backward(), of the mean over the processes' losses, as FSDP takes it.
+    Every process has to make each call.
+    """
+
+    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
+        """theta and lambda_: what an optimizer may see."""
+        return super().named_parameters(prefix, False, remove_duplicate)
+
+    def save_pretrained(self, folder, dtype: torch.dtype = torch.float32) -> Path:
+        """Writes folder/adapter.safetensors in the first process; all return its path then."""
+        adapter.base_hash(self)  # gathers one tensor at a time, in all processes
+        try:
+            if dist.get_rank() == 0:
+                adapter.save(self, folder, dtype)
+        finally:
+            dist.barrier()
+        return Path(folder) / adapter.FILE_NAME
+
+
+@dataclass
+class Part:
+    """What this process holds of one trainable tensor: consecutive rows of P, maybe none."""
+
+    parameter: nn.Parameter  # a DTensor
+    run: Run  # of the whole tensor
+    skip: int  # its rows that come before
+    base: Tensor | None = None  # theta_0, flat
+
+    @property
+    def start(self) -> int:
+        return self.run.start + self.skip
+
+    @property
+    def local(self) -> Tensor:
+        """The shard, flat. FSDP may put another tensor in its place."""
+        return _local(self.parameter)
+
+
+class Sharded:
+    """The parts of all weights, theta_0 beside theta_D; the interface of Resident."""
+
+    def __init__(self, base_model: nn.Module, segments: list[Segment]):
+        self.base_model, self.segments = base_model, segments
+        for segment in segments:  # FSDP scatters the gradients of what requires them
+            segment.parameter.requires_grad_(True)
+        self.parts = [_part(segment) for segment in segments]
+        mesh = self.parts[0].parameter.device_mesh
+        self.process_group = mesh.get_group(mesh.ndim - 1)
+        self.handles = []
+        self.point: Point | None = None  # of the last write
+        self.total: Tensor | None = None  # this process's share of the gradient: d numbers
+        self.pending: list[tuple[int, Tensor]] = []  # index and gradient, all of one group
+        self.queued = False  # whether _finish will be called in this backward
+
+    @staticmethod
+    def check(config: SubspaceConfig) -> None:
+        """Raises ValueError if the projection cannot be made in parts."""
+        if config.projection == "one-block":
+            raise ValueError('a sharded model cannot be had with projection="one-block"')
+
+    def theta_0(self) -> Iterator[tuple[Segment, DTensor]]:
+        """The tensors of theta_0, which is what the shards hold when this is first used."""
+        self._keep()
+        for segment, part in zip(self.segments, self.parts, strict=True):
+            like = part.parameter
+            options = {"run_check": False, "shape": like.shape, "stride": like.stride()}
+            local = part.base.view(-1, *like.shape[1:])
+            yield segment, DTensor.from_local(local, like.device_mesh, like.placements, **options)
+
+    def _keep(self) -> None:
+        reshard(self.base_model)
+        for part in self.parts:
+            if part.base is None:
+                part.base = part.local.clone()
+
+    def write(self, point: Point | None) -> None:
+        """Writes this process's rows of the weights at the point, or of theta_0 if it is None."""
+        self._keep()
+        for part in self.parts:
+            if point is None:
+                part.local.copy_(part.base)
+            elif len(part.base):
+                part.run.perturb_(part.local, part.base, point, part.skip)
+        self.point = point
+        self._begin()
+        if not self.handles:
+            hooks = [
+                part.parameter.register_post_accumulate_grad_hook(self._hook(i))
+                for i, part in enumerate(self.parts)
+            ]
+            # a backward that failed may have left something
+            first = self.base_model.register_forward_pre_hook(lambda *_: self._begin())
+            self.handles = [first, *hooks]
+
+    def release(self, point: Point | None) -> None:
+        """Leaves the weights last written in the shards, or theta_0 if `point` is None."""
+        reshard(self.base_model)
+        for part in self.parts:
+            if point is None and part.base is not None:
+                part.local.copy_(part.base)
+        for handle in self.handles:
+            handle.remove()
+        self.handles, self.point = [], None
+
+    def convert(self, fn) -> None:
+        """Raises RuntimeError if fn, as of .to(), would move or convert the shards."""
+        for part in self.parts:
+            new, old = fn(part.local[:0]), part.local
+            if (new.dtype, new.device) != (old.dtype, old.device):
+                raise RuntimeError(
+                    "a sharded model cannot be moved or converted: do so before fully_shard"
+                )
+
+    # Gradients: FSDP's units come one after the other, mostly one group each
+
+    def _begin(self) -> None:
+        self.pending, self.queued = [], False
+        if self.point is not None:
+            self.total = torch.cat([torch.zeros_like(value) for value in self.point.values])
+
+    def _hook(self, index: int):
+        def collect(parameter):
+            grad, parameter.grad = parameter.grad, None
+            if self.point is None:
+                return
+            if not self.queued:  # after FSDP's own last call, which may call hooks still
+                torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+                self.queued = True
+            segments = self.point.segments
+            if self.pending and segments[self.pending[0][0]].group != segments[index].group:
+                self._adjoin()
+            if len(self.parts[index].base):
+                self.pending.append((index, _local(grad)))
+
+        return collect
+
+    @torch.no_grad()
+    def _adjoin(self) -> None:
+        """Adds what the pending gradients give to the total: theta's, and their group's scale's."""
+        point, group = self.point, self.point.segments[self.pending[0][0]].group
+        with torch.autocast(self.total.device.type, enabled=False):
+            a = self._adjoint(point.released)
+            exact = self._adjoint(False) if point.released else a
+            theta, lambda_ = point.gradients(group, a, exact)
+            self.total += theta if lambda_ is None else torch.cat([theta, lambda_])
+        self.pending = []
+
+    def _adjoint(self, released: bool) -> Tensor:
+        point = self.point
+        pieces = (
+            (self.parts[i].start, point.factor(point.segments[i], released), grad)
+            for i, grad in self.pending
+        )
+        return point.projection.rows_adjoint_sum(pieces, point.values[0])
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        if self.pending:
+            self._adjoin()
+        dist.all_reduce(self.total, group=self.process_group)
+        leaves = self.point.leaves
+        for leaf, grad in zip(leaves, self.total.split([len(p) for p in leaves]), strict=True):
+            if leaf.requires_grad:
+                leaf.grad = grad.clone() if leaf.grad is None else leaf.grad + grad
+        self._begin()
+
+
+def check(model: nn.Module) -> None:
+    """Raises if the model's trainable parameters are not all cut by fully_shard, in their first
+    dimension and over one mesh. Makes modules show their shards."""
+    if not isinstance(model, FSDPModule):
+        raise ValueError("model must be sharded by fully_shard itself, not only modules inside it")
+    reshard(model)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
+    for name, p in named:
+        if not isinstance(p, DTensor):
+            raise ValueError(f"parameter {name} must be sharded by fully_shard, got a plain tensor")
+        *others, last = p.placements
+        if last != Shard(0) or any(placement != Replicate() for placement in others):
+            raise ValueError(
+                f"parameter {name} must be sharded in its first dimension alone, got {p.placements}"
+            )
+        if p.device_mesh != named[0][1].device_mesh:
+            raise ValueError(f"parameter {name} must be sharded over the mesh of the first one")
+        if p.is_meta:
+            raise ValueError(f"parameter {name} must be loaded, got meta")
+        if p.dtype not in DTYPES:
+            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise TypeError(f"parameter {name} must be one of {wanted}, got {p.dtype}")
+    if not named:
+        raise ValueError("model must have parameters that require gradients, got none")
+
+
+def reshard(model: nn.Module) -> None:
+    """Makes modules show their shards: an evaluation leaves the root gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _local(tensor: DTensor) -> Tensor:
+    with torch.no_grad():
+        return tensor.to_local().view(-1)
+
+
+def _part(segment: Segment) -> Part:
+    """What this process holds of a tensor, which fully_shard cuts as torch.chunk does."""
+    p = segment.parameter
+    mesh, dim = p.device_mesh, p.device_mesh.ndim - 1
+    above = min(mesh.get_local_rank(dim) * -(-len(p) // mesh.size(dim)), len(p))
+    return Part(p, Run([segment]), above * (p.numel() // len(p)))
