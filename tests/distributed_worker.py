@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import profile
 
 from fastfood import ops
+from fastfood.projection import Fastfood
 from fastfood.subspace import SubspaceModel
 
 CHECKS = []
@@ -179,24 +180,25 @@ def shard(model, only_inside=False, copies=False, **options):
 
 @contextmanager
 def counted_rows():
-    """How many rows are projected and adjoined within."""
-    plain = {name: getattr(ops, name) for name in ("perturb_", "project_rows_adjoint")}
+    """How many rows are projected and adjoined within, and how often theta is spread over them."""
+    places = {"perturb_": ops, "project_rows_adjoint": ops, "spread": Fastfood}
+    plain = {name: getattr(place, name) for name, place in places.items()}
     numbers = dict.fromkeys(plain, 0)
 
     def counting(name):
         def call(first, *rest):
-            numbers[name] += len(first)
+            numbers[name] += len(first) if isinstance(first, torch.Tensor) else 1
             return plain[name](first, *rest)
 
         return call
 
     try:
-        for name in plain:
-            setattr(ops, name, counting(name))
+        for name, place in places.items():
+            setattr(place, name, counting(name))
         yield numbers
     finally:
-        for name, function in plain.items():
-            setattr(ops, name, function)
+        for name, place in places.items():
+            setattr(place, name, plain[name])
 
 
 @check

@@ -163,6 +163,7 @@ def test_a_sharded_step_makes_each_row_once(results):
         counts = [step["rows"][kernel] for step in steps]
         assert sum(counts) == D and max(counts) < 0.6 * D
     for step in steps:
+        assert step["rows"]["spread"] == 1
         reduced = [size for name, size in step["collectives"] if name == "all_reduce"]
         assert len(reduced) == 4 and reduced[-1] == d  # gloo scatters FSDP's 3 units so, first
         assert step["parameters"] == ["theta", "lambda_"] and not step["left"]
