@@ -333,6 +333,7 @@ def fsdp_refused(folder):
         "columns": error_of(lambda: wrap(by_columns(), d=5)),
         "meta": error_of(lambda: wrap(shard(bert().to("meta")))),
         "streamed": error_of(lambda: wrap(shard(bert()), weights="streamed")),
+        "one block": error_of(lambda: wrap(shard(bert()), projection="one-block")),
         "moved": error_of(lambda: wrap(shard(bert())).half()),
         "d": error_of(lambda: wrap(shard(bert()), d=10**6)),
         "twice": error_of(lambda: wrap(wrap(shard(bert())).base_model)),

@@ -244,6 +244,7 @@ def test_what_sharding_refuses(results):
         "columns": "ValueError: parameter 0.weight must be sharded in its first dimension alone",
         "meta": "must be loaded, got meta",
         "streamed": 'ValueError: weights must be "resident" for a sharded model',
+        "one block": 'ValueError: a sharded model cannot be had with projection="one-block"',
         "moved": "RuntimeError: a sharded model cannot be moved or converted",
         "d": "ValueError: d must be at most D",
         "twice": "ValueError: model is wrapped in a SubspaceModel already",
