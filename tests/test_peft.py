@@ -1,0 +1,456 @@
+"""SAID and DID as methods of PEFT: what trains, files, adapters, merging, refusals, a Trainer."""
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from subspace_models import IDS, SMALL, bert, expected, gpt2, loss_of, mlp, move, t5, wrap
+from test_subspace import texts
+from torch import nn
+
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+import fastfood  # noqa: E402
+from fastfood.peft import DidConfig, SaidConfig  # noqa: E402
+
+
+def said(d=30, task_type="SEQ_CLS", **settings):
+    return SaidConfig(d=d, seed=5, task_type=task_type, **settings)
+
+
+def tuned(config=None, **names):
+    """A small BERT in float32 with one adapter away from theta = 0."""
+    model = peft.get_peft_model(bert().float().eval(), config or said(), **names)
+    move(layer(model).subspace_model)
+    return model
+
+
+def layer(model):
+    return model.base_model.layer
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS).logits
+
+
+def bert_for(task):
+    torch.manual_seed(0)
+    return getattr(transformers, f"BertFor{task}")(transformers.BertConfig(**SMALL, num_labels=2))
+
+
+# What trains
+
+
+@pytest.mark.parametrize(
+    "task_type, build, head",
+    [
+        ("SEQ_CLS", bert, "classifier.weight"),
+        ("TOKEN_CLS", lambda: bert_for("TokenClassification"), "classifier.weight"),
+        ("QUESTION_ANS", lambda: bert_for("QuestionAnswering"), "qa_outputs.weight"),
+        ("CAUSAL_LM", gpt2, "lm_head.weight"),
+        ("SEQ_2_SEQ_LM", t5, "lm_head.weight"),
+        ("FEATURE_EXTRACTION", lambda: bert().bert, "pooler.dense.weight"),
+        (None, mlp, "out.weight"),
+    ],
+)
+@pytest.mark.parametrize("config", [SaidConfig, DidConfig])
+def test_exactly_d_numbers_train_the_head_too(config, task_type, build, head, capsys):
+    before = build().get_parameter(head)
+    model = peft.get_peft_model(build(), config(d=30, task_type=task_type))
+    model.print_trainable_parameters()
+    assert capsys.readouterr().out.startswith("trainable params: 30 ||")
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    prefix = f"base_model.{config.method}_layer"
+    lambdas = [f"{prefix}.lambda_.default"] if config is SaidConfig else []
+    assert names == [f"{prefix}.theta.default", *lambdas]
+    assert not any(isinstance(m, peft.utils.ModulesToSaveWrapper) for m in model.modules())
+    move(layer(model).subspace_model)
+    assert not torch.equal(model.merge_and_unload().get_parameter(head), before)
+
+
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+@pytest.mark.parametrize("config", [SaidConfig, DidConfig])
+def test_gradients(config, weights):
+    settings = config(d=30, seed=5, normalization="tensor", task_type="SEQ_CLS", weights=weights)
+    model = peft.get_peft_model(bert(), settings)
+    subspace_model = move(layer(model).subspace_model)
+    value, theta_grad, lambda_grad = expected(subspace_model, bert())
+    loss = loss_of(model)
+    loss.backward()
+    torch.testing.assert_close(loss, value, rtol=1e-9, atol=1e-12)
+    theta, lambda_ = layer(model).theta["default"], subspace_model.lambda_
+    torch.testing.assert_close(theta.grad, theta_grad, rtol=1e-7, atol=1e-9)
+    if lambda_ is not None:
+        assert layer(model).lambda_["default"] is lambda_
+        torch.testing.assert_close(lambda_.grad, lambda_grad, rtol=1e-7, atol=1e-9)
+
+    plain = move(wrap(bert(), method=config.method, normalization="tensor"))
+    loss_of(plain).backward()
+    if weights == "resident":
+        assert torch.equal(plain.theta.grad, theta.grad)
+
+
+def test_parameter_groups_find_theta_and_lambda():
+    groups = fastfood.subspace.parameter_groups(tuned(), lr=0.4)
+    assert [len(group["params"]) for group in groups] == [1, 1]
+    assert [group["lr"] for group in groups] == [0.4, 0.02]
+
+
+def test_sixteen_bit_weights_and_conversions():
+    model = peft.get_peft_model(bert().bfloat16(), said(), autocast_adapter_dtype=False)
+    model.add_adapter("other", said(), autocast_adapter_dtype=False)
+    assert {p.dtype for p in layer(model).parameters()} == {torch.float32}
+    move(layer(model).subspace_model)
+    loss_of(model).backward()
+    assert layer(model).theta["default"].grad.dtype == torch.float32
+    kept = layer(model).theta["default"].detach().clone()
+    model.half().float()
+    assert torch.equal(layer(model).theta["default"], kept)
+    assert model.dtype == torch.float32
+    assert layer(model).theta["default"] is layer(model).subspace_model.theta
+    model.double()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert logits(model).dtype == torch.float64
+
+
+# Files
+
+
+READER = """
+import sys
+import fastfood
+assert "peft" not in sys.modules and "transformers" not in sys.modules
+import peft, torch
+import fastfood.peft
+from subspace_models import IDS, bert
+model = peft.PeftModel.from_pretrained(bert().float(), sys.argv[1])
+model.load_adapter(sys.argv[1] + "/other", "other")
+for name in ("default", "other"):
+    model.set_adapter(name)
+    torch.save(model(input_ids=IDS).logits, f"{sys.argv[1]}/{name}.pt")
+"""
+
+
+def test_a_new_process_computes_the_same(tmp_path):
+    model = tuned()
+    model.add_adapter("other", said(d=50, groups="tensor", normalization="tensor"))
+    model.set_adapter("other")
+    move(layer(model).subspace_model, seed=1)
+    model.save_pretrained(tmp_path)
+    kept = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert kept["peft_type"] == "SAID" and kept["d"] == 30 and len(kept["base_hash"]) == 41
+    assert "weights" not in kept and "modules_to_save" not in kept
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 1024
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    subprocess.run([sys.executable, "-c", READER, str(tmp_path)], env=environment, check=True)
+    for name in ("other", "default"):
+        model.set_adapter(name)
+        assert torch.equal(torch.load(tmp_path / f"{name}.pt"), logits(model))
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_loading(tmp_path, low_cpu_mem_usage):
+    model = tuned(adapter_name="mine")
+    model.save_pretrained(tmp_path)
+    options = {"low_cpu_mem_usage": low_cpu_mem_usage}
+    other = peft.PeftModel.from_pretrained(bert().float(), tmp_path / "mine", **options)
+    result = other.load_adapter(tmp_path / "mine", "again", is_trainable=True, **options)
+    assert result.missing_keys == []
+    assert torch.equal(logits(other), logits(model))
+    assert not layer(other).theta["default"].requires_grad
+    other.set_adapter("again")
+    assert torch.equal(logits(other), logits(model))
+    assert layer(other).theta["again"].requires_grad
+    assert layer(other).theta["again"] is layer(other).subspace_model.theta
+
+
+def test_other_base_models_are_refused(tmp_path):
+    config = said()
+    model = tuned(config)
+    model.save_pretrained(tmp_path)
+    changed = bert().float().eval()
+    with torch.no_grad():
+        changed.classifier.bias += 1
+    plain = logits(changed)
+    for base, reason in ((changed, "other base weights"), (bert(), "names, shapes, types")):
+        with pytest.raises(ValueError, match=f"default: was trained on .*{reason}"):
+            peft.PeftModel.from_pretrained(base, tmp_path)
+    assert torch.equal(logits(changed), plain)
+    assert not hasattr(changed, "peft_config")
+    assert all(p.requires_grad for p in changed.parameters())
+
+    fresh = peft.get_peft_model(changed, config)  # saving left no mark on the configuration
+    with pytest.raises(ValueError, match="again: was trained on other base weights"):
+        fresh.load_adapter(tmp_path, "again")
+    assert list(fresh.peft_config) == list(layer(fresh).subspace_model.adapters) == ["default"]
+    loaded = peft.PeftConfig.from_pretrained(tmp_path)
+    loaded.base_hash = None
+    peft.PeftModel.from_pretrained(fresh.unload(), tmp_path, config=loaded)
+
+
+def test_groups_given_as_a_function(tmp_path):
+    def by_kind(name):
+        return name.split(".")[-1]
+
+    model = tuned(said(groups=by_kind))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="groups must be .* got 'custom'"):
+        peft.PeftModel.from_pretrained(bert().float(), tmp_path)
+    config = peft.PeftConfig.from_pretrained(tmp_path)
+    config.groups = by_kind
+    other = peft.PeftModel.from_pretrained(bert().float(), tmp_path, config=config)
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_a_state_dict_holds_the_adapters(tmp_path):
+    model = tuned()
+    model.add_adapter("other", said())
+    state = model.state_dict()
+    prefix = "base_model.said_layer."
+    assert list(state) == [
+        prefix + name
+        for name in ("theta.default", "theta.other", "lambda_.default", "lambda_.other")
+    ]
+    fresh = peft.get_peft_model(bert().float().eval(), said())
+    fresh.add_adapter("other", said())
+    fresh.load_state_dict(state, strict=True)
+    assert torch.equal(logits(fresh), logits(model))
+    with pytest.raises(RuntimeError, match="Missing key.*lambda_.other"):
+        fresh.load_state_dict({key: state[key] for key in list(state)[:3]})
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_independent(duplicate):
+    model = tuned()
+    before = logits(model)
+    other = duplicate(model)
+    assert torch.equal(logits(other), before)
+    assert layer(other).theta["default"] is layer(other).subspace_model.theta
+    assert layer(other).subspace_model.base_model is other.get_base_model()
+    move(layer(other).subspace_model, seed=1)
+    assert not torch.equal(logits(other), before)
+    assert torch.equal(logits(model), before)
+
+
+# Adapters
+
+
+def test_two_adapters():
+    model = tuned()
+    first = logits(model)
+    second_config = said(d=50, groups="tensor")
+    model.add_adapter("other", second_config)
+    assert torch.equal(logits(model), first)
+    assert not layer(model).theta["other"].requires_grad
+    model.set_adapter("other")
+    move(layer(model).subspace_model, seed=1)
+    alone = peft.get_peft_model(bert().float().eval(), second_config)
+    move(layer(alone).subspace_model, seed=1)
+    assert torch.equal(logits(model), logits(alone))
+    assert model.get_nb_trainable_parameters()[0] == 50
+    loss_of(model).backward()
+    assert layer(model).theta["default"].grad is None
+    assert layer(model).theta["other"].grad.norm() > 0
+    model.set_adapter("default")
+    assert torch.equal(logits(model), first)
+    status = model.get_model_status()
+    assert status.active_adapters == ["default"] and status.enabled
+    assert status.available_adapters == ["default", "other"]
+    assert status.requires_grad == {"default": True, "other": False}
+    assert status.trainable_params == 30
+
+    model.set_adapter("other")
+    with pytest.warns(UserWarning, match="active"):
+        model.delete_adapter("other")
+    assert torch.equal(logits(model), first)
+    assert list(layer(model).subspace_model.adapters) == ["default"]
+    model.delete_adapter("default")
+    assert model.active_adapters == [] and not model.peft_config
+    assert torch.equal(model.base_model(input_ids=IDS).logits, logits(bert().float().eval()))
+    model.add_adapter("new", said())
+    model.set_adapter("new")
+    assert torch.equal(logits(model), logits(bert().float().eval()))
+
+
+def test_disabling():
+    model = tuned()
+    adapted, plain = logits(model), logits(bert().float().eval())
+    assert not torch.equal(adapted, plain)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), plain)
+        with model.disable_adapter():
+            assert torch.equal(logits(model), plain)
+        assert not model.get_model_status().enabled
+        assert torch.equal(logits(model), plain)
+    assert torch.equal(logits(model), adapted)
+    model.base_model.set_adapter([])
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_merging_and_unloading(weights):
+    plain = bert().float().eval()
+    model = tuned(said(weights=weights))
+    model.add_adapter("other", said())
+    adapted = logits(model)
+    merged = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+    assert type(merged) is type(plain) and not hasattr(merged, "peft_config")
+    assert torch.equal(logits(merged), adapted)
+    assert not any(module._forward_pre_hooks for module in merged.modules())
+    unmoved = copy.deepcopy(model).merge_and_unload(adapter_names=["other"])
+    assert torch.equal(logits(unmoved), logits(plain))
+    restored = model.unload().state_dict()
+    assert all(torch.equal(restored[name], value) for name, value in plain.state_dict().items())
+
+    broken = tuned(said(weights=weights))
+    with torch.no_grad():
+        layer(broken).lambda_["default"][1] = float("inf")
+    with pytest.raises(ValueError, match="default makes bert.encoder.*not finite"):
+        broken.merge_and_unload(safe_merge=True)
+    assert layer(broken).merged_adapters == []
+
+
+def test_merging_in_place():
+    model = tuned()
+    adapted = logits(tuned())
+    model.merge_adapter()
+    merged = bert().float().eval()
+    merged.load_state_dict(model.get_base_model().state_dict())
+    assert torch.equal(logits(merged), adapted)
+    assert torch.equal(logits(model), adapted)
+    assert model.get_model_status().merged_adapters == ["default"]
+    with pytest.raises(ValueError, match="default is merged"):
+        model.delete_adapter("default")
+    model.add_adapter("other", said())
+    with pytest.raises(ValueError, match="adapter_names must be one of"):
+        model.merge_adapter(["other"])
+    with pytest.warns(UserWarning, match="unmerged"):
+        model.set_adapter("other")
+    assert torch.equal(logits(model), logits(bert().float().eval()))
+    streamed = tuned(said(weights="streamed"))
+    with pytest.raises(ValueError, match="must be resident"):
+        streamed.merge_adapter()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        ({"target_modules": ["query"]}, TypeError, "target_modules is no setting of SAID and DID"),
+        ({"modules_to_save": ["classifier"]}, TypeError, "modules_to_save is no setting"),
+        ({"d": None}, TypeError, "d must be an integer, got None"),
+        ({"normalization": "layer"}, ValueError, "normalization must be 'global' or 'tensor'"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"rank": 8}, TypeError, "unexpected keyword argument 'rank'"),
+    ],
+)
+def test_wrong_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        SaidConfig(**{"d": 30} | settings)
+
+
+def test_what_cannot_be_had():
+    base = bert().float()
+    config = said()
+    config.modules_to_save = ["classifier"]
+    with pytest.raises(TypeError, match="modules_to_save is no setting"):
+        peft.get_peft_model(base, config)
+    for d in (4, 10**6):
+        with pytest.raises(ValueError, match=f"got {d}"):
+            peft.get_peft_model(base, said(d=d))
+    frozen = bert().requires_grad_(False)
+    with pytest.raises(ValueError, match="parameters that require gradients"):
+        peft.get_peft_model(frozen, said())
+    assert all(p.requires_grad for p in base.parameters()) and not hasattr(base, "peft_config")
+
+    model = peft.get_peft_model(base, said())
+    with pytest.raises(ValueError, match="has a PEFT adapter already"):
+        peft.get_peft_model(base, said(d=20))
+    assert model.peft_config["default"].d == 30
+    model.add_adapter("other", said())
+    with pytest.raises(ValueError, match="adapter_names must be one of"):
+        model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="a batch goes through one adapter"):
+        model(input_ids=IDS, adapter_names=["default"] * len(IDS))
+    with pytest.raises(ValueError, match="shared state"):
+        peft.inject_adapter_in_model(said(), bert())
+
+
+# With the rest of Hugging Face
+
+
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_generate(weights):
+    model = peft.get_peft_model(gpt2().eval(), said(task_type="CAUSAL_LM", weights=weights))
+    prompt = {"input_ids": IDS[:1, :3], "max_new_tokens": 6, "do_sample": False}
+    plain = model.generate(**prompt)
+    layer(model).theta["default"].data.normal_()
+    adapted = model.generate(**prompt)
+    assert not torch.equal(adapted, plain)
+    with model.disable_adapter():
+        assert torch.equal(model.generate(**prompt), plain)
+    assert torch.equal(model.merge_and_unload().generate(**prompt), adapted)
+
+
+def test_gradient_checkpointing():
+    model = tuned().train()
+    loss_of(model).backward()
+    theta = layer(model).theta["default"]
+    wanted, theta.grad = theta.grad, None
+    for use_reentrant in (False, True):
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        loss_of(model).backward()
+        torch.testing.assert_close(theta.grad, wanted)
+        theta.grad = None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trainer(tmp_path):
+    """A few steps, checkpoints, the best one loaded at the end, and resuming from one."""
+    pytest.importorskip("accelerate")
+
+    def trainer(folder):
+        model = peft.get_peft_model(bert().float(), said(d=40))
+        arguments = transformers.TrainingArguments(
+            folder,
+            max_steps=6,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            learning_rate=0.05,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            save_steps=3,
+            eval_strategy="steps",
+            eval_steps=3,
+            load_best_model_at_end=True,
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        return transformers.Trainer(
+            model, arguments, train_dataset=texts(64), eval_dataset=texts(8)
+        )
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    resumed = trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for name, p in layer(whole.model).named_parameters():
+        assert torch.equal(p, layer(resumed.model).get_parameter(name)), name
+    assert layer(whole.model).theta["default"].norm() > 0
+    last = peft.PeftModel.from_pretrained(
+        bert().float(), tmp_path / "whole" / Path(whole.state.best_model_checkpoint).name
+    )
+    assert torch.equal(logits(last), logits(whole.model.eval()))
+    assert isinstance(whole.model.unload(), nn.Module)
