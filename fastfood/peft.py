@@ -9,11 +9,13 @@ holds theta and lambda_ of every adapter.
 import warnings
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+import peft
 import torch
 from peft import PeftConfig
+from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import PeftType, register_peft_method
 from peft.utils.integrations import skip_init_on_device
@@ -22,6 +24,9 @@ from torch import nn
 from .adapter import base_hash, other_base
 from .layout import SubspaceConfig
 from .subspace import SubspaceModel, get_subspace_model
+
+if not hasattr(tuners_utils, "_check_adapters_not_merged"):
+    raise ImportError(f"fastfood.peft needs peft 0.21 or newer, got {peft.__version__}")
 
 _CUSTOM = "custom"  # stands in adapter_config.json for a function given as groups
 _FOREIGN = ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "bias")
@@ -61,18 +66,14 @@ class _Config(PeftConfig):
     methods that pick modules, such as target_modules and modules_to_save.
     """
 
-    d: int = field(default=None, metadata={"help": "How many numbers are trained in all."})
-    seed: int = field(default=0, metadata={"help": "Seed of the projection, below 2**64."})
-    normalization: str = field(default="global", metadata={"help": "'global' or 'tensor'."})
-    groups: str | Callable[[str], Hashable] = field(
-        default="layer", metadata={"help": "'layer', 'tensor' or a function of a name."}
-    )
-    projection: str = field(
-        default="fastfood", metadata={"help": "'fastfood', 'one-block', 'dense' or 'sparse'."}
-    )
-    gradient: str = field(default="exact", metadata={"help": "'exact' or 'released'."})
-    weights: str = field(default="resident", metadata={"help": "'resident' or 'streamed'."})
-    base_hash: str | None = field(default=None, metadata={"help": "Of the base model, if known."})
+    d: int | None = None
+    seed: int = 0
+    normalization: str = "global"
+    groups: str | Callable[[str], Hashable] = "layer"
+    projection: str = "fastfood"
+    gradient: str = "exact"
+    weights: str = "resident"
+    base_hash: str | None = None
 
     method: ClassVar[str]
     modules_to_save: ClassVar[list[str]] = _NoModules(["(no module)"])
@@ -124,8 +125,9 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("theta", "lambda_")
 
-    def __init__(self, model: SubspaceModel):
+    def __init__(self, model: SubspaceModel, weights: str):
         super().__init__()
+        self.weights = weights
         self.theta, self.lambda_ = nn.ParameterDict(), nn.ParameterDict()
         self._held = [model]  # in a list: a submodule would hold the base model a second time
         self._disabled = ExitStack()
@@ -160,7 +162,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     def _check(self, adapter_names: list[str]) -> None:
         wanted = list(self.theta)
         if len(adapter_names) > 1 or not set(adapter_names) <= set(wanted):
-            raise ValueError(f"adapter_names must be one of {wanted}, got {adapter_names}")
+            raise ValueError(f"adapter_names must be a single one of {wanted}, got {adapter_names}")
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Makes one adapter the active one, trainable unless inference_mode.
@@ -200,7 +202,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         Raises ValueError if several adapters are to be merged, and with safe_merge, nothing being
         merged, if a weight would not be finite.
         """
-        names = check_adapters_to_merge(self, adapter_names)
+        names = list(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
         self._check(self.merged_adapters + names)
@@ -253,15 +255,9 @@ class _Tuner(BaseTuner):
         return self._modules.get(f"{self.prefix}layer")
 
     @skip_init_on_device  # low_cpu_mem_usage is for adapters that are large
-    def inject_adapter(
-        self,
-        model,
-        adapter_name,
-        autocast_adapter_dtype=True,
-        low_cpu_mem_usage=False,
-        state_dict=None,
-    ):
-        """A new adapter with theta = 0, inactive unless it is the first."""
+    def inject_adapter(self, model, adapter_name, *args, **kwargs):
+        """A new adapter with theta = 0, inactive unless it is the first. BaseTuner's other
+        arguments change nothing here."""
         config = self.peft_config[adapter_name]
         _refuse(vars(config))
         settings = config.subspace_config()
@@ -279,7 +275,7 @@ class _Tuner(BaseTuner):
                     subspace_model.delete_adapter(adapter_name)
                 raise ValueError(f"adapter {adapter_name}: {problem}")
         if self.layer is None:
-            self.add_module(f"{self.prefix}layer", SubspaceLayer(subspace_model))
+            self.add_module(f"{self.prefix}layer", SubspaceLayer(subspace_model, config.weights))
         self.layer.share()
         trained = adapter_name in self.active_adapters and not config.inference_mode
         self.layer.set_requires_grad(adapter_name, trained)
@@ -303,8 +299,7 @@ class _Tuner(BaseTuner):
         """Raises ValueError for an unknown adapter and a merged one."""
         if adapter_name not in self.peft_config:
             raise ValueError(f"adapter {adapter_name} does not exist")
-        if adapter_name in self.layer.merged_adapters:
-            raise ValueError(f"adapter {adapter_name} is merged: unmerge_adapter() first")
+        tuners_utils._check_adapters_not_merged(self, adapter_name)
         self.layer.delete_adapter(adapter_name)
         self.active_adapter = self.layer.active_adapters
         del self.peft_config[adapter_name]
@@ -313,8 +308,8 @@ class _Tuner(BaseTuner):
 
     def merge_adapter(self, adapter_names=None, safe_merge: bool = False) -> None:
         """Raises ValueError if weights are streamed: the base model does not hold them then."""
-        if next(iter(self.peft_config.values())).weights == "streamed":
-            raise ValueError("weights must be resident for merge_adapter(), got streamed")
+        if self.layer.weights != "resident":
+            raise ValueError(f"weights must be resident to be merged, got {self.layer.weights}")
         self.layer.merge(safe_merge, adapter_names)
 
     def unmerge_adapter(self) -> None:
@@ -355,10 +350,10 @@ class _Tuner(BaseTuner):
 
     def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
         """The adapters alone: the base model has a checkpoint of its own."""
-        name = f"{prefix}{self.prefix}layer."
-        module, prefix = (
-            (self.model, f"{prefix}model.") if self.layer is None else (self.layer, name)
-        )
+        if self.layer is None:
+            module, prefix = self.model, f"{prefix}model."
+        else:
+            module, prefix = self.layer, f"{prefix}{self.prefix}layer."
         return module.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     @classmethod
@@ -375,10 +370,8 @@ class _Tuner(BaseTuner):
 def _allow_missing_base(tuner: _Tuner, incompatible) -> None:
     """A load_state_dict hook: a checkpoint of a tuner holds none of the base's weights."""
     if tuner.layer is not None:
-        keys = [
-            k for k in incompatible.missing_keys if "base_model.model." not in f"base_model.{k}"
-        ]
-        incompatible.missing_keys[:] = keys
+        missing = incompatible.missing_keys
+        missing[:] = [key for key in missing if "base_model.model." not in f"base_model.{key}"]
 
 
 class SaidModel(_Tuner):

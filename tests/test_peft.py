@@ -328,10 +328,10 @@ def test_merging_in_place():
     assert torch.equal(logits(merged), adapted)
     assert torch.equal(logits(model), adapted)
     assert model.get_model_status().merged_adapters == ["default"]
-    with pytest.raises(ValueError, match="default is merged"):
+    with pytest.raises(ValueError, match="default.* merged"):
         model.delete_adapter("default")
     model.add_adapter("other", said())
-    with pytest.raises(ValueError, match="adapter_names must be one of"):
+    with pytest.raises(ValueError, match="adapter_names must be a single one"):
         model.merge_adapter(["other"])
     with pytest.warns(UserWarning, match="unmerged"):
         model.set_adapter("other")
@@ -379,7 +379,7 @@ def test_what_cannot_be_had():
         peft.get_peft_model(base, said(d=20))
     assert model.peft_config["default"].d == 30
     model.add_adapter("other", said())
-    with pytest.raises(ValueError, match="adapter_names must be one of"):
+    with pytest.raises(ValueError, match="adapter_names must be a single one"):
         model.base_model.set_adapter(["default", "other"])
     with pytest.raises(ValueError, match="a batch goes through one adapter"):
         model(input_ids=IDS, adapter_names=["default"] * len(IDS))
