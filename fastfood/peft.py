@@ -33,8 +33,7 @@ _FOREIGN = ("target_modules", "exclude_modules", "target_parameters", "modules_t
 
 
 class _NoModules(list):
-    """For PEFT's classes of tasks, which add the head's name to modules_to_save and want one there:
-    the name of no module, and nothing is added."""
+    """Names no module: PEFT's task classes want a name there, and to extend them by the head's."""
 
     def extend(self, names):
         pass
@@ -185,8 +184,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.show()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Another adapter becomes active if this one was; with the last one the base model is
-        unwrapped."""
+        """Another one becomes active if this one was; without others the base model comes out."""
         super().delete_adapter(adapter_name)
         model, others = self.subspace_model, list(self.theta)
         if not others:
