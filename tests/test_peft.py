@@ -111,6 +111,13 @@ def test_sixteen_bit_weights_and_conversions():
     model.double()
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert logits(model).dtype == torch.float64
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # as moves to some devices do
+    try:
+        model.float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    assert layer(model).theta["default"] is layer(model).subspace_model.theta
+    assert logits(model).dtype == torch.float32
 
 
 # Adapters
