@@ -17,6 +17,8 @@ from test_subspace import texts
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+from fastfood.peft import DidConfig  # noqa: E402
+
 
 READER = """
 import sys
@@ -133,6 +135,10 @@ def test_copies_are_independent(duplicate):
     move(layer(other).subspace_model, seed=1)
     assert not torch.equal(logits(other), before)
     assert torch.equal(logits(model), before)
+
+    root = peft.get_peft_model(torch.nn.Linear(5, 7), DidConfig(d=3))  # parameters at the top
+    x = torch.ones(1, 5)
+    assert torch.equal(root(x), duplicate(root)(x))
 
 
 @pytest.mark.filterwarnings("ignore")
