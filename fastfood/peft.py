@@ -119,7 +119,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     """theta and lambda_ of every adapter, which are the SubspaceModel's own, by adapter name.
 
     One adapter is active, or none and the model is the base model. A merged one is shown by
-    base_model's parameters at once, not from the next forward on, until it is unmerged.
+    the base model's parameters at once, not from the next forward on, until it is unmerged.
     """
 
     adapter_layer_names = ("theta", "lambda_")
@@ -141,7 +141,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
 
     def get_base_layer(self) -> nn.Module:
         """The base model, for PEFT's inspection."""
-        return self.subspace_model.base_model
+        return self.subspace_model.wrapped
 
     def share(self) -> None:
         """Registers the SubspaceModel's parameters as this layer's."""

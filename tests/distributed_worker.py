@@ -104,7 +104,7 @@ def ddp_broadcasts_the_base(folder):
         nn.init.normal_(model.classifier.weight)
     model = wrap(model)
     DistributedDataParallel(model)
-    return model.base_model.classifier.weight.detach().clone()
+    return model.wrapped.classifier.weight.detach().clone()
 
 
 @check
@@ -211,7 +211,7 @@ def fsdp_step(folder):
         "rows": numbers,
         "collectives": step,
         "parameters": [name for name, _ in model.named_parameters()],
-        "left": [name for name, p in model.base_model.named_parameters() if p.grad is not None],
+        "left": [name for name, p in model.wrapped.named_parameters() if p.grad is not None],
     }
 
 
@@ -262,7 +262,7 @@ def fsdp_after_an_error(folder):
     hook = embeddings.register_forward_hook(lambda module, args, y: y.register_hook(fail) and None)
     error = error_of(lambda: one_step(model))
     hook.remove()
-    model.base_model.zero_grad()  # what FSDP kept of the root's
+    model.wrapped.zero_grad()  # what FSDP kept of the root's
     model.reset_iter_state()
     return {"error": error, "gradients": one_step(model)}
 
@@ -336,7 +336,7 @@ def fsdp_refused(folder):
         "one block": error_of(lambda: wrap(shard(bert()), projection="one-block")),
         "moved": error_of(lambda: wrap(shard(bert())).half()),
         "d": error_of(lambda: wrap(shard(bert()), d=10**6)),
-        "twice": error_of(lambda: wrap(wrap(shard(bert())).base_model)),
+        "twice": error_of(lambda: wrap(wrap(shard(bert())).wrapped)),
     }
 
 

@@ -131,7 +131,7 @@ def test_copies_are_independent(duplicate):
     other = duplicate(model)
     assert torch.equal(logits(other), before)
     assert layer(other).theta["default"] is layer(other).subspace_model.theta
-    assert layer(other).subspace_model.base_model is other.get_base_model()
+    assert layer(other).subspace_model.wrapped is other.get_base_model()
     move(layer(other).subspace_model, seed=1)
     assert not torch.equal(logits(other), before)
     assert torch.equal(logits(model), before)
