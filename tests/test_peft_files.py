@@ -19,7 +19,6 @@ peft = pytest.importorskip("peft")
 
 from fastfood.peft import DidConfig  # noqa: E402
 
-
 READER = """
 import sys
 import fastfood
