@@ -7,6 +7,7 @@ trains any `nn.Module` in d dimensions (DID and SAID), and the command `fastfood
 task's intrinsic dimension with it. This package needs torch alone.
 """
 
+from .coordinates import parameter_groups
 from .features import FastfoodFeatures
 from .hadamard import (
     hadamard_transform,
@@ -20,7 +21,7 @@ from .hadamard import (
 )
 from .layout import SubspaceConfig
 from .projection import Dense, Fastfood, Sparse
-from .subspace import SubspaceModel, get_subspace_model, parameter_groups
+from .subspace import SubspaceModel, get_subspace_model
 
 __version__ = "0.1.0"
 

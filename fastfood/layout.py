@@ -1,5 +1,5 @@
-"""What a subspace is laid over: its settings, the trainable tensors of a model in the order of P's
-rows, each with its group, and the adapter that all this makes.
+"""What a subspace is laid over: its settings, and the trainable tensors of a model in the order of
+P's rows, each with its group.
 
 The D trainable numbers follow named_parameters(), tied tensors once; a group is what shares one
 scale of SAID. Nothing here changes a model.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .projection import Dense, Fastfood, Projection, Sparse
+from .projection import Dense, Fastfood, Sparse
 
 PROJECTIONS = {
     "fastfood": Fastfood,
@@ -141,38 +141,6 @@ def lay_out(
         for s, label in zip(segments, labels, strict=True)
     ]
     return laid, list(index)
-
-
-@dataclass
-class Adapter:
-    """A subspace over a base model and a point in it."""
-
-    config: SubspaceConfig
-    projection: Projection
-    segments: list[Segment]
-    group_names: list[Hashable]
-    theta: nn.Parameter
-    lambda_: nn.Parameter | None
-
-
-def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
-    """theta = 0 and lambda_ = 1 in the subspace of `config`. Raises ValueError if d is too large or
-    too small."""
-    laid, group_names = lay_out(segments, config)
-    D, m = sum(s.numel for s in laid), len(group_names) if config.method == "said" else 0
-    wide = any(s.parameter.dtype == torch.float64 for s in laid)
-    options = {
-        "dtype": torch.float64 if wide else torch.float32,
-        "device": laid[0].parameter.device,
-    }
-    return Adapter(
-        config,
-        PROJECTIONS[config.projection](config.d - m, D, seed=config.seed),
-        laid,
-        group_names,
-        nn.Parameter(torch.zeros(config.d - m, **options)),
-        nn.Parameter(torch.ones(m, **options)) if m else None,
-    )
 
 
 def parameter_places(model: nn.Module) -> dict[tuple[nn.Module, str], str]:

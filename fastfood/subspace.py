@@ -3,30 +3,26 @@
 All D trainable numbers of a model become theta_D = theta_0 + lambda * (P theta): equations 2 and 3
 of the paper. Modules see their weights as outputs of autograd nodes, whose backward applies the
 adjoint of P to their own rows. theta and lambda_ are ordinary leaves for optimizers, clipping and
-checkpoints. How the weights are held is weights.py's and streamed.py's; this file is the model
-around them and its named adapters.
+checkpoints; coordinates.py holds them, weights.py and streamed.py hold the weights, and this is the
+model around both.
 """
 
 import functools
-import itertools
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from .coordinates import Coordinates, check_config, check_name
 from .layout import (
-    Adapter,
     Segment,
     SubspaceConfig,
     check,
     check_unchanged,
-    new_adapter,
     parameter_places,
     trainable,
 )
-from .projection import Projection
 from .streamed import Streamed
 from .weights import Point, Resident
 
@@ -36,7 +32,7 @@ WEIGHTS = {"resident": Resident, "streamed": Streamed}
 _RESHAPING = ("resize_token_embeddings", "set_input_embeddings", "set_output_embeddings")
 
 
-class SubspaceModel(nn.Module):
+class SubspaceModel(Coordinates):
     """A model whose trainable weights are theta_0 + lambda * (P theta); call it as the model.
 
     theta: (d - m,) for SAID or (d,) for DID, zeros at first. lambda_: (m,), ones at first, or None
@@ -56,14 +52,8 @@ class SubspaceModel(nn.Module):
 
     def __init__(self, model: nn.Module, config: SubspaceConfig, adapter: str, weights: type):
         segments = trainable(model)
-        first = new_adapter(segments, config)
-        super().__init__()
+        super().__init__(segments, config, adapter)
         self.wrapped = model
-        self.theta = first.theta
-        self.register_parameter("lambda_", first.lambda_)
-        self.active_adapter = adapter
-        self._adapters = {adapter: first}
-        self._disabled = False
         self._places = parameter_places(model)
         self.training = model.training
         self.base_digests: list[bytes] | None = None  # of theta_0, once adapter needs them
@@ -129,9 +119,6 @@ class SubspaceModel(nn.Module):
         ):
             return
         self.refresh()
-
-    def _leaves(self) -> list[nn.Parameter]:
-        return [self.theta] if self.lambda_ is None else [self.theta, self.lambda_]
 
     def _stamp(self) -> list:
         leaves = [(id(p), p.data_ptr(), p._version, p.requires_grad) for p in self._leaves()]
@@ -213,83 +200,8 @@ class SubspaceModel(nn.Module):
         self._save_to_state_dict(destination, prefix, keep_vars)
         return destination
 
-    def print_trainable_parameters(self) -> None:
-        """Prints how many numbers train, out of how many, and the groups with their sizes."""
-        sizes = [0] * len(self.group_names)
-        for segment in self.segments:
-            sizes[segment.group] += segment.numel
-        parts = []
-        for size, same in itertools.groupby(
-            zip(self.group_names, sizes, strict=True), lambda x: x[1]
-        ):
-            names = [str(name) for name, _ in same]
-            each = " each" if len(names) > 1 else ""
-            parts.append(f"{' .. '.join(dict.fromkeys((names[0], names[-1])))} {size:,}{each}")
-        d, D, m = self.subspace_config.d, self.projection.D, len(self.group_names)
-        print(
-            f"trainable: {d:,} of {D:,} numbers ({100 * d / D:.4g} %) | {m} groups:",
-            *parts,
-            sep="\n  ",
-        )
-
-    # Named adapters
-
-    @property
-    def adapters(self) -> dict[str, Adapter]:
-        """All adapters by name, with their theta and lambda_."""
-        active = self._adapters[self.active_adapter]
-        active.theta, active.lambda_ = self.theta, self.lambda_
-        return self._adapters
-
-    @property
-    def subspace_config(self) -> SubspaceConfig:
-        """The active adapter's settings."""
-        return self._adapters[self.active_adapter].config
-
-    @property
-    def projection(self) -> Projection:
-        """The active adapter's P."""
-        return self._adapters[self.active_adapter].projection
-
-    @property
-    def group_names(self) -> list[Hashable]:
-        """The active adapter's groups, in the order of lambda_."""
-        return self._adapters[self.active_adapter].group_names
-
-    @property
-    def segments(self) -> list[Segment]:
-        """The trainable tensors: their rows of P, and their groups in the active adapter."""
-        return self._adapters[self.active_adapter].segments
-
-    def add_adapter(self, name: str, config: SubspaceConfig) -> None:
-        """Adds an adapter over the same base model, at theta = 0, without making it active.
-
-        Raises TypeError or ValueError if there is one of this name, or for a wrong config.
-        """
-        _check_name(name)
-        _check_config(config)
-        if name in self._adapters:
-            raise ValueError(f"name: there is an adapter {name!r} already")
+    def _check_possible(self, config: SubspaceConfig) -> None:
         self._weights.check(config)
-        self._adapters[name] = new_adapter(self.segments, config)
-
-    def set_adapter(self, name: str) -> None:
-        """Makes an adapter the active one: the next forward writes its weights. Its theta and
-        lambda_ are other parameters than before: give them to an optimizer of their own.
-
-        Raises ValueError if there is none of this name.
-        """
-        adapter = self._adapter_named(name)
-        self.active_adapter = name
-        self.theta = adapter.theta
-        self.register_parameter("lambda_", adapter.lambda_)
-
-    def delete_adapter(self, name: str) -> None:
-        """Forgets an adapter. Raises ValueError if it is the active one or there is none."""
-        self._adapter_named(name)
-        if name == self.active_adapter:
-            raise ValueError(f"name: {name!r} is the active adapter: set_adapter() another first")
-        del self._adapters[name]
 
     def load_adapter(self, path, name: str, groups=None) -> None:
         """Adds a saved adapter to this base model, `path` as in from_pretrained:
@@ -297,22 +209,6 @@ class SubspaceModel(nn.Module):
         from . import adapter, hub
 
         adapter.load_into(self, hub.local(path), name, groups)
-
-    @contextmanager
-    def disable_adapter(self):
-        """A context in which the model is the base model with theta_0."""
-        before, self._disabled = self._disabled, True
-        try:
-            yield self
-        finally:
-            self._disabled = before
-
-    def _adapter_named(self, name: str) -> Adapter:
-        if name not in self._adapters:
-            raise ValueError(f"name: wanted one of {list(self._adapters)}, got {name!r}")
-        return self.adapters[name]
-
-    # Taking it out, and files
 
     def merge_and_unload(self) -> nn.Module:
         """The base model with plain parameters that hold theta_D of the active adapter, trainable
@@ -393,8 +289,9 @@ def get_subspace_model(
     back from merge_and_unload() or unload(). Eq. 2 (DID) and 3 (SAID) of Aghajanyan et al., 2021.
     adapter: the name of the first adapter.
     weights: "resident", in flat buffers beside theta_0, written once for each optimizer step: the
-    fastest; or "streamed", made for each numbered block while it runs, forward and backward: the
-    least memory. The weights are the same to the bit, and so, to rounding, are the gradients.
+    fastest; or "streamed", made for each operator while it runs, forward and backward: the least
+    memory. The weights are the same to the bit, the gradients to rounding. A model that
+    torch.distributed.fsdp.fully_shard has cut keeps its own shards in either case's place.
 
     Raises TypeError or ValueError before anything is changed: d above D or, for SAID, not above m;
     nothing to train; sparse, meta, lazy or integer parameters; parameters that overlap in memory
@@ -403,8 +300,8 @@ def get_subspace_model(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    _check_config(config)
-    _check_name(adapter)
+    check_config(config)
+    check_name(adapter)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {tuple(WEIGHTS)}, got {weights!r}")
     kind, held, check_model = SubspaceModel, WEIGHTS[weights], check
@@ -424,41 +321,6 @@ def get_subspace_model(
             raise ValueError("model is wrapped in a SubspaceModel already: unload() it first")
     check_model(model)
     return _class_over(type(model), kind)(model, config, adapter, held)
-
-
-def parameter_groups(
-    model: nn.Module, lr: float, lambda_lr: float | None = None, weight_decay: float = 0.0
-) -> list[dict]:
-    """Parameter groups for any optimizer: theta with `lr` and the scales lambda_ with `lambda_lr`.
-
-    model: a SubspaceModel, or a module around one (DDP, PEFT). lambda_lr: lr / 20 by default, for
-    the scales, near 1, want much smaller steps than theta. `Trainer` takes the list by
-    optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": ...}).
-    Raises ValueError if nothing named theta trains.
-    """
-    groups = {"theta": [], "lambda_": []}
-    for name, p in model.named_parameters():
-        kind = [part for part in name.split(".") if part in groups]
-        if p.requires_grad and kind:
-            groups[kind[-1]].append(p)
-    if not groups["theta"]:
-        raise ValueError("model must have a theta that requires gradients, got none")
-    rates = {"theta": lr, "lambda_": lr / 20 if lambda_lr is None else lambda_lr}
-    return [
-        {"params": parameters, "lr": rates[name], "weight_decay": weight_decay}
-        for name, parameters in groups.items()
-        if parameters
-    ]
-
-
-def _check_config(config) -> None:
-    if not isinstance(config, SubspaceConfig):
-        raise TypeError(f"config must be a SubspaceConfig, got {type(config).__name__}")
-
-
-def _check_name(name) -> None:
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"an adapter's name must be a string, got {name!r}")
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""Settings that every test shares: the devices at hand, a fixed seed, no hub, no compile cache."""
+"""What tests share: the devices at hand, a fixed seed, no hub, no compile cache, a small text model
+and its data."""
 
 import os
 
@@ -21,3 +22,50 @@ def device(request):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A random two-layer BERT without a head, and its WordPiece tokenizer."""
+    from text_rows import WORDS
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    """DIR/glue/sst2 of JSON lines: 40 rows to train on."""
+    from text_rows import rows, write_rows
+
+    folder = tmp_path / "data" / "glue" / "sst2"
+    for name, (count, start) in {
+        "train": (40, 0),
+        "validation": (10, 40),
+        "test": (12, 50),
+    }.items():
+        write_rows(folder / f"{name}.jsonl", rows(count, start))
+    return tmp_path / "data"

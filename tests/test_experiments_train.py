@@ -9,6 +9,7 @@ from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
+from text_rows import rows, write_rows
 from typer.testing import CliRunner
 
 from fastfood.experiments import tasks
@@ -17,69 +18,10 @@ from fastfood.experiments.config import Settings, complete
 from fastfood.experiments.search import inspect
 from fastfood.experiments.train import build_base, build_model, make_trainer, train_trial
 
-WORDS = ["a", "the", "film", "is", "was", "not", "very", "good", "bad", "dull", "fine", "and"]
-
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    """A random two-layer BERT without a head, and its WordPiece tokenizer."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("bert")
-    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def _write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _rows(count, start=0):
-    """Distinct sentences whose label is a word in them."""
-    rows = []
-    for i in range(start, start + count):
-        noise = " ".join(WORDS[(i // 3**k) % 3] for k in range(5))
-        rows.append({"sentence": f"{noise} {'good' if i % 2 else 'bad'}", "label": i % 2, "idx": i})
-    return rows
-
-
-@pytest.fixture
-def data(tmp_path):
-    folder = tmp_path / "data" / "glue" / "sst2"
-    for name, (count, start) in {
-        "train": (40, 0),
-        "validation": (10, 40),
-        "test": (12, 50),
-    }.items():
-        _write(folder / f"{name}.jsonl", _rows(count, start))
-    return tmp_path / "data"
 
 
 def _settings(model_folder, data, **changes):
@@ -143,7 +85,7 @@ def test_a_missing_validation_part_is_carved_from_train(model_folder, data, unla
     if unlabelled is None:
         (folder / "validation.jsonl").unlink()
     else:
-        _write(folder / f"{unlabelled}.jsonl", [r | {"label": -1} for r in _rows(9, 70)])
+        write_rows(folder / f"{unlabelled}.jsonl", [r | {"label": -1} for r in rows(9, 70)])
     task = tasks.load_task(_settings(model_folder, data))
     used = "validation" if unlabelled == "test" else "test"
     assert task.splits == {
@@ -153,7 +95,7 @@ def test_a_missing_validation_part_is_carved_from_train(model_folder, data, unla
     }
     sentences = [{row["sentence"] for row in part} for part in (task.train, task.validation)]
     assert not sentences[0] & sentences[1]
-    assert sentences[0] | sentences[1] == {row["sentence"] for row in _rows(40)}
+    assert sentences[0] | sentences[1] == {row["sentence"] for row in rows(40)}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +111,7 @@ def test_a_missing_validation_part_is_carved_from_train(model_folder, data, unla
     ],
 )
 def test_bad_rows_are_refused_by_place(model_folder, data, row, message):
-    _write(data / "glue" / "sst2" / "train.jsonl", [*_rows(40), row])
+    write_rows(data / "glue" / "sst2" / "train.jsonl", [*rows(40), row])
     with pytest.raises(ValueError, match="^data: .*" + message):
         tasks.load_task(_settings(model_folder, data))
 
@@ -222,9 +164,9 @@ def test_hub_data_are_checked_like_local_ones(model_folder, monkeypatch):
     import datasets
 
     hub = {
-        "train": datasets.Dataset.from_list(_rows(40)),
-        "validation": datasets.Dataset.from_list(_rows(10, 40)),
-        "test": datasets.Dataset.from_list([row | {"label": -1} for row in _rows(10, 60)]),
+        "train": datasets.Dataset.from_list(rows(40)),
+        "validation": datasets.Dataset.from_list(rows(10, 40)),
+        "test": datasets.Dataset.from_list([row | {"label": -1} for row in rows(10, 60)]),
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda *names: hub)
     settings = _settings(model_folder, None, max_steps=3)
@@ -378,7 +320,7 @@ def test_bad_input_ends_with_exit_code_2_and_nothing_written(data, tmp_path, opt
 
 
 def test_bad_data_end_with_exit_code_2_and_nothing_written(model_folder, data, tmp_path):
-    _write(data / "glue" / "sst2" / "train.jsonl", [{"text": "good", "label": 1}])
+    write_rows(data / "glue" / "sst2" / "train.jsonl", [{"text": "good", "label": 1}])
     options = ["--task", "glue/sst2", "--model", model_folder, "--data", data]
     result = _run(*options, "--out", tmp_path / "study")
     assert result.exit_code == 2 and "wanted a column 'sentence'" in result.stderr

@@ -1,0 +1,190 @@
+"""theta and lambda_: the coordinates that train, of one or several named adapters over the
+trainable tensors of one base model.
+"""
+
+import itertools
+from collections.abc import Hashable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .layout import PROJECTIONS, Segment, SubspaceConfig, lay_out
+from .projection import Projection
+
+
+@dataclass
+class Adapter:
+    """A subspace over a base model and a point in it."""
+
+    config: SubspaceConfig
+    projection: Projection
+    segments: list[Segment]
+    group_names: list[Hashable]
+    theta: nn.Parameter
+    lambda_: nn.Parameter | None
+
+
+def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
+    """theta = 0 and lambda_ = 1 in the subspace of `config`. Raises ValueError if d is too large or
+    too small."""
+    laid, group_names = lay_out(segments, config)
+    D, m = sum(s.numel for s in laid), len(group_names) if config.method == "said" else 0
+    wide = any(s.parameter.dtype == torch.float64 for s in laid)
+    options = {
+        "dtype": torch.float64 if wide else torch.float32,
+        "device": laid[0].parameter.device,
+    }
+    return Adapter(
+        config,
+        PROJECTIONS[config.projection](config.d - m, D, seed=config.seed),
+        laid,
+        group_names,
+        nn.Parameter(torch.zeros(config.d - m, **options)),
+        nn.Parameter(torch.ones(m, **options)) if m else None,
+    )
+
+
+class Coordinates(nn.Module):
+    """Named adapters, one of which is active: theta and lambda_ are its parameters."""
+
+    def __init__(self, segments: list[Segment], config: SubspaceConfig, name: str):
+        first = new_adapter(segments, config)
+        super().__init__()
+        self.theta = first.theta
+        self.register_parameter("lambda_", first.lambda_)
+        self.active_adapter = name
+        self._adapters = {name: first}
+        self._disabled = False
+
+    def _check_possible(self, config: SubspaceConfig) -> None:
+        """Raises ValueError if the weights as they are held cannot be made in such a subspace."""
+
+    def _leaves(self) -> list[nn.Parameter]:
+        return [self.theta] if self.lambda_ is None else [self.theta, self.lambda_]
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """All adapters by name, with their theta and lambda_."""
+        active = self._adapters[self.active_adapter]
+        active.theta, active.lambda_ = self.theta, self.lambda_
+        return self._adapters
+
+    @property
+    def subspace_config(self) -> SubspaceConfig:
+        """The active adapter's settings."""
+        return self._adapters[self.active_adapter].config
+
+    @property
+    def projection(self) -> Projection:
+        """The active adapter's P."""
+        return self._adapters[self.active_adapter].projection
+
+    @property
+    def group_names(self) -> list[Hashable]:
+        """The active adapter's groups, in the order of lambda_."""
+        return self._adapters[self.active_adapter].group_names
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The trainable tensors: their rows of P, and their groups in the active adapter."""
+        return self._adapters[self.active_adapter].segments
+
+    def add_adapter(self, name: str, config: SubspaceConfig) -> None:
+        """Adds an adapter over the same base model, at theta = 0, without making it active.
+
+        Raises TypeError or ValueError if there is one of this name, or for a wrong config.
+        """
+        check_name(name)
+        check_config(config)
+        if name in self._adapters:
+            raise ValueError(f"name: there is an adapter {name!r} already")
+        self._check_possible(config)
+        self._adapters[name] = new_adapter(self.segments, config)
+
+    def set_adapter(self, name: str) -> None:
+        """Makes an adapter the active one: the next forward writes its weights. Its theta and
+        lambda_ are other parameters than before: give them to an optimizer of their own.
+
+        Raises ValueError if there is none of this name.
+        """
+        adapter = self._adapter_named(name)
+        self.active_adapter = name
+        self.theta = adapter.theta
+        self.register_parameter("lambda_", adapter.lambda_)
+
+    def delete_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises ValueError if it is the active one or there is none."""
+        self._adapter_named(name)
+        if name == self.active_adapter:
+            raise ValueError(f"name: {name!r} is the active adapter: set_adapter() another first")
+        del self._adapters[name]
+
+    @contextmanager
+    def disable_adapter(self):
+        """A context in which the model is the base model with theta_0."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield self
+        finally:
+            self._disabled = before
+
+    def _adapter_named(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            raise ValueError(f"name: wanted one of {list(self._adapters)}, got {name!r}")
+        return self.adapters[name]
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many numbers train, out of how many, and the groups with their sizes."""
+        sizes = [0] * len(self.group_names)
+        for segment in self.segments:
+            sizes[segment.group] += segment.numel
+        parts = []
+        for size, same in itertools.groupby(
+            zip(self.group_names, sizes, strict=True), lambda x: x[1]
+        ):
+            names = [str(name) for name, _ in same]
+            each = " each" if len(names) > 1 else ""
+            parts.append(f"{' .. '.join(dict.fromkeys((names[0], names[-1])))} {size:,}{each}")
+        d, D, m = self.subspace_config.d, self.projection.D, len(self.group_names)
+        print(
+            f"trainable: {d:,} of {D:,} numbers ({100 * d / D:.4g} %) | {m} groups:",
+            *parts,
+            sep="\n  ",
+        )
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, lambda_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict]:
+    """Parameter groups for any optimizer: theta with `lr` and the scales lambda_ with `lambda_lr`.
+
+    model: a SubspaceModel, or a module around one (DDP, PEFT). lambda_lr: lr / 20 by default, for
+    the scales, near 1, want much smaller steps than theta. `Trainer` takes the list by
+    optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": ...}).
+    Raises ValueError if nothing named theta trains.
+    """
+    groups = {"theta": [], "lambda_": []}
+    for name, p in model.named_parameters():
+        kind = [part for part in name.split(".") if part in groups]
+        if p.requires_grad and kind:
+            groups[kind[-1]].append(p)
+    if not groups["theta"]:
+        raise ValueError("model must have a theta that requires gradients, got none")
+    rates = {"theta": lr, "lambda_": lr / 20 if lambda_lr is None else lambda_lr}
+    return [
+        {"params": parameters, "lr": rates[name], "weight_decay": weight_decay}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def check_config(config) -> None:
+    if not isinstance(config, SubspaceConfig):
+        raise TypeError(f"config must be a SubspaceConfig, got {type(config).__name__}")
+
+
+def check_name(name) -> None:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"an adapter's name must be a string, got {name!r}")
