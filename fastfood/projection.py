@@ -78,7 +78,7 @@ class Projection:
         """
         total = like.new_zeros(self.d)
         for start, factor, g in pieces:
-            total = total + factor * self.rows_adjoint(g, start).to(like.dtype)
+            total = total + (factor * self.rows_adjoint(g, start)).to(like)
         return total
 
     def spread(self, theta: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ class Fastfood(Projection):
         z = like.new_zeros(self.L)
         for start, factor, g in pieces:
             self._check_rows(g, start)
-            z = z + factor * ops.project_rows_adjoint(g, self.L, self.seed, start).to(like.dtype)
+            z = z + (factor * ops.project_rows_adjoint(g, self.L, self.seed, start)).to(like)
         return self.spread_adjoint(z)
 
     rows_adjoint_sum.__doc__ = Projection.rows_adjoint_sum.__doc__

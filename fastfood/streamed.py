@@ -2,7 +2,8 @@
 once.
 
 theta_0 stays where it is: in 16 bits, on the CPU, or mapped from a file. Modules see tensors
-without data, and a torch function that gets one is called with the weight made for this call. What
+without data, and a torch function that gets one is called with the weight made for this call, on
+the device of the function's other arguments. What
 autograd saves of it is its place; a backward makes each weight anew when its turn comes, and its
 gradient goes through the adjoint and is freed at once. Beside theta_0 there is never more than the
 weights of one operator; the backward of a linear layer takes them some million entries at a time.
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .layout import Segment, SubspaceConfig
 from .weights import (
@@ -68,10 +69,10 @@ class Source:
     def segment(self) -> Segment:
         return self.run.segments[0]
 
-    def make(self) -> Tensor:
-        """The weight as a new flat tensor."""
+    def make(self, device: torch.device) -> Tensor:
+        """The weight as a new flat tensor on the device."""
         with _unrecorded(self.point):
-            flat = self.run.gather()
+            flat = self.run.gather().to(device)
             self.run.perturb_(flat, flat, self.point)
         return flat
 
@@ -83,9 +84,9 @@ class Source:
             self.run.perturb_(out.view(-1), out.view(-1), self.point, first * width)
         return out
 
-    def weight(self) -> Tensor:
-        """The weight as a function of theta and lambda_."""
-        made = self.make().view(self.segment.shape)
+    def weight(self, device: torch.device) -> Tensor:
+        """The weight on the device as a function of theta and lambda_."""
+        made = self.make(device).view(self.segment.shape)
         return attach(self.point, self.run.segments, lambda _: made)[0]
 
 
@@ -95,13 +96,15 @@ class Saved:
 
     source: Source
     marks: list
+    device: torch.device
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
 
     def make(self) -> Tensor:
         check_untouched(self.marks, marks_of(self.source.run.segments))
-        return self.source.make().as_strided(self.size, self.stride, self.offset)
+        flat = self.source.make(self.device)
+        return flat.as_strided(self.size, self.stride, self.offset)
 
 
 class StreamedWeight(Tensor):
@@ -132,18 +135,21 @@ class StreamedWeight(Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         # from inside an autograd.Function: the gradient goes through the node of the tensor itself
-        args, kwargs = tree_map_only(
-            cls, lambda w: w.source.make().view(w.source.segment.shape), (args, kwargs or {})
-        )
+        device = _device_of(args)
+
+        def made(weight):
+            return weight.source.make(device or weight.device).view(weight.source.segment.shape)
+
+        args, kwargs = tree_map_only(cls, made, (args, kwargs or {}))
         return function(*args, **kwargs)
 
 
 def _use(function: Callable, args: tuple, kwargs: dict):
     """function(*args, **kwargs) with the weights that it needs."""
-    used = {}
+    used, device = {}, _device_of((args, kwargs))
 
     def made(streamed):
-        weight = streamed.source.weight()
+        weight = streamed.source.weight(device or streamed.device)
         used[weight.untyped_storage().data_ptr()] = streamed.source
         return weight
 
@@ -154,18 +160,24 @@ def _use(function: Callable, args: tuple, kwargs: dict):
         return function(*args, **kwargs)
 
 
+def _device_of(args) -> torch.device | None:
+    """Where an operator runs whose weights may lie elsewhere: where its other tensors are."""
+    tensors = (x for x in tree_leaves(args) if isinstance(x, Tensor))
+    return next((x.device for x in tensors if type(x) is not StreamedWeight and x.dim()), None)
+
+
 def _saving(used: dict[int, Source]) -> tuple[Callable, Callable]:
     """Hooks for what autograd saves: of weights their place; all else goes on to the hooks around,
     which may be those of gradient checkpointing."""
     around = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    keep, give = around or (lambda x: x, lambda x: x)
+    keep, give = around or (lambda x: (x, x._version), _unless_written)
 
     def pack(x):
         source = used.get(x.untyped_storage().data_ptr()) if x.layout == torch.strided else None
         if source is None or x.dtype != source.segment.parameter.dtype:
             return (keep(x),)
         marks = marks_of(source.run.segments)
-        return Saved(source, marks, x.size(), x.stride(), x.storage_offset())
+        return Saved(source, marks, x.device, x.size(), x.stride(), x.storage_offset())
 
     def unpack(kept):
         return kept.make() if isinstance(kept, Saved) else give(kept[0])
@@ -173,14 +185,25 @@ def _saving(used: dict[int, Source]) -> tuple[Callable, Callable]:
     return pack, unpack
 
 
+def _unless_written(kept: tuple[Tensor, int]) -> Tensor:
+    x, version = kept
+    if x._version != version:
+        raise RuntimeError(
+            "a variable needed for gradient computation has been modified by an inplace operation: "
+            f"{x.dtype} of shape {tuple(x.shape)}"
+        )
+    return x
+
+
 def _linear(made: Callable, input, weight, bias=None) -> Tensor:
     """nn.functional.linear with a streamed weight or bias, or both."""
     x, bias = tree_map_only(StreamedWeight, made, (input, bias))
     if not isinstance(weight, StreamedWeight) or weight.dim() != 2:
         return nn.functional.linear(x, tree_map_only(StreamedWeight, made, weight), bias)
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype, kind = weight.dtype, x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if autocast and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
         x, bias = x.to(dtype), bias if bias is None else bias.to(dtype)
     theta, lambda_ = (*weight.source.point.leaves, None)[:2]
     return Linear.apply(x, bias, theta, lambda_, weight.source, dtype)
@@ -193,7 +216,7 @@ class Linear(torch.autograd.Function):
     def forward(ctx, x, bias, theta, lambda_, source, dtype):
         ctx.source, ctx.marks, ctx.dtype = source, marks_of(source.run.segments), dtype
         ctx.save_for_backward(x)
-        weight = source.make().view(source.segment.shape)
+        weight = source.make(x.device).view(source.segment.shape)
         return nn.functional.linear(x, weight.to(dtype), bias)
 
     @staticmethod
@@ -208,7 +231,7 @@ class Linear(torch.autograd.Function):
         point, segment = source.point, source.point.segments[source.segment.index]
         height, width = segment.shape
         step = max(1, max(_PIECE, 8 * point.projection.d) // width)
-        memory = torch.empty_like(segment.parameter[:step])
+        memory = torch.empty_like(segment.parameter[:step], device=x.device)
         again = torch.is_grad_enabled()  # a derivative of this one is wanted
         if again:
             step = height
@@ -221,7 +244,7 @@ class Linear(torch.autograd.Function):
                 part = flat_gy[:, first : first + step]
                 if needs[0]:
                     rows = memory[: part.shape[1]]
-                    made = source.weight() if again else source.make_rows(first, rows)
+                    made = source.weight(x.device) if again else source.make_rows(first, rows)
                     gx = gx + part @ made.to(ctx.dtype)
                 if needs[2] or needs[3]:
                     start = segment.start + first * width
@@ -239,6 +262,7 @@ class Streamed:
 
     def __init__(self, base_model: nn.Module, segments: list[Segment]):
         self.base_model, self.segments = base_model, segments
+        self.runs = [Run([segment]) for segment in segments]
         self.marks: list | None = None
 
     @staticmethod
@@ -262,7 +286,7 @@ class Streamed:
         if point is None:
             uncover(self.segments)
         else:
-            weights = {s.index: StreamedWeight(Source(Run([s]), point)) for s in self.segments}
+            weights = [StreamedWeight(Source(run, point)) for run in self.runs]
             with torch.enable_grad():
                 show(self.segments, attach(point, self.segments, lambda s: weights[s.index]))
         renew_recurrent(self.base_model)
@@ -270,9 +294,9 @@ class Streamed:
     def release(self, point: Point | None) -> None:
         """Lets modules see their parameters, with the weights at the point in memory of their own,
         or theta_0 if it is None."""
-        for segment in self.segments if point is not None else []:
-            made = Source(Run([segment]), point).make()
-            segment.parameter.data = made.view(segment.shape)
+        for run in self.runs if point is not None else []:
+            p = run.segments[0].parameter
+            p.data = Source(run, point).make(p.device).view(p.shape)
         uncover(self.segments)
         renew_recurrent(self.base_model)
         self.marks = None

@@ -113,7 +113,7 @@ class Run:
 
     def perturb_(self, out: Tensor, base: Tensor, point: Point, skip: int = 0) -> None:
         """out = base + lambda * norm * (P theta), each of shape (N,): the N rows after `skip`."""
-        if self.laid_for is not point.segments:
+        if self.laid_for is not point.segments or self.layout[0].device != out.device:
             device, own = out.device, [point.segments[s.index] for s in self.segments]
             wide = torch.float64 if out.dtype == torch.float64 else torch.float32
             ends = [s.start + s.numel - self.start for s in own]

@@ -91,7 +91,7 @@ def test_gradients(config, weights):
 
 
 def test_parameter_groups_find_theta_and_lambda():
-    groups = fastfood.subspace.parameter_groups(tuned(), lr=0.4)
+    groups = fastfood.parameter_groups(tuned(), lr=0.4)
     assert [len(group["params"]) for group in groups] == [1, 1]
     assert [group["lr"] for group in groups] == [0.4, 0.02]
 

@@ -240,12 +240,44 @@ def test_facts_are_known_without_making_the_weight(monkeypatch):
     model = wrap(mlp().float(), weights="streamed")
     model.refresh()
     weight = model.wrapped.embed.weight
-    monkeypatch.setattr(streamed.Source, "make", None)
+    monkeypatch.delattr(streamed.Source, "make")
     assert (weight.shape, weight.dtype, weight.device.type) == ((7, 5), torch.float32, "cpu")
     assert weight.size(0) == 7 and weight.dim() == weight.ndim == 2 and weight.numel() == 35
     assert weight.requires_grad and weight.is_floating_point() and weight.is_contiguous()
     assert repr(weight) == "StreamedWeight(embed.weight)"
     assert model.wrapped.embed.in_features == 5
+
+
+def test_weights_are_made_where_they_are_used():
+    """As for a base model on the CPU whose inputs lie on a GPU; "meta" stands for that."""
+    model = move(wrap(bert(), weights="streamed"))
+    model.refresh()
+    base, hidden = model.wrapped, torch.empty(2, 16, dtype=torch.float64, device="meta")
+    for module in (base.classifier, base.bert.pooler.dense, base.bert.embeddings.LayerNorm):
+        y = module(hidden)
+        assert y.device.type == "meta" and y.shape[0] == 2
+    ids = torch.empty(2, 3, dtype=torch.long, device="meta")
+    assert base.bert.embeddings.word_embeddings(ids).device.type == "meta"
+    assert all(p.device.type == "cpu" for p in base.parameters())
+    assert torch.equal(loss_of(model), loss_of(move(wrap(bert()))))
+
+
+def test_writing_to_what_a_backward_needs_is_an_error():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.out = nn.LayerNorm(6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            y = self.out(x)
+            z = self.norm(y)
+            y.add_(1)
+            return z
+
+    for weights in ("resident", "streamed"):
+        loss = wrap(Net(), d=12, weights=weights)(torch.ones(3, 6)).square().sum()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 def test_refused():
