@@ -11,6 +11,7 @@ peft = pytest.importorskip("peft")
 
 import fastfood  # noqa: E402
 from fastfood.peft import DidConfig, SaidConfig  # noqa: E402
+from fastfood.streamed import StreamedWeight  # noqa: E402
 
 
 def said(d=30, task_type="SEQ_CLS", **settings):
@@ -153,7 +154,7 @@ def test_two_adapters():
     assert torch.equal(logits(model), first)
     assert list(layer(model).subspace_model.adapters) == ["default"]
     model.delete_adapter("default")
-    assert model.active_adapters == [] and not model.peft_config
+    assert model.active_adapters == [] and not model.peft_config and layer(model) is None
     assert torch.equal(model.base_model(input_ids=IDS).logits, logits(bert().float().eval()))
     model.add_adapter("new", said())
     model.set_adapter("new")
@@ -215,7 +216,14 @@ def test_merging_in_place():
     with pytest.warns(UserWarning, match="unmerged"):
         model.set_adapter("other")
     assert torch.equal(logits(model), logits(bert().float().eval()))
+    model.set_adapter("default")
+    model.merge_adapter()
+    model.base_model.disable_adapter_layers()
+    assert torch.equal(logits(model), logits(bert().float().eval()))
+    assert model.get_model_status().merged_adapters == []
     streamed = tuned(said(weights="streamed"))
+    assert torch.equal(logits(streamed), adapted)
+    assert isinstance(layer(streamed).subspace_model.classifier.weight, StreamedWeight)
     with pytest.raises(ValueError, match="must be resident"):
         streamed.merge_adapter()
 
