@@ -113,14 +113,16 @@ class Run:
 
     def perturb_(self, out: Tensor, base: Tensor, point: Point, skip: int = 0) -> None:
         """out = base + lambda * norm * (P theta), each of shape (N,): the N rows after `skip`."""
-        if self.laid_for is not point.segments or self.layout[0].device != out.device:
-            device, own = out.device, [point.segments[s.index] for s in self.segments]
-            wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+        wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+        if self.laid_for is not point.segments or (
+            (self.layout[1].dtype, self.layout[1].device) != (wide, out.device)
+        ):
+            own = [point.segments[s.index] for s in self.segments]
             ends = [s.start + s.numel - self.start for s in own]
             self.layout = (
-                torch.tensor([0, *ends], device=device),
-                torch.tensor([s.norm for s in own], dtype=wide, device=device),
-                torch.tensor([s.group for s in own], device=device),
+                torch.tensor([0, *ends], device=out.device),
+                torch.tensor([s.norm for s in own], dtype=wide, device=out.device),
+                torch.tensor([s.group for s in own], device=out.device),
             )
             self.laid_for = point.segments
         offsets, scales, groups = self.layout
