@@ -276,16 +276,18 @@ class Resident:
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The tensors of theta_0, which is what the parameters hold when this is first used."""
-        self.buffers = self.buffers or [
-            Buffer(run, base=Run(run).gather()) for run in self._kinds()
-        ]
+        self._keep()
         for buffer in self.buffers:
             for segment in buffer.segments:
                 yield segment, buffer.view(buffer.base, segment)
 
-    def _kinds(self) -> Iterator[list[Segment]]:
-        kinds = itertools.groupby(self.segments, lambda s: (s.parameter.dtype, s.parameter.device))
-        return (list(segments) for _, segments in kinds)
+    def _keep(self) -> None:
+        if not self.buffers:
+            kinds = itertools.groupby(
+                self.segments, lambda s: (s.parameter.dtype, s.parameter.device)
+            )
+            runs = [list(segments) for _, segments in kinds]
+            self.buffers = [Buffer(run, base=Run(run).gather()) for run in runs]
 
     def _marks(self) -> list:
         return [*(b.current._version for b in self.buffers), *marks_of(self.segments)]
@@ -295,7 +297,7 @@ class Resident:
 
         Raises RuntimeError if the parameters were moved, converted or written by others.
         """
-        list(self.theta_0())
+        self._keep()
         if self.marks is not None:
             check_untouched(self.marks, self._marks())
         else:

@@ -281,6 +281,7 @@ def test_weights_loaded_before_the_first_forward_are_theta_0():
     check_gradients(move(model), other)
 
 
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
 @pytest.mark.parametrize(
     "meddle",
     [
@@ -289,8 +290,8 @@ def test_weights_loaded_before_the_first_forward_are_theta_0():
         lambda base: setattr(base.embed, "weight", nn.Parameter(torch.ones(7, 5).double())),
     ],
 )
-def test_changing_the_base_alone_is_an_error(meddle):
-    model = wrap(mlp())
+def test_changing_the_base_alone_is_an_error(meddle, weights):
+    model = wrap(mlp(), weights=weights)
     loss_of(model)
     meddle(model.wrapped)
     with pytest.raises(RuntimeError, match="moved, converted or written"):
