@@ -178,6 +178,17 @@ def test_memory(monkeypatch):
     assert D <= peak_bytes(whole(other.wrapped)) < 1.1 * D  # what is measured is memory
 
 
+def test_linear_layers_by_rows(monkeypatch):
+    monkeypatch.setattr(streamed, "_PIECE", 8)  # two rows at a time
+    made = []
+    make_rows = streamed.Source.make_rows
+    monkeypatch.setattr(streamed.Source, "make_rows", lambda *a: made.append(a[1]) or make_rows(*a))
+    for settings in ({"method": "did", "d": 2}, {"d": 6, "normalization": "tensor"}):
+        made.clear()
+        check_gradients(move(wrap(mlp(), weights="streamed", **settings)), mlp())
+        assert 2 in made and 4 in made
+
+
 def test_nothing_of_the_weights_is_saved():
     model = move(wrap(bert(), weights="streamed"))
     sizes = {tuple(s.shape) for s in model.segments if len(s.shape) == 2}
