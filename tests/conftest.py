@@ -44,6 +44,7 @@ def model_folder(tmp_path_factory):
         cls_token="[CLS]",
         sep_token="[SEP]",
     ).save_pretrained(folder)
+    torch.manual_seed(0)  # the same weights whatever ran before
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,

@@ -1,16 +1,17 @@
-"""The command line: `fastfood d90` runs a study and reports it; the commands `fastfood adapter ...`
-are of `adapters`. Nothing heavy is imported before the arguments have been read."""
+"""The command line. `fastfood d90` and `fastfood study` run measurements, `fastfood report` shows
+them; their options are the settings of `config`. The other commands live with what they do.
+Nothing heavy is imported before the arguments have been read."""
 
-import signal
+import functools
+import inspect
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import adapters
-from .config import Settings, complete, trial_list
+from . import adapters, certify, pretrain, recipes
+from .config import Settings, complete, field_facts, kinds, read_settings
 
 app = typer.Typer(
     add_completion=False,
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(adapters.app, name="adapter")
+app.command()(certify.bound)
+app.command()(pretrain.pretrain)
 
 
 def main() -> None:
@@ -47,222 +50,131 @@ def fastfood(
     """Fine-tunes models in a few hundred numbers, and measures how few are enough."""
 
 
-def _option(panel: str, text: str, *names: str, metavar: str | None = None):
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
+def _with_settings(command):
+    """Gives a command, after its own parameters, an option for each setting. The command gets
+    those that were given as `given`, a dict of texts and numbers for `read_settings`."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
+
+    @functools.wraps(command)
+    def called(**values):
+        given = {name: values.pop(name) for name in kinds()}
+        given = {name: value for name, value in given.items() if value is not None}
+        return command(**values, given=given)
+
+    called.__signature__ = inspect.Signature(own + [_option(name) for name in kinds()])
+    called.__annotations__ = {
+        p.name: p.annotation for p in called.__signature__.parameters.values()
+    }
+    return called
+
+
+def _option(name: str) -> inspect.Parameter:
+    told, (kind, several) = field_facts(name), kinds()[name]
+    flag = told["flag"] or "--" + name.replace("_", "-")
+    default = getattr(Settings, name)
+    shown = ",".join(str(part) for part in default) if isinstance(default, tuple) else default
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=told["help"],
+        metavar=told["metavar"],
+        rich_help_panel=told["panel"],
+        show_default=False if default is None or kind is bool else str(shown),
+    )
+    annotation = Annotated[(str if several else kind) | None, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
 
 
 @app.command()
-def d90(
-    task: Annotated[
-        str, _option("Task", "digits, glue/mrpc, glue/sst2, glue/qqp, glue/mnli or yelp_polarity.")
-    ] = "digits",
-    model: Annotated[
-        str | None, _option("Task", "A checkpoint's folder or hub name (text tasks).")
-    ] = None,
-    data: Annotated[
-        str | None,
-        _option(
-            "Task",
-            "A folder of JSON lines, DIR/train.jsonl or DIR/glue/sst2/train.jsonl; "
-            "without it the hub is used.",
-            metavar="DIR",
-        ),
-    ] = None,
-    method: Annotated[str, _option("Sweep", "did, said or both.")] = "did,said",
-    dims: Annotated[
-        str | None, _option("Sweep", "Values of d, between commas.", metavar="D,...")
-    ] = None,
-    lrs: Annotated[
-        str | None,
-        _option("Sweep", "Learning rates of θ; by default two multiples of 1/√d.", metavar="R,..."),
-    ] = None,
-    full_lrs: Annotated[
-        str | None, _option("Sweep", "Learning rates of full fine-tuning.", metavar="R,...")
-    ] = None,
-    lambda_lr: Annotated[
-        float, _option("Sweep", "Learning rate of SAID's λ.")
-    ] = Settings.lambda_lr,
-    normalization: Annotated[
-        str, _option("Sweep", "Scale of the projection: global or tensor.")
-    ] = Settings.normalization,
-    seeds: Annotated[int, _option("Sweep", "Number of seeds.")] = Settings.seeds,
-    max_steps: Annotated[int | None, _option("Training", "Optimizer steps of a trial.")] = None,
-    batch_size: Annotated[int | None, _option("Training", "Rows of a step.")] = None,
-    max_length: Annotated[
-        int, _option("Training", "Tokens of a text at most.")
-    ] = Settings.max_length,
-    bf16: Annotated[bool, _option("Training", "Compute in bfloat16 (autocast).", "--bf16")] = False,
-    device: Annotated[str, _option("Training", "auto, cpu, cuda or cuda:N.")] = "auto",
-    workers: Annotated[
-        int | None,
-        _option(
-            "Training", "Trials at a time: by default 2 on a CPU (one thread each), 1 on a GPU."
-        ),
-    ] = None,
-    save_adapters: Annotated[
-        bool,
-        _option("Output", "Keep θ and λ of each trial run now in OUT/adapters.", "--save-adapters"),
-    ] = False,
-    out: Annotated[
-        str | None,
-        _option(
-            "Output",
-            "Folder of trials.db, results.json and figure1.png; the same folder again "
-            "resumes.  [default: d90-TASK]",
-            metavar="DIR",
-        ),
-    ] = None,
-) -> None:
-    """Measures d90: how many trained parameters reach 90 % of the full fine-tuning accuracy.
+@_with_settings
+def d90(given: dict) -> None:
+    """Measures d90: how many trained parameters reach 90 % of the full fine-tuning score.
 
     Examples:
 
     `fastfood d90`
 
-    `fastfood d90 --model roberta-base --task glue/mrpc --dims 200,500,1000,2000`
+    `fastfood d90 --model roberta-base --task glue/mrpc --dims 10:10000:100 --lr-factors 2,4,8,16`
 
-    `fastfood d90 --model ./minilm --task glue/sst2 --data ./data --method did,said
-    --dims 200,1000 --lrs 0.4,0.8 --seeds 2 --max-steps 217`
+    `fastfood d90 --model ./minilm --task glue/sst2 --data ./data --method said,lora
+    --search bisect --seeds 3`
+
+    `fastfood d90 --model ./minilm --task ./reviews --text-columns review --label-column stars
+    --splits train,test --data ./reviews`
 
     Stop it at any time: the same command goes on where it stopped. Exit codes: 0 done, 1 a trial
     failed, 2 bad input, 130 interrupted.
     """
     try:
-        settings = complete(
-            Settings(
-                task=task,
-                model=model,
-                data=data,
-                methods=_names(method),
-                dims=_numbers("dims", dims, int),
-                lrs=_numbers("lrs", lrs, float),
-                full_lrs=_numbers("full_lrs", full_lrs, float),
-                lambda_lr=lambda_lr,
-                normalization=normalization,
-                seeds=seeds,
-                max_steps=max_steps,
-                batch_size=batch_size,
-                max_length=max_length,
-                bf16=bf16,
-                device=device,
-                workers=workers,
-                save_adapters=save_adapters,
-                out=out,
-            )
-        )
+        settings = complete(read_settings(given))
+        planned = recipes.single(settings)
     except ValueError as error:
-        _fail(error)
-    raise typer.Exit(_run_study(settings))
+        _fail("d90", error)
+    raise typer.Exit(_conduct("d90", planned))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+@app.command()
+@_with_settings
+def study(
+    recipe: Annotated[
+        str, typer.Argument(help=f"A TOML file, or one of {', '.join(recipes.names())}.")
+    ],
+    given: dict,
+    scale: Annotated[
+        str, typer.Option(help="full: as published; small: what two CPU cores do in an hour.")
+    ] = "full",
+) -> None:
+    """Runs a recipe: several measurements, with the models they need, and one report.
 
+    The options replace the recipe's settings. Examples:
 
-def _numbers(name: str, text: str | None, kind: type) -> tuple | None:
-    """Reads "200,1000" as a tuple of `kind`; raises ValueError naming the argument."""
-    if text is None:
-        return None
+    `fastfood study figure1 --scale small --model ./minilm --data ./data`
+
+    `fastfood study table1 --storage postgresql://user@host/studies --ray auto`
+
+    Stop it at any time: the same command goes on where it stopped. With a database that is shared,
+    start it on as many machines as there are. Exit codes as for `fastfood d90`.
+    """
     try:
-        return tuple(kind(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"{name}: wanted {wanted} between commas, got {text!r}") from None
+        planned = recipes.read(recipe, scale, given)
+    except ValueError as error:
+        _fail("study", error)
+    raise typer.Exit(_conduct("study", planned))
 
 
-def _fail(error: Exception) -> None:
-    print(f"fastfood d90: error: {error}", file=sys.stderr)
-    raise typer.Exit(2)
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study.", metavar="DIR")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write anew when something changed, until all is done.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+) -> None:
+    """Writes report.md, report.html, results.json and the figures, also while the study runs."""
+    from . import report as reports
 
-
-def _run_study(settings: Settings) -> int:
-    """Checks, runs and reports the study; returns the exit code."""
-    from rich.console import Console
-
-    console = Console()
-    out = Path(settings.out)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        with ExitStack() as stack:
-            try:
-                with console.status("loading the data and the model ..."):
-                    from . import search
-
-                    facts = search.inspect(settings)
-                stack.enter_context(search.locked_folder(out))
-                study = search.open_study(out)
-            except ValueError as error:
-                _fail(error)
-            trials = trial_list(settings, facts)
-            failed = _run_with_progress(console, settings, facts, trials, study)
-            _report(console, settings, facts, trials, search.finished(study))
+        if watch:
+            reports.watch(folder, every)
+        written = reports.write_report(folder)
+    except ValueError as error:
+        _fail("report", error)
     except KeyboardInterrupt:
-        console.print("\nstopped; the same command goes on from here", style="yellow")
-        return 130
-    if failed:
-        console.print(f"{failed} trials failed; the same command tries them again", style="red")
-    return 1 if failed else 0
-
-
-def _run_with_progress(console, settings: Settings, facts: dict, trials: list, study) -> int:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from . import search
-    from .config import trial_key
-    from .train import train_trial
-
-    known = search.finished(study)
-    done = sum(trial_key(trial) in known for trial in trials)
-    if done:
-        console.print(f"{done} of {len(trials)} trials are already in {settings.out}/trials.db")
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=24 * 3600,
-    )
-    with progress:
-        bar = progress.add_task("training", total=len(trials), completed=done)
-        progress.advance(bar, 0)  # the time left is judged from here on
-
-        def on_done(trial: dict, result: dict | None, error: str | None) -> None:
-            name = "{method} d = {d} rate {learning_rate:g} seed {seed}".format(**trial)
-            if error is not None:
-                console.print(f"failed: {name}: {error}", style="red", markup=False)
-                return
-            progress.advance(bar)
-            if not console.is_terminal:  # a log file shows no bar
-                count = f"{progress.tasks[bar].completed:.0f}/{len(trials)}"
-                print(f"{count} {name}: {result['test']:.1%}", flush=True)
-
-        return search.run_trials(settings, trials, study, facts["device"], train_trial, on_done)
-
-
-def _report(console, settings: Settings, facts: dict, trials: list, known: dict) -> None:
-    from . import report
-    from .config import trial_key
-    from .curves import curve_points, summarise
-    from .search import environment
-
-    scores = [known.get(trial_key(trial)) for trial in trials]
-    points = curve_points(trials, scores)
-    summary = summarise(points, facts["majority"])
-    written = [
-        report.write_results(settings, facts, trials, scores, points, summary, environment()),
-        report.draw_figure(settings, facts, points, summary),
-    ]
-    report.print_report(console, points, summary)
+        raise typer.Exit(130) from None
     for path in written:
-        console.print(f"wrote {path}", markup=False, highlight=False)
+        print(f"wrote {path}")
+
+
+def _conduct(command: str, planned) -> int:
+    from . import study as studies
+
+    try:
+        return studies.conduct(planned)
+    except ValueError as error:
+        return _fail(command, error)
+
+
+def _fail(command: str, error: Exception) -> None:
+    print(f"fastfood {command}: error: {error}", file=sys.stderr)
+    raise typer.Exit(2)

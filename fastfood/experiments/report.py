@@ -1,59 +1,218 @@
-"""What a study leaves behind: `results.json`, `figure1.png` (accuracy against d with the 90 % line)
-and the table on the terminal."""
+"""What a study leaves behind, made from its folder's study.json and its record alone, at any time:
+results.json, the figures, report.md and report.html; and the tables on the terminal."""
 
 import json
 import math
 import os
 import subprocess
-from dataclasses import asdict
+import time
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
+from . import display
+from .config import read_settings
+from .curves import curve_points, summarise
+from .plan import trial_key, trials
 
-from .config import Settings, trial_key
-
-RESULTS, FIGURE = "results.json", "figure1.png"
-# Okabe and Ito's palette: told apart with colour blindness, and by marker and dash in grey print
-STYLES = {
-    "did": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "said": {"color": "#D55E00", "marker": "s", "linestyle": (0, (5, 1.5))},
-}
+RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
 
 
-def write_results(
-    settings: Settings,
-    facts: dict,
-    trials: list[dict],
-    scores: list[dict | None],
-    points: list[dict],
-    summary: dict,
-    environment: dict,
-) -> Path:
-    """Writes results.json in one step (a reader never sees half a file) and returns its path."""
-    rows = [
-        {"key": trial_key(trial), **trial, **(score or {"validation": None, "test": None})}
-        for trial, score in zip(trials, scores, strict=True)
-    ]
-    d90 = {
-        method: {name: None if value == math.inf else value for name, value in result.items()}
-        for method, result in summary["d90"].items()
-    }
-    results = {
+def write_report(folder: Path, record=None) -> list[Path]:
+    """Writes the report of the study in `folder` and returns the paths of its files.
+
+    Every file is replaced in one step, so a reader never sees half of one. `record` is an open
+    record, by default the one that the study names. Raises ValueError when `folder` holds no
+    study.
+    """
+    return write_results(gather(folder, record), folder)
+
+
+def watch(folder: Path, every: float = 30.0) -> None:
+    """Writes the report, and again whenever the study changed, until no trial is missing.
+
+    `every` is in seconds, between two looks; as long as it goes on the page loads itself anew.
+    Stopped by Ctrl-C it leaves a page that does not and raises KeyboardInterrupt. Raises
+    ValueError when `folder` holds no study.
+    """
+    if not (math.isfinite(every) and every > 0):
+        raise ValueError(f"every: wanted seconds above 0, got {every}")
+    record, seen = _open(folder, _read_description(folder)), None
+    try:
+        while True:
+            results = gather(folder, record)
+            now = {name: value for name, value in results.items() if name != "written"}
+            if now != seen:
+                write_results(results, folder, reload=math.ceil(every))
+                seen = now
+            if not results["progress"]["missing"]:
+                return
+            time.sleep(every)
+    except KeyboardInterrupt:
+        write_report(folder, record)
+        raise
+
+
+def write_results(results: dict, folder: Path, reload: int | None = None) -> list[Path]:
+    """Writes the report of what `gather` returned; with `reload` its page loads itself anew every
+    so many seconds, unless no trial is missing."""
+    from . import figures
+    from .findings import report_blocks
+    from .pages import to_html, to_markdown
+
+    folder, blocks = Path(folder), report_blocks(results)
+    paths = [_replace(folder / RESULTS, results_json(results)), *figures.draw(results, folder)]
+    paths.append(_replace(folder / MARKDOWN, to_markdown(blocks)))
+    reload = reload if results["progress"]["missing"] else None
+    page = to_html(results["title"], blocks, folder, reload)
+    return [*paths, _replace(folder / PAGE, page)]
+
+
+def gather(folder: Path, record=None) -> dict:
+    """All results of the study in `folder`: what it is, and for each measure its settings, facts,
+    points, summary and progress; and every trial, asked for so far, with its state and result.
+
+    Infinite d90s are math.inf here and null in results.json.
+    """
+    described = _read_description(folder)
+    record = record or _open(folder, described)
+    record.read()
+    measures, rows = [], []
+    for told in described["measures"]:
+        measure, own = _measure(told, record)
+        measures.append(measure)
+        rows += own
+    return {
+        **{name: described[name] for name in ("name", "title", "kind", "scale", "command")},
+        "note": described.get("note", ""),
+        "storage": described["storage"],
+        "study": described["study"],
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": asdict(settings),
-        "facts": facts,
         "git_commit": _git_commit(),
-        **environment,
-        "summary": summary | {"d90": d90},
-        "points": points,
+        "environments": _environments(rows, record.states()),
+        "progress": _sum([measure["progress"] for measure in measures]),
+        "measures": measures,
         "trials": rows,
     }
-    path = Path(settings.out, RESULTS)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def results_json(results: dict) -> str:
+    """The results as JSON, a line a trial; what is not finite becomes null."""
+    head = {name: value for name, value in results.items() if name != "trials"}
+    rows = ",\n".join("    " + json.dumps(_finite(row)) for row in results["trials"])
+    text = json.dumps(_finite(head), indent=2, allow_nan=False)
+    return f'{text[:-2]},\n  "trials": [\n{rows}\n  ]\n}}\n'
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
     return path
+
+
+def _read_description(folder: Path) -> dict:
+    """study.json; raises ValueError when it is missing or not one of this form."""
+    from .study import DESCRIPTION
+
+    path = Path(folder, DESCRIPTION)
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if described["measures"]:
+            return described
+        raise KeyError("a measurement")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        wanted = f"the folder of a study, with a whole {DESCRIPTION}"
+        raise ValueError(f"folder: wanted {wanted}, got {folder} ({error!r})") from None
+
+
+def _open(folder: Path, described: dict):
+    from .study import open_record
+
+    return open_record(Path(folder), read_settings(described["measures"][0]["settings"]))
+
+
+def _measure(told: dict, record) -> tuple[dict, list[dict]]:
+    """The results of one measure, and a row for each of its trials."""
+    settings, facts = read_settings(told["settings"]), told["facts"]
+    known, states = record.known(), record.states()
+    asked = trials(settings, facts, record.decided(settings.prune))
+    keys = [trial_key(trial) for trial in asked]
+    entries = [states.get(key) for key in keys]
+    scores = [known.get(key) for key in keys]
+    rows = [
+        {"key": key, "measure": told["label"], "state": _state(entry), **trial, **(score or {})}
+        for key, entry, trial, score in zip(keys, entries, asked, scores, strict=True)
+    ]
+    points = curve_points(asked, scores)
+    trained = {_cell(row): row["trained"] for row in rows if "trained" in row}
+    for point in points:
+        point["trained"] = trained.get(_cell(point))
+    measure = {
+        "label": told["label"],
+        "x": told["x"],
+        # a database's password stays out of the report
+        "settings": told["settings"] | {"storage": None},
+        "facts": facts,
+        "summary": summarise(points, facts["majority"]),
+        "points": points,
+        "progress": _progress(rows, entries, settings.prune),
+    }
+    return measure, rows
+
+
+def _cell(row: dict) -> tuple:
+    return row["method"], row["d"], row["size"]
+
+
+def _state(entry) -> str:
+    """A trial's state in a word of `display.STATES`."""
+    if entry is None:
+        return "waiting"
+    return "diverged" if entry.final else entry.state
+
+
+def _progress(rows: list[dict], entries: list, prune: bool) -> dict:
+    """How many trials are asked for, in each state and missing (to be run yet), the seconds of
+    those that ran, and the errors with their counts."""
+    counts = Counter(row["state"] for row in rows)
+    missing = ("failed", "running", "waiting", *(() if prune else ("pruned",)))
+    entries = [entry for entry in entries if entry is not None]
+    seconds = [entry.seconds for entry in entries if entry.seconds is not None]
+    return {
+        "asked": len(rows),
+        **{name: counts[name] for name in display.STATES},
+        "missing": sum(counts[name] for name in missing),
+        "seconds": sum(seconds),
+        "timed": len(seconds),
+        "errors": dict(Counter(entry.error for entry in entries if entry.error)),
+    }
+
+
+def _sum(parts: list[dict]) -> dict:
+    """The progress of all measures together."""
+    names = [name for name in parts[0] if name != "errors"]
+    errors = sum((Counter(part["errors"]) for part in parts), Counter())
+    return {name: sum(part[name] for part in parts) for name in names} | {"errors": dict(errors)}
+
+
+def _environments(rows: list[dict], states: dict) -> list[dict]:
+    """The versions and the hardware that trials ran with, each with its number of trials."""
+    found = {}
+    for row in rows:
+        told = row["state"] == "complete" and states[row["key"]].environment
+        if told:
+            place = found.setdefault(json.dumps(told, sort_keys=True), {"trials": 0, **told})
+            place["trials"] += 1
+    return list(found.values())
 
 
 def _git_commit() -> str | None:
@@ -73,152 +232,32 @@ def _git_commit() -> str | None:
     return ran.stdout.strip()
 
 
-def draw_figure(settings: Settings, facts: dict, points: list[dict], summary: dict) -> Path:
-    """Draws accuracy against d (log axis) with the full score, the 90 % line and d90, and returns
-    the picture's path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    style = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-        "mathtext.fontset": "dejavusans",
-    }
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(5.8, 3.8), layout="constrained")
-        _set_axes(axes, settings, facts, points, summary)
-        _draw_levels(axes, facts, summary)
-        for row, (method, result) in enumerate(summary["d90"].items()):
-            curve = sorted((p for p in points if p["method"] == method), key=lambda p: p["d"])
-            _draw_curve(axes, method, curve, result)
-            _draw_d90(axes, method, curve, result, row)
-        if summary["d90"]:
-            axes.legend(
-                loc="lower right",
-                bbox_to_anchor=(1, 0.16),
-                edgecolor="none",
-                framealpha=0.9,
-                handlelength=2.8,
-                title="$d_{90}$ [95 % interval]",
-                title_fontsize=8,
-                alignment="left",
-            )
-        path = Path(settings.out, FIGURE)
-        partial = path.with_suffix(".png.partial")
-        figure.savefig(partial, dpi=300, format="png")
-        pyplot.close(figure)
-    os.replace(partial, path)
-    return path
-
-
-def _set_axes(axes, settings: Settings, facts: dict, points: list[dict], summary: dict) -> None:
-    model = "small ViT" if settings.model is None else Path(settings.model).name
-    seeds = "1 seed" if settings.seeds == 1 else f"mean and range of {settings.seeds} seeds"
-    title = f"{settings.task}, {model}, $D$ = {facts['D']:,}; {seeds}"
-    axes.set_title(title, loc="left", fontsize=9, pad=8)
-    axes.set_xlabel("$d$, number of trained parameters")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_xscale("log")
-    axes.set_xlim(settings.dims[0] / 1.35, settings.dims[-1] * 1.35)
-    if len(settings.dims) <= 8:
-        axes.set_xticks(settings.dims, [f"{d}" for d in settings.dims])
-        axes.minorticks_off()
-    scores = [100 * score for point in points for score in point["test"]]
-    levels = (facts["majority"], summary["full"], summary["line"])
-    scores += [100 * level for level in levels if level is not None]
-    span = max(scores) - min(scores) + 1
-    # room for the d90 bars below and for the label of the full run above
-    axes.set_ylim(min(scores) - 0.17 * span, max(scores) + 0.07 * span)
-    axes.grid(axis="y", color="0.93", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _draw_levels(axes, facts: dict, summary: dict) -> None:
-    levels = [
-        (summary["full"], "0.15", "-", "left", "full fine-tuning"),
-        (summary["line"], "0.15", (0, (4, 3)), "left", "90 % of full"),
-        (facts["majority"], "0.5", (0, (1, 2)), "right", "majority class"),
-    ]
-    for level, color, linestyle, side, text in levels:
-        if level is None:
-            continue
-        axes.axhline(100 * level, color=color, linestyle=linestyle, linewidth=0.9, zorder=1)
-        axes.annotate(
-            f"{text}, {100 * level:.1f}",
-            xy=(0 if side == "left" else 1, 100 * level),
-            xycoords=("axes fraction", "data"),
-            xytext=(4 if side == "left" else 0, 2.5),
-            textcoords="offset points",
-            ha=side,
-            fontsize=7.5,
-            color=color,
-        )
-
-
-def _draw_curve(axes, method: str, curve: list[dict], result: dict) -> None:
-    d = [point["d"] for point in curve]
-    low = [100 * min(point["test"]) for point in curve]
-    high = [100 * max(point["test"]) for point in curve]
-    style = STYLES[method]
-    axes.fill_between(d, low, high, color=style["color"], alpha=0.17, linewidth=0)
-    axes.plot(
-        d,
-        [100 * point["mean"] for point in curve],
-        label=f"{method.upper()}: {_typeset(result['text'])}",
-        linewidth=1.6,
-        markersize=4.5,
-        markeredgewidth=0,
-        **style,
-    )
-
-
-def _draw_d90(axes, method: str, curve: list[dict], result: dict, row: int) -> None:
-    """A bar over the interval of d90 near the axis, joined to the curve where d90 was reached."""
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    height = bottom + (0.03 + 0.045 * row) * (top - bottom)
-    color, marker = STYLES[method]["color"], STYLES[method]["marker"]
-    ends = [min(max(result[name], left), right) for name in ("low", "high")]
-    axes.plot(ends, [height] * 2, color=color, linewidth=2.2, alpha=0.45, solid_capstyle="butt")
-    if result["value"] == math.inf:
-        axes.plot([right], [height], ">", color=color, markersize=5, clip_on=False)
-        return
-    score = next(100 * point["mean"] for point in curve if point["d"] == result["value"])
-    x = [result["value"]] * 2
-    axes.plot(x, [height, score], color=color, linewidth=0.9, linestyle=(2 * row, (1, 3)), zorder=1)
-    axes.plot(x[:1], [height], marker, color=color, markersize=4.5, markeredgewidth=0)
-    axes.plot(x[:1], [score], "o", markersize=10, mfc="none", mec=color, mew=1.1, zorder=4)
-
-
-def _typeset(text: str) -> str:
-    return text.replace("<= ", "≤ ")
-
-
-def print_report(console, points: list[dict], summary: dict) -> None:
-    """Prints the table of points, the d90 lines and the remarks to a rich console."""
+def print_report(console, folder: Path) -> None:
+    """Prints what `folder`'s results.json holds to a rich console: for each measure the points,
+    the d90s and the remarks."""
     from rich.table import Table
 
-    table = Table(title="test accuracy, rates chosen on validation", title_justify="left")
-    for name in ("method", "d", "accuracy", "±", "rate"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for point in sorted(points, key=lambda point: (point["d"], point["method"])):
-        test = 100 * np.asarray(point["test"])
-        spread = f"{test.std(ddof=1):.1f}" if len(test) > 1 else "-"
-        table.add_row(
-            point["method"].upper() if point["method"] != "full" else "full",
-            f"{point['d']:,}",
-            f"{test.mean():.1f}",
-            spread,
-            f"{point['learning_rate']:g}",
-        )
-    console.print(table)
-    if summary["line"] is not None:
-        console.print(f"full {summary['full']:.1%}, 90 % line {summary['line']:.1%}")
-    for method, result in summary["d90"].items():
-        console.print(f"d90 {method.upper()}: {result['text']}", markup=False, highlight=False)
-    for remark in summary["remarks"]:
-        console.print(f"note: {remark}", style="yellow", markup=False)
+    results = json.loads(Path(folder, RESULTS).read_text(encoding="utf-8"))
+    for measure in results["measures"]:
+        metric = measure["settings"]["metric"]
+        title = f"{measure['label']}: test {metric} in %, rates chosen on validation"
+        table = Table(title=title, title_justify="left")
+        for name in ("method", "d", metric, "±", "rate"):
+            table.add_column(name, justify="left" if name == "method" else "right")
+        for point in sorted(measure["points"], key=lambda point: (point["d"], point["method"])):
+            table.add_row(
+                display.METHOD_NAMES[point["method"]],
+                f"{point['d']:,}",
+                f"{100 * point['mean']:.1f}",
+                display.spread(point["test"]),
+                f"{point['learning_rate']:g}",
+            )
+        console.print(table)
+        summary = measure["summary"]
+        if summary["line"] is not None:
+            console.print(f"full {summary['full']:.1%}, 90 % line {summary['line']:.1%}")
+        for method, result in summary["d90"].items():
+            text = f"d90 {display.METHOD_NAMES[method]}: {result['text']}"
+            console.print(text, markup=False, highlight=False)
+        for remark in summary["remarks"]:
+            console.print(f"note: {remark}", style="yellow", markup=False)

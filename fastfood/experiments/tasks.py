@@ -1,45 +1,30 @@
-"""The data of a study: scikit-learn's bundled digits, and text classification tasks read from local
-JSON lines or from the hub. Every task comes as three disjoint labelled parts: train, validation (on
+"""The data of a study: scikit-learn's bundled digits, and text classification tasks from local
+files or from the hub. Every task comes as three disjoint labelled parts: train, validation (on
 which learning rates are chosen) and test (on which scores are reported)."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import random
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from .config import Settings
+from .rows import Columns, from_folder, from_hub
+from .sources import PARTS, Source, contamination, source_of
 
 DIGITS_TEST, DIGITS_VALIDATION = 500, 200
 CARVED_SHARE, CARVED_MOST = 0.1, 1000
 
-# task: (hub name and configuration, text columns, number of labels, validation split, test split)
-TEXT_SPECS = {
-    "glue/mrpc": (
-        ("nyu-mll/glue", "mrpc"),
-        ("sentence1", "sentence2"),
-        2,
-        "validation",
-        "test",
-    ),
-    "glue/sst2": (("nyu-mll/glue", "sst2"), ("sentence",), 2, "validation", "test"),
-    "glue/qqp": (("nyu-mll/glue", "qqp"), ("question1", "question2"), 2, "validation", "test"),
-    "glue/mnli": (
-        ("nyu-mll/glue", "mnli"),
-        ("premise", "hypothesis"),
-        3,
-        "validation_matched",
-        "test_matched",
-    ),
-    "yelp_polarity": (("fancyzhx/yelp_polarity",), ("text",), 2, "validation", "test"),
-}
 
-
-class Task(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Task:
     """A loaded task. The parts are sequences of rows, `collate` makes a model's batch of rows."""
 
     train: Sequence[dict]
@@ -49,24 +34,77 @@ class Task(NamedTuple):
     num_labels: int
     collate: Callable[[list[dict]], dict]
     splits: dict  # part name: where its rows came from
-    data_hash: str
+    data_hash: str  # of the rows of all parts
+    texts: tuple[str, ...] = ()  # the columns of text; images have none
+    metric: str = "accuracy"
+    contamination: tuple[str, ...] = ()  # what is known of the model's own training on this task
+
+    @property
+    def sizes(self) -> dict:
+        """The number of rows of every part."""
+        return {part: len(getattr(self, part)) for part in PARTS}
+
+    def overlap(self) -> int:
+        """How many test rows have texts that are also a training row's, but for case, spaces and
+        punctuation. No two digits are the same."""
+        return _count_overlap(self.train, self.test, self.texts) if self.texts else 0
 
     def majority(self) -> float:
-        """The test accuracy of always answering the most frequent test label."""
+        """The test score, in the task's metric, of always answering the most frequent test
+        label."""
         labels = self.labels["test"]
-        return max(labels.count(label) for label in set(labels)) / len(labels)
+        frequent = max(sorted(set(labels)), key=labels.count)
+        return score(self.metric, [frequent] * len(labels), labels)
 
 
-@lru_cache(maxsize=2)
+def score(metric: str, predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """A share in [0, 1]: "accuracy", or "f1" as scikit-learn's f1_score, of label 1 where there are
+    two classes and the unweighted mean over the classes where there are more.
+
+    Raises ValueError for another metric.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    if metric == "accuracy":
+        return float(accuracy_score(labels, predicted))
+    if metric != "f1":
+        raise ValueError(f"metric: wanted accuracy or f1, got {metric!r}")
+    two = {*map(int, labels), *map(int, predicted)} <= {0, 1}
+    average = "binary" if two else "macro"
+    return float(f1_score(labels, predicted, average=average, zero_division=0.0))
+
+
+@lru_cache(maxsize=8)
 def load_task(settings: Settings) -> Task:
     """Loads the task of completed settings.
 
     Raises ValueError for missing files or columns, labels out of range, and an unreachable hub.
     """
-    return _load_digits() if settings.task == "digits" else _load_text(settings)
+    metric = settings.metric or "accuracy"
+    if settings.task == "digits":
+        return Task(**_digits_parts(settings.eval_rows), metric=metric)
+    collate = _text_collator(settings, source_of(settings).texts)
+    notes = contamination(settings)
+    return Task(**text_parts(settings), collate=collate, metric=metric, contamination=notes)
 
 
-def _load_digits() -> Task:
+def use_cache_without_network(settings: Settings) -> None:
+    """Where the hub is needed but out of reach, turns its client to the files of its cache, which
+    otherwise comes after minutes of retries. To be called before transformers is imported."""
+    data_at_hub = settings.task != "digits" and settings.data is None
+    model_at_hub = settings.model is not None and not Path(settings.model).is_dir()
+    if not (data_at_hub or model_at_hub) or "HF_HUB_OFFLINE" in os.environ:
+        return
+    hub = Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    try:
+        urlopen(hub, timeout=10).close()
+    except HTTPError:
+        pass  # an answer all the same
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the workers inherit it
+
+
+def _digits_parts(eval_rows: int | None) -> dict:
     import torch
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -80,6 +118,8 @@ def _load_digits() -> Task:
         rest, test_size=DIGITS_VALIDATION, stratify=digits[rest], random_state=0
     )
     parts = {"train": train, "validation": validation, "test": test}
+    for part in ("validation", "test"):
+        parts[part] = [parts[part][i] for i in _chosen(len(parts[part]), eval_rows)]
     rows = {
         part: [{"pixel_values": images[i], "labels": int(digits[i])} for i in indices]
         for part, indices in parts.items()
@@ -91,164 +131,136 @@ def _load_digits() -> Task:
             "labels": torch.tensor([row["labels"] for row in batch]),
         }
 
-    return Task(
-        **rows,
-        labels={part: [row["labels"] for row in rows[part]] for part in parts},
-        num_labels=10,
-        collate=collate,
-        splits={part: f"digits, {len(rows[part])} rows" for part in parts},
-        data_hash=hashlib.sha256(pixels.tobytes() + str(parts).encode()).hexdigest()[:16],
-    )
+    return rows | {
+        "labels": {part: [row["labels"] for row in rows[part]] for part in parts},
+        "num_labels": 10,
+        "collate": collate,
+        "splits": {part: f"digits, {len(rows[part])} rows" for part in parts},
+        "data_hash": hashlib.sha256(pixels.tobytes() + str(parts).encode()).hexdigest()[:16],
+    }
 
 
-def _load_text(settings: Settings) -> Task:
-    hub, columns, num_labels, validation_name, test_name = TEXT_SPECS[settings.task]
-    names = ("train", validation_name, test_name)
-    if settings.data is None:
-        found = _from_hub(settings.task, hub, names)
-    else:
-        found = _from_folder(settings.task, Path(settings.data), names, (*columns, "label"))
-    labelled = {}
-    for name, rows in found.items():
-        if _has_labels(f"{settings.task} {name}", rows, columns, num_labels):
-            labelled[name] = rows.select_columns([*columns, "label"])
-    if "train" not in labelled:
-        raise ValueError(f"data: wanted a labelled split train for {settings.task}, got none")
-    parts, splits = _choose_parts(labelled, validation_name, test_name)
+def text_parts(settings: Settings) -> dict:
+    """The parts of a text task, without a model: train, validation, test (with the text columns and
+    int labels), labels, num_labels, splits, data_hash and texts.
+
+    Raises ValueError as `load_task` does.
+    """
+    return _text_parts(settings.task, settings.data, source_of(settings), settings.eval_rows)
+
+
+@lru_cache(maxsize=4)  # models share the rows of a task
+def _text_parts(task: str, data: str | None, source: Source, eval_rows: int | None) -> dict:
+    labelled, num_labels = _numbered(task, source, _read_splits(task, data, source))
+    if len(labelled) == 1:
+        wanted = " or ".join(source.splits[1:])
+        raise ValueError(f"data: wanted a labelled {wanted} for {task}, got none")
+    parts, origins = _choose_parts(labelled)
     for name in ("validation", "test"):
+        chosen = _chosen(len(parts[name]), eval_rows)
+        if len(chosen) < len(parts[name]):
+            origins[name] += f" ({len(chosen)} of {len(parts[name])})"
+        texts = [list(parts[name][column]) for column in source.texts]
         # batches of equal lengths waste little padding; the order changes no prediction
-        lengths = [sum(len(row[column]) for column in columns) for row in parts[name]]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        parts[name] = parts[name].select(order)
-    return Task(
-        **parts,
-        labels={name: list(rows["label"]) for name, rows in parts.items()},
-        num_labels=num_labels,
-        collate=_text_collator(settings, columns),
-        splits=splits,
-        data_hash=_hash_rows(parts),
-    )
+        chosen.sort(key=lambda i: sum(len(column[i]) for column in texts))
+        parts[name] = parts[name].select(chosen)
+    return parts | {
+        "labels": {name: list(rows["label"]) for name, rows in parts.items()},
+        "num_labels": num_labels,
+        "splits": {part: f"{origins[part]}, {len(rows)} rows" for part, rows in parts.items()},
+        "data_hash": _hash_rows(parts),
+        "texts": source.texts,
+    }
 
 
-def use_cache_without_network(settings: Settings) -> None:
-    """Where the hub is needed but out of reach, turns its client to the files of its cache, which
-    otherwise comes after minutes of retries. To be called before transformers is imported."""
-    local = settings.data is not None and Path(settings.model).is_dir()
-    if settings.task == "digits" or local or "HF_HUB_OFFLINE" in os.environ:
-        return
-    hub = Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
-    try:
-        urlopen(hub, timeout=10).close()
-    except HTTPError:
-        pass  # an answer all the same
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # the workers inherit it
+def _read_splits(task: str, data: str | None, source: Source) -> dict:
+    """The splits of a task that are there and labelled, by name, with labels 0..k-1."""
+    columns = Columns(source.texts, source.label, (int,) if source.num_labels else (int, str, bool))
+    if data is None:
+        found = from_hub(task, source.hub, source.splits, columns)
+    else:
+        choices = [source.splits] if source.whole else [source.splits, PARTS]
+        found = from_folder(task, Path(data), choices, columns)
+    missing = [name for name in source.splits if name not in found]
+    if source.whole and missing:
+        raise ValueError(f"splits: wanted {missing[0]} in {task}, got {', '.join(found)}")
+    return found
 
 
-def _from_hub(task: str, hub: tuple[str, ...], names: Sequence[str]) -> dict:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.load_dataset(*hub)
-    except Exception as error:  # the hub's clients raise many unrelated types
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"data: {task} could not be loaded from the hub as {'/'.join(hub)} "
-            f"({type(error).__name__}: {reason}); give --data DIR to read local JSON lines"
-        ) from error
-    return {name: found[name] for name in names if name in found}
-
-
-def _from_folder(task: str, folder: Path, names: Sequence[str], columns: Sequence[str]) -> dict:
-    from datasets import Dataset
-
-    candidates = [folder, folder / task, folder / task.split("/")[-1]]
-    for candidate in candidates:
-        if (candidate / "train.jsonl").is_file():
-            paths = {name: candidate / f"{name}.jsonl" for name in names}
-            return {
-                name: Dataset.from_list(_read_json_lines(path, columns))
-                for name, path in paths.items()
-                if path.is_file()
-            }
-    tried = ", ".join(str(candidate) for candidate in candidates)
-    raise ValueError(f"data: wanted a file train.jsonl for {task}, got none in any of {tried}")
+def _numbered(task: str, source: Source, found: dict) -> tuple[dict, int]:
+    """The labelled splits, their labels as numbers, and how many labels there are; the hub marks
+    unlabelled splits by -1."""
+    labelled = {}
+    values = {name: list(rows["label"]) for name, rows in found.items()}
+    values = {name: labels for name, labels in values.items() if set(labels) not in ({-1}, {None})}
+    train = next(iter(found), None)
+    if train not in values or train not in (source.splits[0], PARTS[0]):
+        raise ValueError(f"data: wanted a labelled split {source.splits[0]} for {task}, got none")
+    classes = _classes(f"data: {task} {train}", set(values[train]), source)
+    for name, labels in values.items():
+        place = f"data: {task} {name}"
+        outside = [label for label in set(labels) if label not in classes]
+        if outside:
+            wanted = f"labels in 0..{len(classes) - 1}"
+            if not isinstance(classes, range):
+                wanted = f"labels as in {train} ({', '.join(map(str, classes[:9]))})"
+            raise ValueError(f"{place}: wanted {wanted}, got {min(outside, key=str)}")
+        number = {label: i for i, label in enumerate(classes)}
+        rows = found[name]
+        if not isinstance(classes, range):
+            rows = rows.remove_columns("label")
+            rows = rows.add_column("label", [number[label] for label in labels])
+        labelled[name] = rows
+    return labelled, len(classes)
 
 
-def _read_json_lines(path: Path, columns: Sequence[str]) -> list[dict]:
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"data: {path} line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: wanted a JSON object, got {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: wanted a JSON object, got {type(row).__name__}")
-            for column in columns:
-                kind = int if column == "label" else str
-                if column not in row:
-                    got = ", ".join(row)
-                    raise ValueError(f"{place}: wanted a column {column!r}, got the columns {got}")
-                if type(row[column]) is not kind:
-                    wanted = f"{kind.__name__} in column {column!r}"
-                    raise ValueError(f"{place}: wanted {wanted}, got {row[column]!r}")
-            rows.append({column: row[column] for column in columns})
-    if not rows:
-        raise ValueError(f"data: wanted rows in {path}, got an empty file")
-    return rows
+def _classes(place: str, labels: set, source: Source) -> Sequence:
+    """The classes in the order of their numbers: words sorted, or whole numbers from 0 on."""
+    if source.num_labels:
+        return range(source.num_labels)
+    if len(labels) < 2:
+        raise ValueError(f"{place}: wanted at least two labels, got {labels.pop()!r} alone")
+    if type(next(iter(labels))) is not int:
+        return sorted(labels)
+    if min(labels) != 0 or max(labels) != len(labels) - 1:
+        got = ", ".join(map(str, sorted(labels)[:9]))
+        raise ValueError(f"{place}: wanted whole labels 0..{len(labels) - 1}, got {got}")
+    return range(len(labels))
 
 
-def _has_labels(split: str, rows, columns: Sequence[str], num_labels: int) -> bool:
-    """Whether a split is labelled; the hub marks unlabelled ones by -1 throughout."""
-    for column in (*columns, "label"):
-        if column not in rows.column_names:
-            got = ", ".join(rows.column_names)
-            raise ValueError(f"data: {split}: wanted a column {column!r}, got the columns {got}")
-    present = set(rows["label"])
-    if present == {-1}:
-        return False
-    outside = sorted(present - set(range(num_labels)))
-    if outside:
-        wanted = f"labels in 0..{num_labels - 1}"
-        raise ValueError(f"data: {split}: wanted {wanted}, got {outside[0]}")
-    return True
-
-
-def _choose_parts(labelled: dict, validation_name: str, test_name: str) -> tuple[dict, dict]:
+def _choose_parts(labelled: dict) -> tuple[dict, dict]:
     """Two labelled splits serve as validation and test; a single one is the test, and the
     validation part is carved from train."""
     from sklearn.model_selection import train_test_split
 
-    others = [name for name in (validation_name, test_name) if name in labelled]
-    if not others:
-        raise ValueError(f"data: wanted a labelled {validation_name} or {test_name}, got neither")
-    train = labelled["train"]
+    name, *others = labelled
+    train = labelled[name]
     parts = {"train": train, "validation": labelled[others[0]], "test": labelled[others[-1]]}
-    splits = {"train": "train", "validation": others[0], "test": others[-1]}
+    origins = {"train": name, "validation": others[0], "test": others[-1]}
     if len(others) == 1:
         count = min(max(1, round(CARVED_SHARE * len(train))), CARVED_MOST)
         if count >= len(train):
             raise ValueError(f"data: wanted at least 2 training rows, got {len(train)}")
         kept, carved = train_test_split(range(len(train)), test_size=count, random_state=0)
         parts |= {"train": train.select(kept), "validation": train.select(carved)}
-        splits |= {"train": f"train without {count} rows", "validation": f"{count} rows of train"}
-    return parts, {part: f"{splits[part]}, {len(rows)} rows" for part, rows in parts.items()}
+        origins |= {
+            "train": f"{name} without {count} rows",
+            "validation": f"{count} rows of {name}",
+        }
+    return parts, origins
+
+
+def _chosen(count: int, most: int | None) -> list[int]:
+    """The rows to score: all, or a random choice that is always the same."""
+    if most is None or most >= count:
+        return list(range(count))
+    return sorted(random.Random(0).sample(range(count), most))
 
 
 def _text_collator(settings: Settings, columns: Sequence[str]) -> Callable[[list[dict]], dict]:
     import torch
-    from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"model: no tokenizer in {settings.model!r} ({reason})") from error
+    tokenizer = load_tokenizer(settings.model, settings.revision)
 
     def collate(batch: list[dict]) -> dict:
         texts = [[row[column] for row in batch] for column in columns]
@@ -264,6 +276,17 @@ def _text_collator(settings: Settings, columns: Sequence[str]) -> Callable[[list
     return collate
 
 
+def load_tokenizer(name: str, revision: str | None = None):
+    """The tokenizer of a folder or of a model of the hub; raises ValueError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"model: no tokenizer in {name!r} ({reason})") from error
+
+
 def _hash_rows(parts: dict) -> str:
     digest = hashlib.sha256()
     for name, rows in parts.items():
@@ -271,3 +294,16 @@ def _hash_rows(parts: dict) -> str:
         for batch in rows.iter(batch_size=1000):
             digest.update(json.dumps(batch, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=4)
+def _count_overlap(train, test, texts: tuple[str, ...]) -> int:
+    seen = set(_normalized(train, texts))
+    return sum(row in seen for row in _normalized(test, texts))
+
+
+def _normalized(rows, texts: tuple[str, ...]) -> Iterator[bytes]:
+    """A digest of every row's texts in lower case, with words alone."""
+    for row in zip(*(rows[column] for column in texts), strict=True):
+        words = (re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()) for text in row)
+        yield hashlib.blake2b("\0".join(map(" ".join, words)).encode(), digest_size=16).digest()

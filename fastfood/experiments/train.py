@@ -1,100 +1,124 @@
-"""One trial: full fine-tuning, DID or SAID of one model with one rate and one seed, through
-`transformers.Trainer`. On the CPU the same trial always gives the same score."""
+"""One trial: one model trained by one method with one rate and one seed, through
+`transformers.Trainer`, and its scores. On the CPU the same trial always gives the same scores."""
 
+import math
+import random
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import gettempdir
 
 import torch
 from torch import nn
 
-from .config import Settings
-from .tasks import Task, load_task
+from .config import SUBSPACE_METHODS, Settings
+from .models import build_model, parameter_groups, trained_numbers
+from .plan import trial_key
+from .tasks import Task, load_task, score
 
 EVALUATION_BATCH = 128
+CHECKS = 10  # how often a training looks whether it has diverged
 
 
-def build_base(settings: Settings, num_labels: int, seed: int) -> nn.Module:
-    """The base model theta_0 of a seed: the same for every method, d and rate.
+def train_trial(settings: Settings, trial: dict, floor: float | None = None) -> dict:
+    """Trains and scores one trial; all scores are shares in [0, 1].
 
-    Raises ValueError when the model cannot be loaded.
+    Returns `validation` and `test` in the task's metric, `test_accuracy`, `train_accuracy` (over
+    `gap_rows` training rows, None without them), `halfway` (validation at half of the steps, None
+    unless `settings.prune`), `trained` and `head_trained` (numbers), `seconds` in all,
+    `seconds_per_step` of training alone, and the `accelerator`'s name or None.
+
+    Raises FloatingPointError when the loss or a parameter is not finite, and with `settings.prune`
+    optuna.TrialPruned, with attributes `halfway` and `step`, when `halfway` is below `floor`.
     """
-    from transformers import AutoModelForSequenceClassification, set_seed
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # a new head is no news here
-    logging.disable_progress_bar()
-    set_seed(seed)  # decides a new head's weights, or all weights of the digits model
-    if settings.task == "digits":
-        return _digits_model(num_labels)
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            settings.model,
-            num_labels=num_labels,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        wanted = "a folder or hub name of a sequence classification model"
-        raise ValueError(f"model: wanted {wanted}, got {settings.model!r} ({reason})") from error
+    start = time.perf_counter()
+    _share_the_machine(settings, trial)
+    task = load_task(settings)
+    model = build_model(settings, trial, task.num_labels)
+    trained, head_trained = trained_numbers(model, trial)
+    result = _fit(settings, trial, task, model, floor)
+    result |= {"trained": trained, "head_trained": head_trained}
+    result |= _scores(settings, trial, task, model)
+    if settings.save_adapters and trial["method"] in SUBSPACE_METHODS:
+        name = f"{trial['method']}-d{trial['d']}-rate{trial['learning_rate']}-seed{trial['seed']}"
+        model.save_pretrained(Path(settings.out, "adapters", f"{name}-{trial_key(trial)}"))
+    on_cpu = trial["device"] == "cpu"
+    result["accelerator"] = None if on_cpu else torch.cuda.get_device_name()
+    return result | {"seconds": time.perf_counter() - start}
 
 
-def _digits_model(num_labels: int) -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    return ViTForImageClassification(
-        ViTConfig(
-            image_size=8,
-            patch_size=2,
-            num_channels=1,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=256,
-            num_labels=num_labels,
-        )
-    )
+def _share_the_machine(settings: Settings, trial: dict) -> None:
+    if trial["device"] == "cpu":
+        torch.set_num_threads(1)  # sums depend on the number of threads
+        return
+    torch.cuda.empty_cache()  # what the trial before kept, a neighbour may need
+    if settings.gpu_share < 1:  # who takes more than its share fails itself, not its neighbour
+        torch.cuda.set_per_process_memory_fraction(settings.gpu_share)
 
 
-def build_model(settings: Settings, trial: dict, num_labels: int) -> nn.Module:
-    """The module that a trial trains, on the device that it will stay on."""
-    base = build_base(settings, num_labels, trial["seed"]).to(trial["device"])
-    if trial["method"] == "full":
-        return base
-    import fastfood
+def _fit(settings: Settings, trial: dict, task: Task, model: nn.Module, floor) -> dict:
+    """Trains the model in place; returns `halfway` and `seconds_per_step`."""
+    steps = trial["max_steps"]
+    every, half = math.ceil(steps / CHECKS), math.ceil(steps / 2)
+    halfway, paused = None, 0.0
 
-    config = fastfood.SubspaceConfig(
-        trial["d"],
-        method=trial["method"],
-        seed=trial["seed"],
-        normalization=trial["normalization"],
-    )
-    return fastfood.get_subspace_model(base, config)
+    def after_step(step: int) -> None:
+        nonlocal halfway, paused
+        stop = settings.prune and step == half
+        if stop or step % every == 0 or step == steps:
+            _check_finite(model, step)  # on a GPU this also waits for the step
+        if stop:
+            start = time.perf_counter()
+            halfway = score(trial["metric"], *predict(model, task, task.validation, trial["bf16"]))
+            paused = time.perf_counter() - start
+            if floor is not None and halfway < floor:
+                raise _pruned(halfway, floor, step)
 
-
-def parameter_groups(model: nn.Module, trial: dict) -> list[dict]:
-    """The optimizer's groups: theta and lambda with their own rates, or every base parameter."""
-    import fastfood
-
-    if trial["method"] != "full":
-        return fastfood.parameter_groups(model, trial["learning_rate"], trial["lambda_lr"])
-    return [
-        {
-            "params": [p for p in model.parameters() if p.requires_grad],
-            "lr": trial["learning_rate"],
-        }
-    ]
+    trainer = make_trainer(trial, task, model)
+    trainer.add_callback(_step_callback(after_step))
+    start = time.perf_counter()
+    loss = trainer.train().training_loss
+    seconds = time.perf_counter() - start - paused
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"diverged: the mean loss of {steps} steps is {loss}")
+    return {"halfway": halfway, "seconds_per_step": seconds / steps}
 
 
-def make_trainer(settings: Settings, trial: dict, task: Task, model: nn.Module):
+def _check_finite(model: nn.Module, step: int) -> None:
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    # an entry that is not finite makes its tensor's sum so; float64 does not overflow by summing
+    sums = torch.stack([p.sum(dtype=torch.float64) for p in trained])
+    if not sums.isfinite().all():
+        raise FloatingPointError(f"diverged: a parameter is not finite after {step} steps")
+
+
+def _pruned(halfway: float, floor: float, step: int) -> Exception:
+    import optuna
+
+    pruned = optuna.TrialPruned(f"validation {halfway:.4f} is below {floor:.4f} at step {step}")
+    pruned.halfway, pruned.step = halfway, step
+    return pruned
+
+
+def _step_callback(act: Callable[[int], None]):
+    """A callback of the Trainer that calls act(step) after every optimizer step."""
+    from transformers import TrainerCallback
+
+    class AfterStep(TrainerCallback):
+        def on_step_end(self, args, state, control, **others):
+            act(state.global_step)
+
+    return AfterStep()
+
+
+def make_trainer(trial: dict, task: Task, model: nn.Module):
     """A silent Trainer for the trial; the rates rise for `warmup` of the steps, then fall to 0."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     arguments = TrainingArguments(
-        output_dir=settings.out,  # nothing is written there: no checkpoints, no logs
+        output_dir=gettempdir(),  # it has to exist; nothing is written there
         max_steps=trial["max_steps"],
         per_device_train_batch_size=trial["batch_size"],
-        per_device_eval_batch_size=EVALUATION_BATCH,
         lr_scheduler_type="linear",
         warmup_steps=trial["warmup"],
         bf16=trial["bf16"],
@@ -104,13 +128,12 @@ def make_trainer(settings: Settings, trial: dict, task: Task, model: nn.Module):
         remove_unused_columns=False,  # the collator makes exactly what the model takes
         dataloader_pin_memory=trial["device"] != "cpu",
         logging_strategy="no",
+        logging_nan_inf_filter=False,  # which would hide that a training diverged
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         log_level="error",
     )
-    model.accepts_loss_kwargs = False  # the loss is the batch's mean, for base and subspace alike
-    model.floating_point_ops = lambda inputs: 0  # counting them takes 4 % of a small model's step
     groups = parameter_groups(model, trial)
     trainer = Trainer(
         model=model,
@@ -118,36 +141,59 @@ def make_trainer(settings: Settings, trial: dict, task: Task, model: nn.Module):
         data_collator=task.collate,
         train_dataset=task.train,
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "weight_decay": 0.0}),
-        preprocess_logits_for_metrics=_predicted_labels,
     )
+    trainer.floating_point_ops = lambda inputs: 0  # counting them takes 4 % of a small model's step
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _predicted_labels(logits, labels) -> torch.Tensor:
-    # encoder-decoder models return their hidden states beside the logits
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+def _scores(settings: Settings, trial: dict, task: Task, model: nn.Module) -> dict:
+    bf16 = trial["bf16"]
+    validation = predict(model, task, task.validation, bf16)
+    test = predict(model, task, task.test, bf16)
+    scores = {
+        "validation": score(trial["metric"], *validation),
+        "test": score(trial["metric"], *test),
+        "test_accuracy": score("accuracy", *test),
+        "train_accuracy": None,
+    }
+    if settings.gap_rows:
+        rows = some_rows(task.train, settings.gap_rows)
+        scores["train_accuracy"] = score("accuracy", *predict(model, task, rows, bf16))
+    return scores
 
 
-def train_trial(settings: Settings, trial: dict) -> dict:
-    """Trains and scores one trial; accuracies are shares in [0, 1].
+def some_rows(rows: Sequence[dict], count: int) -> list[dict]:
+    """At most `count` of the rows, always the same random choice, texts by length: batches of equal
+    lengths waste little padding."""
+    chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
+    return sorted(
+        (rows[i] for i in chosen),
+        key=lambda row: sum(len(value) for value in row.values() if isinstance(value, str)),
+    )
 
-    Returns `validation` and `test` accuracy, `seconds`, and the `accelerator`'s name or None.
+
+def predict(
+    model: nn.Module, task: Task, rows: Sequence[dict], bf16: bool = False
+) -> tuple[list[int], list[int]]:
+    """The labels that the model predicts for rows of the task, and their true labels.
+
+    It runs in evaluation mode and leaves the model's mode and the random numbers as they were.
     """
-    start = time.perf_counter()
-    if trial["device"] == "cpu":
-        torch.set_num_threads(1)  # sums depend on the number of threads
-    task = load_task(settings)
-    model = build_model(settings, trial, task.num_labels)
-    trainer = make_trainer(settings, trial, task, model)
-    trainer.train()
-    scores = {}
-    for part in ("validation", "test"):
-        predicted = trainer.predict(getattr(task, part)).predictions
-        scores[part] = float((predicted == task.labels[part]).mean())
-    if settings.save_adapters and trial["method"] != "full":
-        name = f"{trial['method']}-d{trial['d']}-rate{trial['learning_rate']}-seed{trial['seed']}"
-        model.save_pretrained(Path(settings.out, "adapters", name))
-    on_cpu = trial["device"] == "cpu"
-    accelerator = None if on_cpu else torch.cuda.get_device_name()
-    return scores | {"seconds": time.perf_counter() - start, "accelerator": accelerator}
+    device = next(model.parameters()).device
+    forked = [device] if device.type == "cuda" else []
+    predicted, labels, was_training = [], [], model.training
+    model.eval()
+    with (
+        torch.random.fork_rng(forked),
+        torch.no_grad(),
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+    ):
+        for start in range(0, len(rows), EVALUATION_BATCH):
+            end = min(start + EVALUATION_BATCH, len(rows))
+            batch = task.collate([rows[i] for i in range(start, end)])
+            labels += batch.pop("labels").tolist()
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            predicted += model(**inputs).logits.argmax(-1).tolist()
+    model.train(was_training)
+    return predicted, labels

@@ -1,0 +1,220 @@
+"""Bounds on the risk of a classifier that is described by a short message, as functions of numbers.
+
+The risk R is the probability of a wrong answer on a new row. k of m training rows, drawn
+independently from the same distribution, are answered wrongly, and the classifier is the one that a
+message of a prefix code means, fixed before the rows were seen. A message of b bits has the prior
+probability 2^-b, and the divergence of a point on it from the prior is KL = b ln 2. Every bound
+below holds for all messages at once with probability 1 - delta over the rows, so whatever was tried
+on them is paid for as soon as the message says what came out of it.
+"""
+
+import math
+
+CATONI_ALPHA = 1.01  # fixed in advance: Catoni's grid of parameters is 1, 1.01, 1.01^2, ...
+
+_HALVINGS = 60  # of an interval in [0, 1]: it is then narrower than a double's spacing at 1
+
+
+def length_bits(length: int) -> int:
+    """The bits of Elias's delta code of length + 1, which makes a message of `length` bits part of
+    a prefix code: the length goes first (Elias, 1975, Universal codeword sets).
+
+    With N = length + 1 and k = floor(log2 N) it is k + 2 floor(log2(k + 1)) + 1. Kraft's sum over
+    all messages, sum over N >= 1 of 2^(N - 1) 2^-(N - 1) 2^-length_bits(N - 1), is exactly 1. The
+    often used 2 log2(length) is longer from 128 bits on, but no code: its sum is pi^2 / 6.
+
+    Raises ValueError for a negative length.
+    """
+    if length < 0:
+        raise ValueError(f"length: wanted at least 0 bits, got {length}")
+    k = (length + 1).bit_length() - 1
+    return k + 2 * ((k + 1).bit_length() - 1) + 1
+
+
+def kl_of_bits(bits: float) -> float:
+    """ln of one over the prior probability 2^-bits of a message, in nats."""
+    return bits * math.log(2)
+
+
+def paper_order(m: int, k: int, d: int) -> float:
+    """k / m + sqrt(d / m): an order of magnitude and no bound.
+
+    Theorem 1 of Aghajanyan et al. (2021) says that the risk is at most k / m + O(sqrt(d / m)) with
+    high probability, after Theorem 2.1 of Arora et al. (2018). It gives no constant and no
+    confidence; this is its value at the constant 1.
+    """
+    return k / m + math.sqrt(d / m)
+
+
+def finite_hypothesis(m: int, k: int, kl: float, delta: float) -> float:
+    """R <= k / m + sqrt((KL + ln(1 / delta)) / (2 m)): Hoeffding's inequality and a union over the
+    messages (Langford, 2005, section 4; Blumer et al., 1987, Occam's razor)."""
+    _check(m, k, kl, delta)
+    return min(1.0, k / m + math.sqrt((kl - math.log(delta)) / (2 * m)))
+
+
+def kl_inverse(m: int, k: int, kl: float, delta: float) -> float:
+    """The largest R with kl(k / m || R) <= (KL + ln(1 / delta)) / m, where kl is binary_kl().
+
+    Chernoff's inequality for the binomial tail and a union over the messages (Langford, 2005,
+    section 4; for Gibbs classifiers Seeger, 2002, Theorem 1). The ln((m + 1) / delta) or
+    ln(2 sqrt(m) / delta) of PAC-Bayes pays for posteriors that spread over several classifiers,
+    where R is an average. Here all of the posterior is on one message, and ln(1 / delta) is enough.
+    """
+    _check(m, k, kl, delta)
+    share, most = k / m, (kl - math.log(delta)) / m
+    if k == 0:
+        return -math.expm1(-most)
+    return _largest(lambda risk: binary_kl(share, risk) <= most, share)
+
+
+def binomial_tail(m: int, k: int, kl: float, delta: float) -> float:
+    """The largest R with P[Bin(m, R) <= k] >= delta exp(-KL), in log space.
+
+    Theorem 4.1 (Occam's razor bound) of Langford (2005), which is his Theorem 3.3 (test set bound)
+    at delta times the prior probability. Nothing is lost to an inequality but the union's.
+    """
+    _check(m, k, kl, delta)
+    least = math.log(delta) - kl
+    if k == 0:
+        return -math.expm1(least / m)
+    return _largest(lambda risk: log_binomial_tail(m, k, risk) >= least, k / m)
+
+
+def catoni(m: int, k: int, kl: float, delta: float, alpha: float = CATONI_ALPHA) -> float:
+    """The least over lambda > 1 of (1 - exp(-lambda x / m)) / (1 - exp(-lambda / m)), where
+    x = k / m + alpha / lambda (KL + ln(1 / delta) + 2 ln(ln(alpha^2 lambda) / ln(alpha))).
+
+    Theorem 1.2.6 of Catoni (2007), as Lotfi et al. (2022) use it: the last term is the union over
+    a grid of lambdas with the ratio alpha > 1, and any lambda may be taken after that.
+    """
+    _check(m, k, kl, delta)
+    if not alpha > 1:
+        raise ValueError(f"alpha: wanted above 1, got {alpha}")
+
+    def bound(log_lambda: float) -> float:
+        union = 2 * math.log(2 + log_lambda / math.log(alpha))
+        lambda_ = math.exp(log_lambda)
+        x = k / m + alpha / lambda_ * (kl - math.log(delta) + union)
+        return math.expm1(-lambda_ / m * x) / math.expm1(-lambda_ / m)
+
+    steps = 400
+    grid = [math.log(100 * m) * (i + 1) / steps for i in range(steps)]
+    best = min(range(steps), key=lambda i: bound(grid[i]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, steps - 1)]
+    for _ in range(_HALVINGS):
+        third = (high - low) / 3
+        if bound(low + third) < bound(high - third):
+            high -= third
+        else:
+            low += third
+    return min(1.0, bound((low + high) / 2))
+
+
+BOUNDS = {
+    "finite hypothesis": finite_hypothesis,
+    "Catoni": catoni,
+    "kl-inverse": kl_inverse,
+    "binomial tail": binomial_tail,
+}
+
+
+def all_bounds(m: int, k: int, bits: float, delta: float) -> dict[str, float]:
+    """Every bound by name, for k errors in m rows and a message of a prefix code of `bits` bits.
+
+    m: at least 1. k: 0 to m. bits: at least 0. delta: in (0, 1), the chance that rows are drawn on
+    which a bound is wrong. Raises ValueError naming the argument, what was wanted and what was got.
+    """
+    return {name: bound(m, k, kl_of_bits(bits), delta) for name, bound in BOUNDS.items()}
+
+
+def best_bound(bounds: dict[str, float]) -> str:
+    """The name of the least of all_bounds(); it holds at the same 1 - delta as each of them.
+
+    delta need not be split among them: "binomial tail" is the least always, and where it holds for
+    all messages the others do. By Chernoff P[Bin(m, R) <= k] <= exp(-m kl(k / m || R)) for
+    R >= k / m, so each R that the tail allows is allowed by the kl-inverse. By Pinsker's inequality
+    the kl-inverse is at most the bound for a finite hypothesis class. And since kl(q || p) is the
+    largest over C of -ln(1 - p (1 - e^-C)) - C q (Germain et al., 2009, Proposition 2.1), it is at
+    most Catoni's at any C = lambda / m, even without the union.
+    """
+    return min(bounds, key=lambda name: (bounds[name], name != "binomial tail"))
+
+
+def binary_kl(q: float, p: float) -> float:
+    """q ln(q / p) + (1 - q) ln((1 - q) / (1 - p)) in nats; infinite where p alone is 0 or 1.
+
+    q, p: in [0, 1]. It keeps its digits also where they nearly meet.
+    """
+    if p in (0, 1):
+        return 0.0 if q == p else math.inf
+    return max(0.0, _share(q, p, p - q) + _share(1 - q, 1 - p, q - p))
+
+
+def _share(q: float, p: float, gap: float) -> float:
+    """q ln(q / p), by the gap p - q where that is small."""
+    if q == 0:
+        return 0.0
+    return -q * (math.log1p(gap / q) if abs(gap) < q / 2 else math.log(p / q))
+
+
+def log_binomial_tail(m: int, k: int, p: float) -> float:
+    """ln P[Bin(m, p) <= k] for k / m <= p <= 1, 0 <= k <= m.
+
+    The last and largest term is taken in Loader's form (2000, Fast and accurate computation of
+    binomial probabilities), which loses nothing at large m; the others follow as its ratios.
+    """
+    if k == m:
+        return 0.0
+    if p == 1:
+        return -math.inf
+    if k == 0:
+        return m * math.log1p(-p)
+    log_last = (
+        -m * binary_kl(k / m, p)
+        + _stirling_error(m)
+        - _stirling_error(k)
+        - _stirling_error(m - k)
+        - 0.5 * math.log(2 * math.pi * k * (1 - k / m))
+    )
+    odds, ratio, total = (1 - p) / p, 1.0, 1.0
+    for i in range(k, 0, -1):
+        ratio *= i / (m - i + 1) * odds
+        total += ratio
+        if ratio < 1e-17 * total:
+            break
+    return min(0.0, log_last + math.log(total))
+
+
+def _stirling_error(n: int) -> float:
+    """ln n! less Stirling's formula, n >= 1."""
+    if n < 16:
+        return math.lgamma(n + 1) - (n + 0.5) * math.log(n) + n - 0.5 * math.log(2 * math.pi)
+    square = 1.0 / (n * n)
+    series = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
+    return series / n
+
+
+def _largest(allowed, low: float) -> float:
+    """The end of the risks from `low` on that are allowed, rounded up to the next one refused."""
+    high = 1.0
+    if allowed(high):
+        return high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if allowed(middle):
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _check(m: int, k: int, kl: float, delta: float) -> None:
+    if not (isinstance(m, int) and m >= 1):
+        raise ValueError(f"m: wanted a whole number of rows of at least 1, got {m!r}")
+    if not (isinstance(k, int) and 0 <= k <= m):
+        raise ValueError(f"k: wanted a whole number of errors in 0..{m}, got {k!r}")
+    if not (kl >= 0 and math.isfinite(kl)):
+        raise ValueError(f"kl: wanted a finite number of at least 0, got {kl!r}")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta: wanted a share in (0, 1), got {delta!r}")

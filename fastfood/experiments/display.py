@@ -1,0 +1,169 @@
+"""How the results of a study are named and marked wherever they are shown: methods, models, numbers
+as text, the d90 of a measure with its interval, and the d90s that the paper published."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+METHOD_NAMES = {
+    "full": "full",
+    "did": "DID",
+    "said": "SAID",
+    "lora": "LoRA",
+    "vera": "VeRA",
+    "unilora": "Uni-LoRA",
+    "tinylora": "TinyLoRA",
+}
+STATES = ("complete", "failed", "diverged", "pruned", "running", "waiting")  # of a trial
+SMALL_VIT = "small ViT"  # the model that the digits bring
+
+# Aghajanyan, Gupta and Zettlemoyer (ACL 2021), Table 1: {(task, model): {method: d90}}
+PAPER_D90 = {
+    (task, model): {"said": said, "did": did}
+    for task, rows in {
+        "glue/mrpc": {
+            "BERT-base": (1608, 1861),
+            "BERT-large": (1037, 2493),
+            "RoBERTa-base": (896, 1000),
+            "RoBERTa-large": (207, 322),
+        },
+        "glue/qqp": {
+            "BERT-base": (8030, 9295),
+            "BERT-large": (1200, 1389),
+            "RoBERTa-base": (896, 1389),
+            "RoBERTa-large": (774, 774),
+        },
+    }.items()
+    for model, (said, did) in rows.items()
+}
+_PAPER_MODELS = {
+    f"{name.lower()}{case}": (name, owner)
+    for name, owner, cases in [
+        ("BERT-base", "google-bert", ("-cased", "-uncased")),
+        ("BERT-large", "google-bert", ("-cased", "-uncased")),
+        ("RoBERTa-base", "FacebookAI", ("",)),
+        ("RoBERTa-large", "FacebookAI", ("",)),
+    ]
+    for case in cases
+}
+
+
+class Mark(NamedTuple):
+    """Where a d90 is drawn: its value and interval, cut to the tested d, and the side ("above",
+    "below" or None) on which the tested d cut it off."""
+
+    value: float
+    low: float
+    high: float
+    censored: str | None
+    open_high: bool  # the interval goes on above the largest tested d
+
+    def shifted(self, factor: float) -> "Mark":
+        """The mark at a little larger or smaller d."""
+        value, low, high = (factor * end for end in self[:3])
+        return self._replace(value=value, low=low, high=high)
+
+
+def d90_mark(measure: dict, method: str) -> Mark | None:
+    """The mark of a method's d90; None where there is no d90 to draw."""
+    result = measure["summary"]["d90"].get(method)
+    tested = [point["d"] for point in measure["points"] if point["method"] == method]
+    if result is None or not tested or result["value"] is None or math.isnan(result["value"]):
+        return None
+    value = min(result["value"], max(tested))
+    ends = [value if result.get(name) is None else result[name] for name in ("low", "high")]
+    censored = "below" if value <= min(tested) else None
+    if result["value"] == math.inf:
+        censored = "above"
+    low, high = (min(max(end, min(tested)), max(tested)) for end in ends)
+    return Mark(value, low, high, censored, ends[1] == math.inf)
+
+
+def full_point(measure: dict) -> dict | None:
+    """The point of full fine-tuning, None until its runs have finished."""
+    return next((point for point in measure["points"] if point["method"] == "full"), None)
+
+
+def accuracies(point: dict) -> list[float]:
+    """A point's test accuracies by seed; its test scores where accuracies were not kept."""
+    found = point.get("test_accuracy") or [None]
+    return point["test"] if None in found else found
+
+
+def gaps(point: dict) -> list[float]:
+    """A point's relative generalization gaps by seed, (train - test) / (1 - test) in accuracies
+    (Aghajanyan et al. 2021, section 5.1); [] where no training rows were scored."""
+    trained = point.get("train_accuracy") or [None]
+    if None in trained or max(accuracies(point)) == 1:
+        return []
+    return [(a - b) / (1 - b) for a, b in zip(trained, accuracies(point), strict=True)]
+
+
+def model_name(settings: dict) -> str:
+    """The model without the folder or owner before it, with the revision behind it."""
+    if settings.get("model") is None:
+        return SMALL_VIT
+    revision = settings.get("revision")
+    return Path(settings["model"]).name + (f"@{revision}" if revision else "")
+
+
+def paper_model(settings: dict) -> str | None:
+    """The paper's name of the model, such as "RoBERTa-base", or None when it is another one.
+
+    A hub name counts with its owner (google-bert, FacebookAI) or without one, a folder by its own
+    name; a revision is another model.
+    """
+    model = settings.get("model")
+    if model is None or settings.get("revision"):
+        return None
+    path = Path(model)
+    name, owner = _PAPER_MODELS.get(path.name.lower(), (None, None))
+    of_owner = str(path.parent) in (".", owner)
+    return name if of_owner or path.is_dir() or path.is_absolute() else None
+
+
+def paper_d90(settings: dict) -> dict:
+    """The paper's d90 by method for a measure's task and model; {} where it has none."""
+    if settings.get("metric") not in (None, "accuracy"):
+        return {}
+    return PAPER_D90.get((settings["task"], paper_model(settings)), {})
+
+
+def task_name(settings: dict) -> str:
+    """A task as short as it can be told from the others: "mrpc", "digits"."""
+    return Path(settings["task"]).name
+
+
+def typeset(text: str) -> str:
+    """A d90's text with one character for its sign."""
+    return text.replace("<= ", "≤ ").replace(">= ", "≥ ")
+
+
+def short(value: float) -> str:
+    """A count in three digits: 20000 as "20k", 110e6 as "110M"."""
+    for least, unit, letter in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:g}"
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as a person reads it, or a dash."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "42 s", "12 min" or "3.4 h"."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def spread(shares: list[float]) -> str:
+    """The sample standard deviation of shares over seeds, in percentage points; a dash for one."""
+    return f"{100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else "–"

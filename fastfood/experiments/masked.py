@@ -1,0 +1,235 @@
+"""The models of `pretrain` and their masked batches: masked language models of any size and
+architecture that transformers knows, and a small ViT that fills in masked patches of digits."""
+
+import hashlib
+import inspect
+import itertools
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .config import Settings
+
+if TYPE_CHECKING:
+    from .pretrain import Pretraining
+
+# The names of a model's sizes in the configurations of transformers.
+SIZE_NAMES = {
+    "hidden_size": ("hidden_size", "d_model", "dim"),
+    "layers": (
+        "num_hidden_layers",
+        "encoder_layers",
+        "decoder_layers",
+        "num_layers",
+        "num_decoder_layers",
+        "n_layers",
+        "n_layer",
+    ),
+    "heads": (
+        "num_attention_heads",
+        "encoder_attention_heads",
+        "decoder_attention_heads",
+        "num_heads",
+        "n_heads",
+        "n_head",
+    ),
+    "intermediate_size": (
+        "intermediate_size",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+        "d_ff",
+        "hidden_dim",
+        "d_inner",
+    ),
+}
+
+
+def masked_parts(pretraining: "Pretraining", settings: Settings) -> tuple:
+    """The model, its tokenizer or None, the rows to train on and their collator."""
+    from transformers.utils import logging
+
+    from .tasks import load_task, load_tokenizer, text_parts
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if settings.task == "digits":
+        train = load_task(settings).train
+        rows = [{"index": i, "pixel_values": row["pixel_values"]} for i, row in enumerate(train)]
+        model = _new_patch_model(pretraining)
+        return model, None, rows, _patch_collator(pretraining, model.config)
+    texts = None
+    if pretraining.vocabulary or any(pretraining.checkpoints):
+        parts = text_parts(settings)
+        texts = [list(parts["train"][column]) for column in parts["texts"]]
+    if pretraining.vocabulary:
+        tokenizer = _new_tokenizer(itertools.chain(*texts), pretraining.vocabulary)
+    else:
+        revision = None if pretraining.tokenizer else settings.revision
+        tokenizer = load_tokenizer(settings.model, revision)
+    if pretraining.model:
+        model = _load_model(pretraining)
+    else:
+        model = _new_text_model(pretraining, tokenizer)
+    _fit_tokenizer(tokenizer, model)
+    if not any(pretraining.checkpoints):
+        return model, tokenizer, [], None
+    if tokenizer.mask_token is None:
+        got = f"{settings.model!r}, which has none"
+        raise ValueError(f"tokenizer: wanted one with a mask token, got {got}")
+    tokens = tokenizer(
+        *texts, truncation=True, max_length=settings.max_length, return_special_tokens_mask=True
+    )
+    rows = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
+    return model, tokenizer, rows, _text_collator(pretraining, tokenizer)
+
+
+def _new_tokenizer(texts: Iterator[str], size: int):
+    """A tokenizer like BERT's, of at most `size` pieces of the words of `texts`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{name}_token": f"[{name.upper()}]" for name in names}
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=list(special.values()), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _load_model(pretraining: "Pretraining"):
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    name = pretraining.model
+    try:
+        return AutoModelForMaskedLM.from_pretrained(
+            name, revision=pretraining.revision or "main", dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        wanted = "a folder or hub name of a masked language model"
+        raise ValueError(f"model: wanted {wanted}, got {name!r} ({reason})") from error
+
+
+def _new_text_model(pretraining: "Pretraining", tokenizer):
+    """New weights: with a masked-LM head, or alone where no step is to be trained."""
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+    )
+
+    name = pretraining.architecture
+    if name not in CONFIG_MAPPING:
+        raise ValueError(f"architecture: wanted a model type of transformers, got {name!r}")
+    config_class = CONFIG_MAPPING[name]
+    if config_class not in AutoModelForSequenceClassification._model_mapping:
+        raise ValueError(f"architecture: wanted one that classifies texts, got {name!r}")
+    masked = config_class in AutoModelForMaskedLM._model_mapping
+    if not masked and any(pretraining.checkpoints):
+        wanted = "one that transformers has a masked-LM model of, or --checkpoints 0"
+        raise ValueError(f"architecture: wanted {wanted}, got {name!r}")
+    sizes = _sized_config(pretraining, config_class())
+    config = config_class(**sizes, **_token_settings(tokenizer))
+    if config.is_encoder_decoder:  # a decoder's text starts as BART's or as T5's does
+        config.decoder_start_token_id = config.eos_token_id if masked else config.pad_token_id
+    return (AutoModelForMaskedLM if masked else AutoModel).from_config(config)
+
+
+def _sized_config(pretraining: "Pretraining", default) -> dict:
+    """The names and values of a new model's sizes in a configuration like `default`."""
+    known = default.to_dict()
+    sizes = {
+        name: getattr(pretraining, size)
+        for size, names in SIZE_NAMES.items()
+        for name in names
+        if name in known
+    }
+    if "d_kv" in known:
+        sizes["d_kv"] = pretraining.hidden_size // pretraining.heads
+    if "max_position_embeddings" in known:
+        # RoBERTa and its kin count positions from the padding's number on
+        needed = pretraining.max_length + 2
+        sizes["max_position_embeddings"] = max(known["max_position_embeddings"], needed)
+    return sizes
+
+
+def _token_settings(tokenizer) -> dict:
+    """The numbers of special tokens; BERT's kin end and start texts by [SEP] and [CLS]."""
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError("tokenizer: wanted one with a padding token, got one without")
+    start = tokenizer.bos_token_id
+    start = tokenizer.cls_token_id if start is None else start
+    end = tokenizer.eos_token_id
+    end = tokenizer.sep_token_id if end is None else end
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": pad,
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "sep_token_id": tokenizer.sep_token_id,
+    }
+
+
+def _fit_tokenizer(tokenizer, model) -> None:
+    """Takes from a tokenizer's outputs what the model has no argument for, such as segments."""
+    arguments = inspect.signature(model.forward).parameters
+    names = tokenizer.model_input_names
+    tokenizer.model_input_names = [name for name in names if name in arguments]
+
+
+def _new_patch_model(pretraining: "Pretraining"):
+    from transformers import ViTForMaskedImageModeling
+
+    from .models import digits_model
+
+    config = digits_model(10).config
+    for name, value in _sized_config(pretraining, config).items():
+        setattr(config, name, value)
+    config.encoder_stride = config.patch_size  # the decoder gives back pixels of whole patches
+    return ViTForMaskedImageModeling(config)
+
+
+def random_numbers(seed: int, *what):
+    """Random numbers that are a function of the seed and of what they are for."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+def _text_collator(pretraining: "Pretraining", tokenizer):
+    from transformers import DataCollatorForLanguageModeling
+
+    masked = DataCollatorForLanguageModeling(tokenizer, mlm_probability=pretraining.mask)
+
+    def collate(rows: list[dict]) -> dict:
+        masked.generator = random_numbers(pretraining.seed, [row["input_ids"] for row in rows])
+        return masked(rows)
+
+    return collate
+
+
+def _patch_collator(pretraining: "Pretraining", config):
+    import torch
+
+    patches = (config.image_size // config.patch_size) ** 2
+    count = min(max(1, round(pretraining.mask * patches)), patches - 1)
+
+    def collate(rows: list[dict]) -> dict:
+        indices = [row["index"] for row in rows]
+        order = torch.rand(len(rows), patches, generator=random_numbers(pretraining.seed, indices))
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "bool_masked_pos": order.argsort(1) < count,
+        }
+
+    return collate

@@ -1,0 +1,160 @@
+"""A task vector as one bit string from which everything of it comes back: what a compression bound
+counts. The base model, its head's initial values and this code are known to both sides; the rest is
+in the message, each entry a prefix code of its own, and a ledger says what each costs."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastfood.layout import CHOICES, SubspaceConfig
+from fastfood.quantize import MAX_LEVELS, Quantized, decode, encode
+
+FLAGS = ("method", "normalization", "groups", "projection")  # of one or two bits, as CHOICES has
+
+_MOST_BITS = 64  # of a whole number: a longer one is damage
+
+
+class Message(NamedTuple):
+    """data: the bits, the first one highest, and less than a byte of zeros. ledger: entry: bits;
+    their sum is what a bound charges. The length's own code is the entry "length"."""
+
+    data: bytes
+    ledger: dict[str, int]
+
+    @property
+    def bits(self) -> int:
+        return sum(self.ledger.values())
+
+
+def encode_message(
+    config: SubspaceConfig, theta: Quantized, lambda_: Quantized | None = None, candidates: int = 1
+) -> Message:
+    """The message of a subspace and a quantised point in it.
+
+    theta: of d - m numbers. lambda_: of m numbers for SAID, None for DID. candidates: at least 1;
+    one more whole number in the message, for a choice among so many that the rest of it does not
+    tell. Whole numbers are in Elias's delta code: length_bits() of bounds.py says how long it is.
+
+    Raises ValueError naming the argument, what was wanted and what was got.
+    """
+    m = 0 if lambda_ is None else len(lambda_.symbols)
+    if (config.method == "said") != (m > 0):
+        raise ValueError(f"lambda_: wanted it for said and None for did, got {config.method}")
+    if len(theta.symbols) != config.d - m:
+        raise ValueError(f"theta: wanted {config.d - m} numbers, got {len(theta.symbols)}")
+    if candidates < 1:
+        raise ValueError(f"candidates: wanted at least 1, got {candidates}")
+    entries = {}
+    for name in FLAGS:
+        value = getattr(config, name)
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name}: wanted one of {', '.join(CHOICES[name])}, got {value!r}")
+        entries[name] = f"{CHOICES[name].index(value):0{_width(name)}b}"
+    entries["d"] = elias_delta(config.d)
+    entries["seed"] = elias_delta(config.seed + 1)
+    entries["candidate"] = elias_delta(candidates)
+    if lambda_ is not None:
+        levels, codebook, symbols = _parts(lambda_)
+        entries |= {"m": elias_delta(m), "lambda levels": levels, "lambda codebook": codebook}
+        entries |= {"lambda symbols": elias_delta(len(symbols) + 1) + symbols}
+    levels, codebook, symbols = _parts(theta)
+    entries |= {"theta levels": levels, "theta codebook": codebook, "theta symbols": symbols}
+    bits = "".join(entries.values())
+    entries = {"length": elias_delta(len(bits) + 1)} | entries
+    bits = entries["length"] + bits
+    ledger = {name: len(entry) for name, entry in entries.items()}
+    return Message(_to_bytes(bits), ledger)
+
+
+def decode_message(data: bytes) -> tuple[SubspaceConfig, Tensor, Tensor | None]:
+    """The subspace, theta (d - m,) and for SAID lambda_ (m,), else None, in float32.
+
+    data: what encode_message() made. Raises ValueError with the reason if it never makes that.
+    """
+    reader = _Reader(_to_bits(data))
+    length = reader.number() - 1
+    padding = reader.left() - length
+    if not 0 <= padding < 8 or "1" in reader.bits[len(reader.bits) - padding :]:
+        raise ValueError(f"the message is damaged: wanted {length} bits, got {reader.left()}")
+    reader.bits = reader.bits[: len(reader.bits) - padding]
+    settings = {}
+    for name in FLAGS:
+        settings[name] = CHOICES[name][int(reader.take(_width(name)), 2)]
+    d, seed = reader.number(), reader.number() - 1
+    reader.number()  # the candidate's
+    config = SubspaceConfig(d, seed=seed, **settings)
+    m, lambda_ = 0, None
+    if config.method == "said":
+        m = reader.number()
+        book = _read_codebook(reader)
+        lambda_ = _quantized(m, book, reader.take(reader.number() - 1))
+    book = _read_codebook(reader)
+    theta = _quantized(d - m, book, reader.take(reader.left()))
+    return config, theta.dequantize(), None if lambda_ is None else lambda_.dequantize()
+
+
+def elias_delta(number: int) -> str:
+    """The delta code of a whole number >= 1 (Elias, 1975): 1, 0100, 0101, 01100, ..."""
+    binary = f"{number:b}"
+    length = f"{len(binary):b}"
+    return "0" * (len(length) - 1) + length + binary[1:]
+
+
+def _width(name: str) -> int:
+    return (len(CHOICES[name]) - 1).bit_length()
+
+
+def _parts(q: Quantized) -> tuple[str, str, str]:
+    """The levels, the codebook and the symbols; the zeros at the symbols' end are not sent."""
+    code, r = encode(q), len(q.codebook)
+    return elias_delta(r), _to_bits(code[4 : 4 + 2 * r]), _to_bits(code[4 + 2 * r :]).rstrip("0")
+
+
+def _read_codebook(reader: "_Reader") -> bytes:
+    levels = reader.number()
+    if levels > MAX_LEVELS:
+        raise ValueError(
+            f"the message is damaged: at most {MAX_LEVELS} levels can be, got {levels}"
+        )
+    return _to_bytes(reader.take(16 * levels))
+
+
+def _quantized(n: int, codebook: bytes, symbols: str) -> Quantized:
+    if symbols.endswith("0") or not 1 <= n < 1 << 24:
+        raise ValueError("the message is damaged: these symbols have another code")
+    head = n.to_bytes(3, "little") + bytes([len(codebook) // 2 - 1])
+    return decode(head + codebook + _to_bytes(symbols))
+
+
+def _to_bits(data: bytes) -> str:
+    return "".join(f"{byte:08b}" for byte in data)
+
+
+def _to_bytes(bits: str) -> bytes:
+    return bytes(int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8))
+
+
+class _Reader:
+    """Takes bits off the front of a string of them."""
+
+    def __init__(self, bits: str):
+        self.bits, self.place = bits, 0
+
+    def left(self) -> int:
+        return len(self.bits) - self.place
+
+    def take(self, count: int) -> str:
+        if count > self.left():
+            raise ValueError(f"the message is damaged: wanted {count} bits, got {self.left()}")
+        self.place += count
+        return self.bits[self.place - count : self.place]
+
+    def number(self) -> int:
+        """A whole number in the delta code."""
+        zeros = 0
+        while self.take(1) == "0":
+            zeros += 1
+        length = int("1" + self.take(min(zeros, _MOST_BITS)), 2)
+        if length > _MOST_BITS + 1:
+            raise ValueError(f"the message is damaged: a number of {length} bits")
+        return int("1" + self.take(length - 1), 2)

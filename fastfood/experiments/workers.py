@@ -1,0 +1,211 @@
+"""Where trials run: worker processes of this machine, or Ray tasks of a cluster. Both take one
+trial a worker and give futures of `concurrent.futures`; a worker that dies takes along no trial
+but its own."""
+
+import multiprocessing
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import fastfood
+
+from .config import Settings
+
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "optuna", "numpy", "scikit-learn")
+LOOK_AGAIN = 5.0  # seconds between looks at the size of a cluster, which may grow
+
+
+@cache
+def environment() -> dict:
+    """The versions and the hardware of this process."""
+    versions = {"python": platform.python_version(), "fastfood": fastfood.__version__}
+    versions |= {name: metadata.version(name) for name in LIBRARIES}
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.processor()
+    hardware = {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
+    return {"versions": versions, "hardware": hardware}
+
+
+def work(
+    train: Callable, settings: Settings, trial: dict, floor: float | None
+) -> tuple[dict, dict]:
+    """Runs in a worker: the result of a trial and the environment it was computed in."""
+    return train(settings, trial, floor), environment()
+
+
+def worker_count(settings: Settings, device: str) -> int:
+    """The workers asked for; by default one on a GPU, else one a core but at most two."""
+    if settings.workers is not None:
+        return settings.workers
+    return 1 if device.startswith("cuda") else min(2, len(os.sched_getaffinity(0)))
+
+
+def open_workers(settings: Settings, device: str) -> "Processes | RayTasks":
+    """The workers that the settings ask for; raises ValueError when Ray is not to be had."""
+    if settings.ray is None:
+        return Processes(worker_count(settings, device), device)
+    return RayTasks(settings.ray, settings.workers, settings.gpu_share, device)
+
+
+class Processes:
+    """`count` processes, each started when it is first needed and again after it died."""
+
+    def __init__(self, count: int, device: str) -> None:
+        self._device = device
+        self._idle: list[ProcessPoolExecutor | None] = [None] * count
+        self._busy: dict[Future, ProcessPoolExecutor] = {}
+
+    def free(self) -> int:
+        """How many trials can start now."""
+        return len(self._idle)
+
+    def submit(self, *arguments) -> Future:
+        """Starts `work(*arguments)` in a free worker."""
+        pool = self._idle.pop() or self._new_pool()
+        # a worker inherits the blocked signal, so Ctrl-C reaches this process alone
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            try:
+                future = pool.submit(work, *arguments)
+            except BrokenProcessPool:  # it died while it had nothing to do
+                pool = self._new_pool()
+                future = pool.submit(work, *arguments)
+            self._busy[future] = pool
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return future
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, context, _start_worker, (self._device,))
+
+    def collect(self, future: Future) -> BaseException | None:
+        """Frees the worker of a future that is done; returns what the trial raised, if anything."""
+        pool, error = self._busy.pop(future), future.exception()
+        if isinstance(error, BrokenProcessPool):
+            pool.shutdown(wait=False)
+            pool = None
+        self._idle.append(pool)
+        return error
+
+    def killed(self, error: BaseException) -> bool:
+        """Whether a trial ended because its worker died, and not by an error of its own."""
+        return isinstance(error, BrokenProcessPool)
+
+    def close(self, stop: bool) -> None:
+        """Ends the workers; with `stop` without waiting for their trials."""
+        if stop:
+            for process in multiprocessing.active_children():
+                process.terminate()
+        for pool in [*self._idle, *self._busy.values()]:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(device: str) -> None:
+    """Runs first in a worker: shows it one GPU at most, and ends it when its parent is killed."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    index = int(device.partition(":")[2] or 0)
+    if device.startswith("cuda"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = [name for name in visible.split(",") if name] or [str(i) for i in range(index + 1)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[index]
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+class RayTasks:
+    """Tasks of one core each, and of `gpu_share` of a GPU on cuda, on all nodes of a cluster.
+
+    `address` is local (a cluster of this process, which listens on loopback alone), auto (one that
+    runs on this machine) or HOST:PORT. `most` limits the tasks at a time. Raises ValueError
+    without the package ray, a cluster or a device.
+    """
+
+    def __init__(self, address: str, most: int | None, gpu_share: float, device: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address == "local":  # without this Ray takes an address that the network reaches
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        try:
+            import ray
+        except ImportError:
+            raise ValueError(
+                f"ray: wanted the package ray (pip install ray) for {address!r}, got none"
+            ) from None
+        self._ray, self._most = ray, most
+        self._gpu_share = gpu_share if device.startswith("cuda") else 0
+        self._busy: dict[Future, object] = {}
+        self._looked, self._room = -LOOK_AGAIN, 0
+        _connect(ray, address)
+        self._task = ray.remote(num_cpus=1, num_gpus=self._gpu_share, max_retries=0)(work)
+        if self.free() < 1:
+            ray.shutdown()
+            raise ValueError(f"device: wanted a cluster with room for {device!r}, got {address!r}")
+
+    def free(self) -> int:
+        """How many trials can start now."""
+        if time.monotonic() - self._looked >= LOOK_AGAIN:
+            self._looked = time.monotonic()
+            have = self._ray.cluster_resources()
+            self._room = int(have.get("CPU", 0))
+            if self._gpu_share:
+                self._room = min(self._room, int(have.get("GPU", 0) / self._gpu_share + 1e-9))
+            self._room = min(self._room, self._most or self._room)
+        return self._room - len(self._busy)
+
+    def submit(self, *arguments) -> Future:
+        """Starts `work(*arguments)` on a node with room for it."""
+        task = self._task.remote(*arguments)
+        future = task.future()
+        self._busy[future] = task
+        return future
+
+    def collect(self, future: Future) -> BaseException | None:
+        """Frees the room of a future that is done; returns what the trial raised, if anything."""
+        del self._busy[future]
+        error = future.exception()
+        return error.cause if isinstance(error, self._ray.exceptions.RayTaskError) else error
+
+    def killed(self, error: BaseException) -> bool:
+        """Whether a trial ended because its worker or node died, and not by an error of its own."""
+        names = ("WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError")
+        names += ("OutOfMemoryError", "ObjectLostError")
+        return isinstance(error, tuple(getattr(self._ray.exceptions, name) for name in names))
+
+    def close(self, stop: bool) -> None:
+        """Leaves the cluster; with `stop` its tasks are killed first."""
+        for task in self._busy.values() if stop else ():
+            self._ray.cancel(task, force=True)
+        self._ray.shutdown()
+
+
+def _connect(ray, address: str) -> None:
+    import logging
+
+    options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        wanted = "local, auto where a cluster runs, or a cluster's HOST:PORT"
+        raise ValueError(f"ray: wanted {wanted}, got {address!r} ({reason})") from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # ray.init puts its own in its place

@@ -1,0 +1,111 @@
+"""Tests of the settings: how they are read, their defaults, and checks that say what is wrong."""
+
+import math
+
+import pytest
+
+from fastfood.experiments.config import Settings, complete, field_facts, kinds, read_settings
+
+TEXT = {"task": "glue/sst2", "model": "somewhere"}
+OWN = {"task": "reviews", "text_columns": ("review",), "label_column": "stars", "model": "any"}
+OWN |= {"splits": ("train", "test")}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"task": "glue/rte"}, "task: wanted one of digits, .*, got 'glue/rte'"),
+        ({"task": "glue/sst2"}, "model: wanted a model's folder or hub name .*, got None"),
+        ({"data": "/"}, "data: wanted nothing, because the task digits"),
+        ({**TEXT, "data": "/no/such/folder"}, "data: wanted an existing folder, got"),
+        ({"methods": ("adam",)}, "method: wanted some of did, said, .*, got 'adam'"),
+        ({"methods": ()}, "method: wanted at least one"),
+        ({"dims": ()}, "dims: wanted at least one"),
+        ({"dims": (10, 0)}, "dims: wanted whole numbers of at least 1, got 0"),
+        ({"lrs": (0.1, -1.0)}, "lrs: wanted finite rates above 0, got -1.0"),
+        ({"full_lrs": (math.nan,)}, "full_lrs: wanted finite rates above 0, got nan"),
+        ({"lambda_lr": math.inf}, "lambda_lr: wanted a finite rate above 0, got inf"),
+        ({"normalization": "batch"}, "normalization: wanted global or tensor, got 'batch'"),
+        ({"seeds": 0}, "seeds: wanted at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps: wanted at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size: wanted at least 1, got -1"),
+        ({"max_length": 1}, "max_length: wanted at least 4 tokens, got 1"),
+        ({"warmup": 1.5}, "warmup: wanted a share"),
+        ({"device": "tpu"}, "device: wanted auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"workers": 0}, "workers: wanted at least 1, got 0"),
+        ({"splits": ("train", "test")}, "splits: wanted nothing, because the task digits has"),
+        ({**OWN, "splits": None}, "task: wanted one of .* or text_columns, label_column and"),
+        ({**OWN, "text_columns": ("a", "b", "c")}, "text_columns: wanted one or two columns"),
+        ({**OWN, "splits": ("train",)}, "splits: wanted two or three names"),
+        ({"metric": "bleu"}, "metric: wanted accuracy or f1, got 'bleu'"),
+        ({"search": "random"}, "search: wanted grid or bisect, got 'random'"),
+        ({"bracket": (100, 10)}, "bracket: wanted two whole numbers, .*, got \\(100, 10\\)"),
+        ({"precision": 1.0}, "precision: wanted a ratio above 1, got 1.0"),
+        ({"sizes": (0,)}, "sizes: wanted whole numbers of at least 1, got 0"),
+        ({"head": "none"}, "head: wanted inside or outside, got 'none'"),
+        ({"lr_factors": ()}, "lr_factors: wanted at least one rate"),
+        ({"eval_rows": 0}, "eval_rows: wanted at least 1, got 0"),
+        ({"gap_rows": -1}, "gap_rows: wanted at least 0, got -1"),
+        ({"gpu_share": 0.0}, "gpu_share: wanted a share in \\(0, 1\\], got 0.0"),
+        ({"heartbeat": 0}, "heartbeat: wanted at least 1 second, got 0"),
+        ({"storage": "trials.db"}, "storage: wanted a database URL"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(given, message):
+    with pytest.raises(ValueError, match="^" + message):
+        complete(Settings(**given))
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="^out: wanted a folder, got .*file is a file"):
+        complete(Settings(out=str(tmp_path / "file" / "study")))
+    complete(Settings(out=str(tmp_path / "a" / "b")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # nothing was made
+
+
+def test_defaults_come_from_the_task():
+    digits, text = complete(Settings()), complete(Settings(**TEXT, dims=(300, 20, 300)))
+    assert len(digits.dims) >= 6 and digits.out == "d90-digits" and digits.seeds == 2
+    assert text.dims == (20, 300) and text.out == "d90-glue-sst2" and text.batch_size == 32
+
+
+def test_settings_come_from_texts_and_from_values_alike():
+    texts = {"dims": "10,300", "lrs": "0.1, 0.5", "methods": "did,lora", "seeds": "3", "bf16": True}
+    values = {"dims": [10, 300], "lrs": [0.1, 0.5], "methods": ["did", "lora"], "seeds": 3}
+    assert read_settings(texts) == read_settings(values | {"bf16": True, "out": None})
+    assert read_settings(texts).dims == (10, 300) and read_settings(texts).seeds == 3
+    assert read_settings({"lambda_lr": 1}).lambda_lr == 1.0
+
+
+def test_dims_are_spaced_evenly_on_a_log_scale():
+    dims = read_settings({"dims": "10:10000:100"}).dims
+    assert dims[0] == 10 and dims[-1] == 10000 and dims == tuple(sorted(set(dims)))
+    assert 95 <= len(dims) <= 100  # neighbours below 14 round to the same number
+    assert read_settings({"dims": "10:1000:3"}).dims == (10, 100, 1000)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dim": 3}, "dim: wanted a setting, one of task, .*, got 3"),
+        ({"dims": "10,x"}, "dims: wanted a whole number, got 'x'"),
+        ({"dims": "10:5:3"}, "dims: wanted LOW:HIGH:COUNT, LOW < HIGH, got '10:5:3'"),
+        ({"dims": "1:100000000:100000000"}, "dims: wanted LOW:HIGH:COUNT"),
+        ({"dims": 7}, "dims: wanted a list or values between commas, got 7"),
+        ({"seeds": 2.5}, "seeds: wanted a whole number, got 2.5"),
+        ({"seeds": True}, "seeds: wanted a whole number, got True"),
+        ({"lambda_lr": "fast"}, "lambda_lr: wanted a number, got 'fast'"),
+        ({"prune": "yes"}, "prune: wanted true or false, got 'yes'"),
+        ({"task": 3}, "task: wanted a text, got 3"),
+    ],
+)
+def test_unreadable_settings_are_refused_by_name(given, message):
+    with pytest.raises(ValueError, match="^" + message):
+        read_settings(given)
+
+
+def test_every_setting_is_described_and_completes():
+    assert all(field_facts(name)["help"].endswith((".", "]")) for name in kinds())
+    assert kinds()["dims"] == (int, True) and kinds()["storage"] == (str, False)
+    assert complete(Settings(**OWN)).text_columns == ("review",)

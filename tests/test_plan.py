@@ -1,0 +1,151 @@
+"""Tests of the plan of a measurement: the rates, a grid's trials and their keys, bisections against
+known curves, and pruning."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from fastfood.experiments.config import Settings, complete
+from fastfood.experiments.plan import floor, theta_rates, trial_key, trials
+
+FACTS = {"D": 5000, "m": 4, "device": "cpu", "model_hash": "aa", "data_hash": "bb"}
+FACTS |= {"majority": 0.1, "counts": {"lora": {"1": 120, "4": 420}}}
+TEXT = {"task": "glue/sst2", "model": "somewhere"}
+
+
+def test_rates_fall_as_the_root_of_d_unless_they_are_given():
+    digits, text = complete(Settings()), complete(Settings(**TEXT))
+    small, large = theta_rates(text, 10), theta_rates(text, 1000)
+    assert [a / b for a, b in zip(small, large, strict=True)] == pytest.approx([10, 10], rel=0.05)
+    assert theta_rates(digits, 1000) == large and theta_rates(digits, 10) == small[-1:]
+    tensor = complete(Settings(**TEXT, normalization="tensor"))
+    assert max(theta_rates(tensor, 10)) == pytest.approx(0.32)
+    assert theta_rates(replace(digits, lrs=(0.5, 0.1, 0.5)), 10) == (0.1, 0.5)
+    assert theta_rates(replace(text, lr_factors=(1.0, 2.0, 3.0)), 100) == (0.1, 0.2, 0.3)
+
+
+def test_trials_cover_the_sweep_once_with_the_full_runs_first():
+    settings = complete(Settings(dims=(10, 100), lrs=(0.1, 0.3), full_lrs=(1e-3,), seeds=2))
+    asked = trials(settings, FACTS, {})
+    assert [t["method"] for t in asked[:2]] == ["full", "full"] and asked[0]["d"] == 5000
+    assert len({trial_key(t) for t in asked}) == len(asked) == 2 + 2 * 2 * 2 * 2
+    assert [t["seed"] for t in asked[2:]] == [0] * 8 + [1] * 8
+    assert [t["d"] for t in asked[2:10]] == [10] * 4 + [100] * 4
+    assert {t["lambda_lr"] for t in asked if t["method"] == "did"} == {None}
+
+
+def test_a_sized_method_has_one_trial_a_size_and_rate_with_its_own_count():
+    settings = Settings(methods=("lora", "did"), sizes=(4, 1), dims=(10,), lrs=(0.1,), seeds=1)
+    asked = trials(complete(replace(settings, peft_lrs=(0.01, 0.001))), FACTS, {})
+    found = [(t["d"], t["size"], t["learning_rate"]) for t in asked if t["method"] == "lora"]
+    assert found == [(120, 1, 0.001), (120, 1, 0.01), (420, 4, 0.001), (420, 4, 0.01)]
+    assert {t["head"] for t in asked if t["method"] == "lora"} == {"inside"}
+    assert {t["head"] for t in asked if t["method"] != "lora"} == {None}
+
+
+def test_a_trial_is_known_by_what_its_score_depends_on():
+    settings = complete(Settings(**TEXT, dims=(10,), lrs=(0.1,), full_lrs=(1e-5,), seeds=1))
+    full, did, said = (trial_key(t) for t in trials(settings, FACTS, {}))
+
+    def keys(facts=FACTS, **changes):
+        return [trial_key(t) for t in trials(replace(settings, **changes), facts, {})]
+
+    assert keys(model="moved", out="elsewhere", workers=7, prune=True) == [full, did, said]
+    assert keys(lambda_lr=0.5)[:2] == [full, did] and keys(lambda_lr=0.5)[2] != said
+    changed = ({"max_steps": 7}, {"batch_size": 7}, {"max_length": 77}, {"bf16": True})
+    for changes in (*changed, {"eval_rows": 7}, {"metric": "f1"}, {"gap_rows": 7}):
+        assert not set(keys(**changes)) & {full, did, said}
+    for name in ("model_hash", "data_hash"):
+        assert not set(keys(facts=FACTS | {name: "cc"})) & {full, did, said}
+    # the baseline is re-used whatever is compared with it
+    assert keys(normalization="tensor", methods=("did",))[0] == full
+
+
+# bisection
+
+
+def _searched(score, dead=(), **changes):
+    """Runs a bisection whose scores are `score(method, d, rate)`; returns dims by method, in the
+    order in which they were asked, and the number of rounds."""
+    settings = complete(
+        Settings(
+            **{"search": "bisect", "lrs": (0.1, 0.3), "seeds": 2, "methods": ("did",)} | changes
+        )
+    )
+    known, order, rounds = {}, {}, 0
+    while True:
+        asked = trials(settings, FACTS | {"D": 10**6}, known)
+        missing = [t for t in asked if trial_key(t) not in known]
+        if not missing:
+            return order, rounds
+        rounds += 1
+        for t in missing:
+            if t["d"] not in order.setdefault(t["method"], []):
+                order[t["method"]].append(t["d"])
+            value = score(t["method"], t["d"], t["learning_rate"])
+            gone = t["learning_rate"] in dead
+            known[trial_key(t)] = None if gone else {"validation": value, "test": value}
+
+
+def _step_at(d90):
+    return lambda method, d, rate: 0.95 if method == "full" or d >= d90 else 0.5
+
+
+@pytest.mark.parametrize("d90", [101, 150, 999, 1000, 1001, 3000, 70_000, 999_999])
+def test_a_bisection_closes_in_on_d90(d90):
+    order, _ = _searched(_step_at(d90))
+    reached = [d for d in order["did"] if d >= d90]
+    below = [d for d in order["did"] if d < d90]
+    assert max(below) < d90 <= min(reached) and min(reached) <= 1.25 * max(below)
+    assert len(order["did"]) <= 2 + math.log(10**4, 8) + math.log2(math.log(8) / math.log(1.25))
+
+
+def test_a_bisection_stays_in_its_bracket_and_above_the_scales_of_said():
+    assert _searched(_step_at(1))[0]["did"][-1] == 100
+    assert _searched(_step_at(10**7))[0]["did"][-1] == 10**6  # D
+    assert _searched(_step_at(10**7), bracket=(100, 5000))[0]["did"] == [1000, 5000]
+    assert _searched(_step_at(1), methods=("said",), bracket=(1, 5000))[0]["said"][-1] == 5  # m + 1
+
+
+def test_a_bisection_asks_for_the_baseline_first_and_for_one_d_at_a_time():
+    order, rounds = _searched(_step_at(3000), methods=("did", "said"))
+    assert list(order) == ["full", "did", "said"]
+    assert rounds == 1 + max(len(order["did"]), len(order["said"]))
+
+
+def test_a_rate_without_scores_does_not_hold_a_bisection_up():
+    assert min(d for d in _searched(_step_at(3000), dead=(0.3,))[0]["did"] if d >= 3000) < 3750
+    # without any score no d is on the line, and without a baseline there is none
+    order, _ = _searched(_step_at(1), dead=(0.1, 0.3))
+    assert order["did"][-1] == 10**6
+    assert "did" not in _searched(_step_at(1), dead=(1e-3,))[0]
+
+
+# pruning
+
+
+def test_the_floor_is_what_other_rates_had_at_half_of_the_same_seed():
+    settings = complete(Settings(dims=(10,), lrs=(0.1, 0.3, 0.5), methods=("did",), prune=True))
+    asked = trials(settings, FACTS, {})
+    did = [t for t in asked if t["method"] == "did"]
+    first, second, third = did[:3]  # the rates of seed 0
+    known = {}
+    assert floor(settings, third, asked, known) is None
+    known[trial_key(first)] = {"halfway": 0.8}
+    assert floor(settings, third, asked, known) == pytest.approx(0.7)
+    assert floor(replace(settings, prune=False), third, asked, known) is None
+    assert floor(settings, did[4], asked, known) is None  # of seed 1
+    known[trial_key(second)] = {"halfway": 0.9}
+    assert floor(settings, third, asked, known) == pytest.approx(0.8)
+    known[trial_key(did[4])] = None  # rate 0.3 was stopped at seed 1: it stops no other
+    assert floor(settings, third, asked, known) == pytest.approx(0.7)
+
+
+def test_the_other_seeds_of_a_pruned_rate_are_not_run():
+    settings = complete(Settings(dims=(10,), lrs=(0.1, 0.3), methods=("did",), prune=True))
+    asked = trials(settings, FACTS, {})
+    stopped = next(t for t in asked if t["learning_rate"] == 0.3)
+    left = trials(settings, FACTS, {trial_key(stopped): None})
+    assert [t for t in asked if t not in left] == [stopped | {"seed": 1}]
+    assert trials(replace(settings, prune=False), FACTS, {trial_key(stopped): None}) == asked

@@ -1,0 +1,152 @@
+"""Tests of recipes: those of the package say everything, the product of what varies, small scales,
+replaced settings, and errors that name the key."""
+
+import pytest
+
+from fastfood.experiments import recipes
+from fastfood.experiments.config import Settings, kinds
+
+RECIPE = """
+title = "two tasks"
+kind = "figure1"
+[settings]
+seeds = 1
+dims = [10, 100]
+[vary]
+model = ["pretrained/vit/*", "other"]
+lambda_lr = [{ lambda_lr = 0.1, max_steps = 5 }, 0.2]
+[[pretrain]]
+name = "vit"
+task = "digits"
+checkpoints = [0, 50]
+[small]
+settings = { seeds = 3 }
+vary = { model = ["other"] }
+"""
+
+UNSTATED = {"text_columns", "label_column", "splits", "model", "revision", "data", "task"}
+UNSTATED |= {"sizes", "head", "lrs", "peft_lrs", "eval_rows", "gap_rows", "out", "name"}
+UNSTATED |= {"device", "workers", "gpu_share", "ray", "storage", "heartbeat", "save_adapters"}
+SEARCHES = {"grid": {"bracket", "precision"}, "bisect": {"dims"}}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    return "mine.toml"
+
+
+@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("name", ["table1", "figure1", "figure2", "figure3", "figure4", "figure5"])
+def test_the_recipes_of_the_paper_state_every_setting(name, scale, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, parsed = recipes._parse(name)
+    stated = set(parsed["settings"]) | set(parsed["small"].get("settings", {}))
+    varied = parsed["vary"] if scale == "full" else parsed["small"].get("vary", parsed["vary"])
+    for values in varied.values():
+        stated |= {key for value in values if isinstance(value, dict) for key in value}
+    planned = recipes.read(name, scale, {})
+    assert planned.kind == name and planned.scale == scale and planned.title and planned.note
+    unstated = UNSTATED | SEARCHES[planned.measures[0][2].search]
+    assert set(kinds()) - set(stated) <= unstated
+    labels = [label for label, _, _ in planned.measures]
+    assert len(set(labels)) == len(labels)
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_the_papers_recipes_have_its_sweeps():
+    table = recipes.read("table1", "full", {})
+    settings = [settings for _, _, settings in table.measures]
+    assert len(settings) == 4 * 2 and len({(s.model, s.task) for s in settings}) == 8
+    assert all(len(s.lr_factors) == 4 and s.dims[0] == 10 and s.dims[-1] == 10000 for s in settings)
+    figure = recipes.read("figure2", "full", {}).measures
+    assert all(s.bracket == (100, 4_000_000) and s.search == "bisect" for _, _, s in figure)
+    assert {x for _, x, _ in figure} >= {0, 20_000, 2_000_000}
+    assert len({s.task for _, _, s in figure}) == 6
+
+
+def test_measurements_are_the_product_of_what_varies(recipe):
+    planned = recipes.read(recipe, "full", {})
+    assert (planned.name, planned.kind, planned.out.name) == ("mine", "figure1", "mine")
+    assert [(x, s.model, s.lambda_lr, s.max_steps) for _, x, s in planned.measures] == [
+        (0, "mine/pretrained/vit/step-0", 0.1, 5),
+        (0, "mine/pretrained/vit/step-0", 0.2, 300),
+        (50, "mine/pretrained/vit/step-50", 0.1, 5),
+        (50, "mine/pretrained/vit/step-50", 0.2, 300),
+        (None, "other", 0.1, 5),
+        (None, "other", 0.2, 300),
+    ]
+    assert planned.pretrainings == [
+        {"task": "digits", "checkpoints": [0, 50], "out": "mine/pretrained/vit"}
+    ]
+    assert {s.seeds for _, _, s in planned.measures} == {1}
+    assert {s.out for _, _, s in planned.measures} == {"mine"}
+
+
+def test_the_small_scale_replaces_settings_one_by_one_and_the_rest_as_a_whole(recipe):
+    planned = recipes.read(recipe, "small", {})
+    assert planned.name == "mine-small" and planned.out.name == "mine-small"
+    ((_, _, settings),) = planned.measures
+    assert (settings.model, settings.seeds, settings.dims) == ("other", 3, (10, 100))
+    assert settings.lambda_lr == Settings.lambda_lr
+
+
+def test_given_settings_replace_those_of_the_recipe(recipe):
+    planned = recipes.read(recipe, "small", {"dims": "7", "out": "there", "seeds": 2})
+    ((_, _, settings),) = planned.measures
+    assert (settings.dims, settings.seeds, settings.out) == ((7,), 2, "there")
+    assert planned.pretrainings[0]["out"] == "there/pretrained/vit"
+    with pytest.raises(ValueError, match="^model: wanted nothing, because the recipe varies it"):
+        recipes.read(recipe, "full", {"model": "mine"})
+
+
+def test_checkpoints_have_their_place_along_pretraining():
+    for name, place in {"a/step-200": 200, "a-step_20k": 20_000, "step200": 200, "a": None}.items():
+        assert recipes._place({"model": name}) == place
+    assert recipes._place({"model": "b", "revision": "step3000"}) == 3000
+    assert recipes._place({"task": "step3"}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind = [", "recipe: wanted TOML in mine.toml, got"),
+        ("kind = 'figure9'", "recipe: wanted kind = one of d90, .*, got 'figure9'"),
+        ("kind = 'd90'\ncolour = 1", r"recipe: wanted keys among .*, got \['colour'\]"),
+        ("kind = 'd90'\n[small]\nx = 1", r"recipe: wanted keys among .*, got \['x'\]"),
+        ("kind = 'd90'\n[settings]\nseed = 1", "seed: wanted a setting, one of"),
+        ("kind = 'd90'\n[settings]\nseeds = 'x'", "seeds: wanted a whole number, got 'x'"),
+        ("kind = 'd90'\n[vary]\nseeds = 3", "vary: wanted lists, got seeds = 3"),
+        ("kind = 'd90'\n[vary]\nmodel = ['pretrained/a/*']", "vary: wanted a model of a table"),
+        ("kind = 'd90'\n[[pretrain]]\ntask = 'digits'", "pretrain: wanted a name in each table"),
+        ("kind = 'd90'\nsettings = 3", "recipe: wanted a table settings"),
+        ("kind = 'd90'\nvary = [1]", "recipe: wanted a table vary"),
+        ("kind = 'd90'\npretrain = {a = 1}", "recipe: wanted tables pretrain"),
+        ("kind = 'd90'\nsmall = 1", "recipe: wanted a table small"),
+    ],
+)
+def test_bad_recipes_are_refused_by_key(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ValueError, match="^" + message):
+        recipes.read("mine.toml", "full", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_an_unknown_recipe_or_scale_is_refused(recipe):
+    with pytest.raises(ValueError, match="^recipe: wanted a TOML file or one of figure1, "):
+        recipes.read("figure9", "full", {})
+    with pytest.raises(ValueError, match="^scale: wanted full or small, got 'tiny'"):
+        recipes.read("table1", "tiny", {})
+
+
+def test_data_are_for_those_that_read_text(tmp_path):
+    given = {"data": str(tmp_path), "out": str(tmp_path / "out")}
+    planned = recipes.read("figure2", "small", given)
+    assert {(s.task, s.data) for _, _, s in planned.measures} == {
+        ("digits", None),
+        ("glue/sst2", str(tmp_path)),
+    }
+    digits, text = planned.pretrainings
+    assert "data" not in digits and text["data"] == str(tmp_path)
