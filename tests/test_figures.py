@@ -73,14 +73,16 @@ def test_the_same_results_make_the_same_file_and_matplotlib_keeps_its_settings(t
 
 
 @pytest.mark.parametrize("kind", ["figure3", "figure4"])
-def test_labels_lie_inside_and_apart(tmp_path, kind, monkeypatch):
+def test_labels_lie_inside_and_apart(tmp_path, kind):
     from matplotlib import pyplot
+    from matplotlib.text import Text
 
     results = _results(tmp_path / "study", kind)
     with pyplot.rc_context(figures.SHAPE):
         figure = {"figure3": figures._figure3, "figure4": figures._figure4}[kind](pyplot, results)
     axes = figure.axes[0]
-    boxes = [figures._text_box(label) for label in axes.texts]
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(label) for label in axes.texts]
     assert len(boxes) == {"figure3": 8, "figure4": 4}[kind]
     inside = axes.get_window_extent()
     for i, box in enumerate(boxes):

@@ -187,41 +187,36 @@ def _along(start: tuple, end: tuple) -> list[tuple]:
 def _place_labels(axes, labels: list[tuple], taken: list[tuple]) -> None:
     """Writes each (x, y, text) at the first place around its point that lies inside the axes and
     covers neither another text nor a point of `taken`; fixes the figure's layout."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
     figure = axes.figure
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    inside, boxes = axes.get_window_extent(), []
-    room = 3 * figure.dpi / 72
-    dots = [axes.transData.transform(point) for point in taken]
+    point, inside, boxes = figure.dpi / 72, axes.get_window_extent(), []
+    dots = axes.transData.transform(taken)
     for x, y, text in sorted(labels):
         label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", **LABEL)
-        faults = []
-        for place in LABEL_PLACES:
-            label.set(position=place[:2], ha=place[2], va="center")
-            box = _text_box(label)
+        size = Text.get_window_extent(label)
+        width, height = size.width + 3 * point, size.height + 3 * point
+        x0, y0 = axes.transData.transform((x, y))
+        faults, tried = [], []
+        for across, up, side in LABEL_PLACES:
+            left = x0 + across * point - {"left": 0, "center": 0.5, "right": 1}[side] * width
+            box = Bbox.from_bounds(left, y0 + up * point - height / 2, width, height)
             covered = sum(box.overlaps(other) for other in boxes)
-            covered += sum(
-                box.x0 - room < dot[0] < box.x1 + room and box.y0 - room < dot[1] < box.y1 + room
-                for dot in dots
-            )
-            covered += 3 * (not inside.fully_containsx(box.x0) or box.x1 > inside.x1)
+            covered += box.padded(2 * point).count_contains(dots)
+            covered += 3 * (box.x0 < inside.x0 or box.x1 > inside.x1)
             covered += 3 * (box.y0 < inside.y0 or box.y1 > inside.y1)
             faults.append(covered)
+            tried.append(box)
             if not covered:
                 break
-        place = LABEL_PLACES[faults.index(min(faults))]
-        label.set(position=place[:2], ha=place[2], va="center")
-        label.arrow_patch.set_visible(place[1] != 0)
-        boxes.append(_text_box(label))
-
-
-def _text_box(label):
-    """The box of an annotation's text, without its line."""
-    from matplotlib.text import Text
-
-    renderer = label.figure.canvas.get_renderer()
-    label.update_positions(renderer)
-    return Text.get_window_extent(label, renderer).padded(1.5 * label.figure.dpi / 72)
+        best = faults.index(min(faults))
+        across, up, side = LABEL_PLACES[best]
+        label.set(position=(across, up), ha=side, va="center")
+        label.arrow_patch.set_visible(up != 0)
+        boxes.append(tried[best])
 
 
 # the figures

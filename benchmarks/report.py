@@ -1,0 +1,126 @@
+"""How long the report of a study with 10,000 trials takes: seconds in all, and the shares of
+reading its record, of the statistics and of drawing.
+
+    python benchmarks/report.py [--trials 10000] [--keep DIR]
+"""
+
+import argparse
+import json
+import sqlite3
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import optuna
+
+from fastfood.experiments import figures, report
+from fastfood.experiments.config import complete, read_settings
+from fastfood.experiments.plan import trial_key, trials
+from fastfood.experiments.study import DATABASE, DESCRIPTION, STUDY, open_record
+
+MODELS = {"bert-base-cased": 108, "bert-large-cased": 333, "roberta-base": 124}
+ENVIRONMENT = "environment of the benchmark"
+
+
+def describe(folder: Path, count: int) -> list[dict]:
+    """Writes the study.json of a table with about `count` trials and returns the trials."""
+    measures, asked = [], []
+    for task in ("glue/mrpc", "glue/qqp"):
+        for model, millions in MODELS.items():
+            dims = max(2, round(count / (len(MODELS) * 2 * 2 * 4 * 5)))
+            values = {"task": task, "model": model, "dims": f"10:10000:{dims}", "seeds": 5}
+            values |= {"lr_factors": "2,4,8,16", "full_lrs": "1e-5,2e-5", "out": str(folder)}
+            settings = complete(read_settings(values))
+            facts = {"device": "cpu", "D": 10**6 * millions, "m": 14, "splits": {}, "majority": 0.6}
+            facts |= {"sizes": {"train": 3000, "validation": 400, "test": 1700}}
+            facts |= {"model_hash": model, "data_hash": task, "num_labels": 2}
+            label = f"{model}, {task}"
+            told = {"label": label, "x": None, "settings": asdict(settings), "facts": facts}
+            measures.append(told)
+            asked += trials(settings, facts, {})
+    described = {"name": "benchmark", "title": "10,000 trials", "kind": "table1", "scale": "full"}
+    described |= {"command": "benchmarks/report.py", "storage": None, "study": STUDY}
+    (folder / DESCRIPTION).write_text(json.dumps(described | {"measures": measures}))
+    return asked
+
+
+def fill(folder: Path, asked: list[dict]) -> None:
+    """Writes a finished row for each trial, as a driver would have, in one transaction."""
+    settings = read_settings(
+        json.loads((folder / DESCRIPTION).read_text())["measures"][0]["settings"]
+    )
+    open_record(folder, settings)  # makes the tables
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{folder / DATABASE}")
+    study.set_user_attr(ENVIRONMENT, {"versions": {"torch": "2.10"}, "hardware": {"cores": 2}})
+    start = datetime(2026, 1, 1)
+    rows, attributes = [], []
+    for number, trial in enumerate(asked):
+        noise = int(trial_key(trial)[:4], 16) / 0xFFFF * 0.02
+        rise = trial["d"] / (trial["d"] + 400)
+        score = 0.6 + 0.3 * rise + noise
+        result = {"validation": score, "test": score, "test_accuracy": score}
+        result |= {"train_accuracy": None, "trained": trial["d"], "head_trained": 0}
+        result |= {"halfway": None, "seconds": 60.0, "seconds_per_step": 0.2, "accelerator": None}
+        rows.append((number + 1, number, 1, "COMPLETE", start, start + timedelta(seconds=61)))
+        for name, value in {
+            "key": trial_key(trial),
+            "config": trial,
+            "result": result | {"environment": ENVIRONMENT},
+        }.items():
+            attributes.append((number + 1, name, json.dumps(value)))
+    with sqlite3.connect(folder / DATABASE) as database:
+        database.executemany(
+            "INSERT INTO trials (trial_id, number, study_id, state, datetime_start, "
+            "datetime_complete) VALUES (?, ?, ?, ?, ?, ?)",
+            [(*row[:4], *map(str, row[4:])) for row in rows],
+        )
+        database.executemany(
+            "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, ?, ?)",
+            attributes,
+        )
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Seconds of each part of one report, of the processor: others may use it too."""
+    described = json.loads((folder / DESCRIPTION).read_text())
+    times = [time.process_time()]
+    record = open_record(folder, read_settings(described["measures"][0]["settings"]))
+    times.append(time.process_time())
+    results = report.gather(folder, record)
+    times.append(time.process_time())
+    drawn = figures.draw(results, folder)
+    times.append(time.process_time())
+    report.write_results(results, folder)  # draws once more
+    times.append(time.process_time())
+    reading, statistics, drawing, all_files = (
+        b - a for a, b in zip(times, times[1:], strict=False)
+    )
+    assert drawn
+    writing = max(0.0, all_files - drawing)
+    return {"reading": reading, "statistics": statistics, "drawing": drawing, "writing": writing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--keep", type=Path, help="leave the study in this folder")
+    arguments = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory() as room:
+        folder = arguments.keep or Path(room)
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = describe(folder, arguments.trials)
+        fill(folder, asked)
+        start = time.perf_counter()
+        seconds = measure(folder)
+        wall = time.perf_counter() - start - seconds["drawing"]  # which ran twice
+    total = sum(seconds.values())
+    print(f"{len(asked):,} trials: {total:.1f} s of the processor, some {wall:.1f} s by the clock")
+    for part, value in seconds.items():
+        print(f"  {part:<10} {value:6.2f} s  {value / total:4.0%}")
+
+
+if __name__ == "__main__":
+    main()
