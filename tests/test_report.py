@@ -114,7 +114,7 @@ def test_a_report_is_written_before_the_first_trial_has_finished(tmp_path, kind)
 
 
 def test_a_report_of_a_running_study_counts_every_state(tmp_path, undrawn):
-    folder = tmp_path / "s"
+    folder = tmp_path / "<script> | s"  # its name stands in a table
     record = write_study(folder, "d90", measures_of("d90", seeds=1, dims=(10, 100)), share=0.0)
     told = json.loads((folder / "study.json").read_text())["measures"][0]
     asked = trials(report.read_settings(told["settings"]), told["facts"], {})
@@ -137,7 +137,8 @@ def test_a_report_of_a_running_study_counts_every_state(tmp_path, undrawn):
     _check_self_contained(page)
     assert "&lt;script&gt;" in page
     markdown = (folder / "report.md").read_text()
-    assert "\\<script>" in markdown and "\n# b" not in markdown
+    assert "| \\<script> \\| s, d90, scale small |" in markdown
+    assert "\\<script>document" in markdown and "\n# b" not in markdown
 
 
 def test_rates_at_the_edge_of_the_grid_are_remarked(tmp_path, undrawn):
