@@ -158,8 +158,10 @@ def test_rates_at_the_edge_of_the_grid_are_remarked(tmp_path, undrawn):
 
 
 def test_passwords_are_not_written(tmp_path, undrawn):
-    measures = measures_of("d90", storage="postgresql://me:secret@host/db", dims=(10,))
-    record = write_study(tmp_path / "s", "d90", measures)
+    url = "postgresql://me:secret@host/db"
+    record = write_study(tmp_path / "s", "d90", measures_of("d90", storage=url, dims=(10,)))
+    path = tmp_path / "s" / "study.json"
+    path.write_text(path.read_text().replace('"command": "', f'"command": "--storage {url} '))
     for path in report.write_report(tmp_path / "s", record):
         assert "secret" not in path.read_text()
 

@@ -83,7 +83,8 @@ def gather(folder: Path, record=None) -> dict:
         measures.append(measure)
         rows += own
     return {
-        **{name: described[name] for name in ("name", "title", "kind", "scale", "command")},
+        **{name: described[name] for name in ("name", "title", "kind", "scale")},
+        "command": _command(described),
         "note": described.get("note", ""),
         "storage": described["storage"],
         "study": described["study"],
@@ -132,6 +133,12 @@ def _read_description(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         wanted = f"the folder of a study, with a whole {DESCRIPTION}"
         raise ValueError(f"folder: wanted {wanted}, got {folder} ({error!r})") from None
+
+
+def _command(described: dict) -> str:
+    """The command that made the study, without the password of its database."""
+    command, url = described["command"], described["measures"][0]["settings"].get("storage")
+    return command.replace(url, described["storage"] or "URL") if url else command
 
 
 def _open(folder: Path, described: dict):
