@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from fastfood.experiments import recipes, study
 from fastfood.experiments.cli import app
+from fastfood.experiments.config import Settings, complete
+from fastfood.experiments.plan import Measure
 
 LEFT = {"figure1.png", "figure1.svg", "report.html", "report.md", "results.json", "study.json"}
 LEFT |= {"study.lock", "trials.db"}
@@ -171,6 +173,19 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
             second.__enter__()
     with study.locked_folder(tmp_path, shared=True), study.locked_folder(tmp_path, shared=True):
         pass  # drivers of one database may share it
+
+
+def test_the_password_of_a_database_is_not_kept(tmp_path, monkeypatch):
+    url = "postgresql://me:secret@host/db"
+    monkeypatch.setattr(sys, "argv", ["fastfood", "d90", f"--storage={url}"])
+    settings = complete(Settings(storage=url, out=str(tmp_path)))
+    study.describe(recipes.single(settings), [Measure("one", settings, {})])
+    kept = (tmp_path / "study.json").read_text()
+    assert "secret" not in kept
+    described = json.loads(kept)
+    for text in (described["storage"], described["measures"][0]["settings"]["storage"]):
+        assert text == "postgresql://me@host/db"
+    assert described["command"] == "fastfood d90 --storage=postgresql://me@host/db"
 
 
 def test_help_and_version_are_quick_and_light():

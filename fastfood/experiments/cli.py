@@ -150,14 +150,20 @@ def report(
         bool, typer.Option("--watch", help="Write anew when something changed, until all is done.")
     ] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="The study's database where its URL has a password, which the study does not keep."
+        ),
+    ] = None,
 ) -> None:
     """Writes report.md, report.html, results.json and the figures, also while the study runs."""
     from . import report as reports
 
     try:
         if watch:
-            reports.watch(folder, every)
-        written = reports.write_report(folder)
+            reports.watch(folder, every, storage)
+        written = reports.write_report(folder, storage=storage)
     except ValueError as error:
         _fail("report", error)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,17 +19,17 @@ from .plan import trial_key, trials
 RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
 
 
-def write_report(folder: Path, record=None) -> list[Path]:
+def write_report(folder: Path, record=None, storage: str | None = None) -> list[Path]:
     """Writes the report of the study in `folder` and returns the paths of its files.
 
     Every file is replaced in one step, so a reader never sees half of one. `record` is an open
-    record, by default the one that the study names. Raises ValueError when `folder` holds no
-    study.
+    record, by default the one that the study names; `storage` is its database's URL where that
+    has a password, which study.json does not keep. Raises ValueError when `folder` holds no study.
     """
-    return write_results(gather(folder, record), folder)
+    return write_results(gather(folder, record, storage), folder)
 
 
-def watch(folder: Path, every: float = 30.0) -> None:
+def watch(folder: Path, every: float = 30.0, storage: str | None = None) -> None:
     """Writes the report, and again whenever the study changed, until no trial is missing.
 
     `every` is in seconds, between two looks; as long as it goes on the page loads itself anew.
@@ -37,7 +38,7 @@ def watch(folder: Path, every: float = 30.0) -> None:
     """
     if not (math.isfinite(every) and every > 0):
         raise ValueError(f"every: wanted seconds above 0, got {every}")
-    record, seen = _open(folder, _read_description(folder)), None
+    record, seen = _open(folder, _read_description(folder), storage), None
     try:
         while True:
             results = gather(folder, record)
@@ -68,14 +69,14 @@ def write_results(results: dict, folder: Path, reload: int | None = None) -> lis
     return [*paths, _replace(folder / PAGE, page)]
 
 
-def gather(folder: Path, record=None) -> dict:
+def gather(folder: Path, record=None, storage: str | None = None) -> dict:
     """All results of the study in `folder`: what it is, and for each measure its settings, facts,
     points, summary and progress; and every trial, asked for so far, with its state and result.
 
     Infinite d90s are math.inf here and null in results.json.
     """
     described = _read_description(folder)
-    record = record or _open(folder, described)
+    record = record or _open(folder, described, storage)
     record.read()
     measures, rows = [], []
     for told in described["measures"]:
@@ -83,8 +84,7 @@ def gather(folder: Path, record=None) -> dict:
         measures.append(measure)
         rows += own
     return {
-        **{name: described[name] for name in ("name", "title", "kind", "scale")},
-        "command": _command(described),
+        **{name: described[name] for name in ("name", "title", "kind", "scale", "command")},
         "note": described.get("note", ""),
         "storage": described["storage"],
         "study": described["study"],
@@ -135,16 +135,11 @@ def _read_description(folder: Path) -> dict:
         raise ValueError(f"folder: wanted {wanted}, got {folder} ({error!r})") from None
 
 
-def _command(described: dict) -> str:
-    """The command that made the study, without the password of its database."""
-    command, url = described["command"], described["measures"][0]["settings"].get("storage")
-    return command.replace(url, described["storage"] or "URL") if url else command
-
-
-def _open(folder: Path, described: dict):
+def _open(folder: Path, described: dict, storage: str | None):
     from .study import open_record
 
-    return open_record(Path(folder), read_settings(described["measures"][0]["settings"]))
+    settings = read_settings(described["measures"][0]["settings"])
+    return open_record(Path(folder), replace(settings, storage=storage or settings.storage))
 
 
 def _measure(told: dict, record) -> tuple[dict, list[dict]]:
@@ -166,8 +161,7 @@ def _measure(told: dict, record) -> tuple[dict, list[dict]]:
     measure = {
         "label": told["label"],
         "x": told["x"],
-        # a database's password stays out of the report
-        "settings": told["settings"] | {"storage": None},
+        "settings": told["settings"],
         "facts": facts,
         "summary": summarise(points, facts["majority"]),
         "points": points,

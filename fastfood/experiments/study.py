@@ -87,18 +87,27 @@ def open_record(out: Path, settings: Settings):
 def describe(planned: Planned, measures: list[Measure]) -> None:
     """Writes OUT/study.json in one step: all that a report needs beside the record."""
     settings = measures[0].settings
+    storage = settings.storage and _without_password(settings.storage)
+    command = shlex.join(["fastfood", *sys.argv[1:]])
+    if settings.storage:
+        command = command.replace(settings.storage, storage)
     description = {
         "name": planned.name,
         "title": planned.title,
         "kind": planned.kind,
         "scale": planned.scale,
         "note": planned.note,
-        "command": shlex.join(["fastfood", *sys.argv[1:]]),
-        "storage": settings.storage and _without_password(settings.storage),
+        "command": command,
+        "storage": storage,
         "study": STUDY if settings.storage is None else settings.name or planned.out.name,
         "pretrainings": planned.pretrainings,
         "measures": [
-            {"label": m.label, "x": m.x, "settings": asdict(m.settings), "facts": m.facts}
+            {
+                "label": m.label,
+                "x": m.x,
+                "settings": asdict(m.settings) | {"storage": storage},
+                "facts": m.facts,
+            }
             for m in measures
         ],
     }
@@ -111,7 +120,7 @@ def describe(planned: Planned, measures: list[Measure]) -> None:
 def _without_password(url: str) -> str:
     from sqlalchemy.engine import make_url
 
-    return make_url(url).render_as_string(hide_password=True)
+    return make_url(url).render_as_string(hide_password=True).replace(":***@", "@", 1)
 
 
 def _pretrain(console: Console, planned: Planned) -> None:
