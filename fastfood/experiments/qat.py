@@ -57,6 +57,7 @@ def fine_tune(trial: dict, task: Task, model: nn.Module, levels: int) -> None:
     """Trains a SubspaceModel's theta and lambda_ on, with at most `levels` values each, and leaves
     them at these values. `trial` as for make_trainer; its batches come in an order of its own."""
     leaves = [model.theta] if model.lambda_ is None else [model.theta, model.lambda_]
+    model.accepts_loss_kwargs = False  # the loss is the batch's mean, as in the training before
     trainer = make_trainer(trial, task, model)
     on_levels = OnLevels(leaves, levels)
     trainer.add_callback(on_levels)
