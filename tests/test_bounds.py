@@ -120,6 +120,18 @@ def test_the_logarithm_of_the_tail_is_exact_where_doubles_underflow(m, data):
         assert log_binomial_tail(m, k, p) == pytest.approx(exact, rel=1e-11, abs=1e-12)
 
 
+def test_the_logarithm_of_the_tail_is_exact_next_to_one():
+    p = math.nextafter(1, 0)
+    assert log_binomial_tail(3, 1, p) == pytest.approx(log(exact_tail(3, 1, p)), rel=1e-14)
+
+
+def test_stirlings_error_is_that_of_the_logarithm_of_the_factorial():
+    for n in range(1, 60):
+        stirling = (n + 0.5) * math.log(n) - n + 0.5 * math.log(2 * math.pi)
+        exact = math.log(math.factorial(n)) - stirling  # to some roundings of numbers below 200
+        assert bounds._stirling_error(n) == pytest.approx(exact, abs=2e-13)
+
+
 def test_agrees_with_the_beta_distribution_where_that_can_be_computed():
     from scipy.stats import beta
 
@@ -130,8 +142,9 @@ def test_agrees_with_the_beta_distribution_where_that_can_be_computed():
 
 def test_divergence_is_right_where_its_arguments_nearly_meet():
     # kl(q || q + e) = e^2 / (2 q (1 - q)) (1 + O(e)); rounding of its parts is 1e-16 e
-    q, e = 0.3, 1e-7
-    assert binary_kl(q, q + e) == pytest.approx(e * e / (2 * q * (1 - q)), rel=1e-5)
+    for q in (0.05, 0.3, 0.5, 0.77):
+        for e in (1e-7, 3e-8):
+            assert binary_kl(q, q + e) == pytest.approx(e * e / (2 * q * (1 - q)), rel=1e-5, abs=0)
     assert binary_kl(0.5, 0.25) == pytest.approx(0.5 * math.log(4 / 3), rel=1e-14)
     assert [binary_kl(0, 0), binary_kl(1, 1), binary_kl(0.5, 1)] == [0.0, 0.0, math.inf]
 

@@ -131,6 +131,18 @@ def test_a_changed_bit_is_refused_or_means_another_message():
             decode_message(cut)
 
 
+def test_zeros_that_the_code_leaves_away_are_refused():
+    message = encode_message(
+        fastfood.SubspaceConfig(60, method="did"), quantize(torch.randn(60), 4)
+    )
+    bits = f"{int.from_bytes(message.data, 'big'):0{8 * len(message.data)}b}"
+    inside = bits[message.ledger["length"] : message.bits] + "0"
+    longer = elias_delta(len(inside) + 1) + inside
+    longer += "0" * (-len(longer) % 8)
+    with pytest.raises(ValueError, match="damaged: these symbols have another code"):
+        decode_message(int(longer, 2).to_bytes(len(longer) // 8, "big"))
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
@@ -182,7 +194,7 @@ def test_fine_tuning_on_levels_ends_on_them_and_lowers_the_loss(text, adapter):
         for p, values in zip((model.theta, model.lambda_), rounded, strict=True):
             p.copy_(values)
     before = loss(model)
-    fine_tune(text, trial, task, model, 4)
+    fine_tune(trial, task, model, 4)
     for p in (model.theta, model.lambda_):
         assert len(p.unique()) <= 4 and torch.equal(p.half().float(), p)
     assert loss(model) < 0.9 * before
@@ -282,7 +294,7 @@ def test_fine_tuned_levels_are_what_is_sent(text, adapter):
     trial = {"method": "said", "learning_rate": 0.5, "lambda_lr": 0.002, "max_steps": 5, "seed": 3}
     trial |= {"batch_size": 8, "warmup": text.warmup, "bf16": False, "device": "cpu"}
     before = quantize(model.theta, 2).dequantize()
-    fine_tune(text, trial, task, model, 2)
+    fine_tune(trial, task, model, 2)
     assert torch.equal(theta, model.theta) and torch.equal(lambda_, model.lambda_)
     assert not torch.equal(theta, before)
 
@@ -315,7 +327,8 @@ def test_statistics_that_training_changes_are_the_bases_own(tmp_path, monkeypatc
     model.save_pretrained(tmp_path)
     found = certify(digits, Options(tmp_path, levels=(4,), train_rows=200, qat_steps=3))
     fresh = decoded_model(build(None, 10, 0), bytes.fromhex(found["message"]))
-    assert fresh.norm.num_batches_tracked == 0
+    assert fresh.norm.num_batches_tracked == 0 and not fresh.training
+    assert found["majority_error"]["test"] == 1 - load_task(digits).majority()
     task = load_task(digits)
     predicted, labels = predict(fresh, task, compress.some_rows(task.train, 200))
     assert found["train_errors"] == sum(a != b for a, b in zip(predicted, labels, strict=True))
