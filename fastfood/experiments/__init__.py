@@ -1,4 +1,11 @@
-"""Measures the intrinsic dimension d90 of a fine-tuning task: the smallest number of trained
-parameters that reaches 90 % of the full fine-tuning score. `config` holds the settings of a study,
-`tasks` the data, `train` one trial, `search` all trials and d90, `report` what is written at the
-end, and `cli` the command `fastfood d90`. `adapters` holds the commands `fastfood adapter ...`."""
+"""Measures the intrinsic dimension d90 of fine-tuning tasks: the smallest number of trained
+parameters that reaches 90 % of the full fine-tuning score. From the bottom up:
+
+- `config`: the settings of a measurement; `plan`: its trials; `curves`: what their scores say.
+- `rows`, `sources`, `tasks`: the data. `models`, `train`: one trial.
+- `masked`, `pretrain`: small models to be measured.
+- `record`, `workers`, `run`: who runs which trial where, and what came of it.
+- `display`, `headline`, `findings`, `pages`, `figures`, `figure_curves`, `report`: what is shown.
+- `bounds`, `message`, `qat`, `compress`, `certify`: what error an adapter's few bits promise.
+- `recipes`, `study`, `cli`, `adapters`: studies and the command line.
+"""

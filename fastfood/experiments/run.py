@@ -57,7 +57,7 @@ def inspect(settings: Settings) -> dict:
         "contamination": list(task.contamination),
         "data_hash": task.data_hash,
         "model_hash": _hash_parameters(base),
-        "counts": trained_counts(settings, task.num_labels),
+        "counts": trained_counts(settings, task.num_labels, base),
     }
     del base
     for method in settings.methods:
@@ -81,7 +81,8 @@ def _check_dims(settings: Settings, method: str, facts: dict) -> int | None:
         try:
             model = build_model(settings, trial, facts["num_labels"])
         except ValueError as error:
-            raise ValueError(f"dims: {method.upper()} with d = {d}: {error}") from error
+            name = "dims" if settings.search == "grid" else "bracket"
+            raise ValueError(f"{name}: {method.upper()} with d = {d}: {error}") from error
         if method in SUBSPACE_METHODS and model.lambda_ is not None:
             number = model.lambda_.numel()
     return number
