@@ -168,6 +168,7 @@ def _run(console: Console, measures: list[Measure], record, run_study) -> int:
         def on_event(done: int, asked: int, measure, trial: dict | None, outcome: str) -> None:
             progress.update(bar, completed=done, total=asked)
             if trial is None:  # the start
+                progress.advance(bar, 0)  # the time left is judged from here on
                 if done:
                     console.print(f"{done} of {asked} trials are already done")
                 return
