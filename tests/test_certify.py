@@ -272,22 +272,22 @@ def test_the_numbers_belong_together(text, adapter, tmp_path, model_folder, data
 
 
 def test_rows_and_screening(text, adapter):
-    found = certify(text, Options(adapter, levels=(2, 3), train_rows=30, screen_rows=10))
+    found = certify(text, adapter, Options(levels=(2, 3), train_rows=30, screen_rows=10))
     assert found["m"] == 30 and {tried["rows"] for tried in found["tried"]} == {10}
-    again = certify(text, Options(adapter, levels=(found["levels"],), train_rows=30))
+    again = certify(text, adapter, Options(levels=(found["levels"],), train_rows=30))
     assert again["train_errors"] == found["train_errors"] and again["bounds"] == found["bounds"]
 
 
 def test_the_candidates_of_a_study_are_counted(text, tmp_path):
     for seed in range(3):
         folder = save_adapter(text, tmp_path / "adapters" / str(seed), method="did", seed=seed)
-    found = certify(text, Options(folder, levels=(2,)))
+    found = certify(text, folder, Options(levels=(2,)))
     assert found["options"]["choices"] == 3 and found["ledger"]["candidate"] == 4
     assert "m" not in found["ledger"] and found["options"]["head_seed"] == 2
 
 
 def test_fine_tuned_levels_are_what_is_sent(text, adapter):
-    found = certify(text, Options(adapter, levels=(2,), qat_steps=5, lr=0.5))
+    found = certify(text, adapter, Options(levels=(2,), qat_steps=5, lr=0.5))
     _, theta, lambda_ = decode_message(bytes.fromhex(found["message"]))
     task = load_task(text)
     model = compress.load(build_base(text, task.num_labels, 3), adapter)
@@ -325,7 +325,7 @@ def test_statistics_that_training_changes_are_the_bases_own(tmp_path, monkeypatc
     nn.init.normal_(model.theta)
     model.train()(torch.randn(20, 1, 8, 8))  # which moves the statistics
     model.save_pretrained(tmp_path)
-    found = certify(digits, Options(tmp_path, levels=(4,), train_rows=200, qat_steps=3))
+    found = certify(digits, tmp_path, Options(levels=(4,), train_rows=200, qat_steps=3))
     fresh = decoded_model(build(None, 10, 0), bytes.fromhex(found["message"]))
     assert fresh.norm.num_batches_tracked == 0 and not fresh.training
     assert found["majority_error"]["test"] == 1 - load_task(digits).majority()
@@ -381,4 +381,4 @@ def test_a_missing_or_custom_adapter_is_refused(text, tmp_path):
     assert "no such adapter file" in _fails(tmp_path)
     folder = save_adapter(text, tmp_path / "custom", groups=lambda name: name[:5])
     with pytest.raises(ValueError, match="^adapter: wanted groups"):
-        certify(text, Options(folder))
+        certify(text, folder, Options())

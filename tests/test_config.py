@@ -1,10 +1,14 @@
 """Tests of the settings: how they are read, their defaults, and checks that say what is wrong."""
 
 import math
+from dataclasses import fields
 
 import pytest
 
-from fastfood.experiments.config import Settings, complete, field_facts, kinds, read_settings
+from fastfood.experiments.certify import Options
+from fastfood.experiments.config import Settings, complete, read_settings
+from fastfood.experiments.options import kinds
+from fastfood.experiments.pretrain import Pretraining
 
 TEXT = {"task": "glue/sst2", "model": "somewhere"}
 OWN = {"task": "reviews", "text_columns": ("review",), "label_column": "stars", "model": "any"}
@@ -105,7 +109,12 @@ def test_unreadable_settings_are_refused_by_name(given, message):
         read_settings(given)
 
 
-def test_every_setting_is_described_and_completes():
-    assert all(field_facts(name)["help"].endswith((".", "]")) for name in kinds())
-    assert kinds()["dims"] == (int, True) and kinds()["storage"] == (str, False)
+@pytest.mark.parametrize("cls", [Settings, Pretraining, Options])
+def test_every_option_is_described(cls):
+    assert set(kinds(cls)) == {stated.name for stated in fields(cls)}
+    assert all(stated.metadata["help"].endswith((".", "]")) for stated in fields(cls))
+
+
+def test_kinds_are_those_of_entries():
+    assert kinds(Settings)["dims"] == (int, True) and kinds(Settings)["storage"] == (str, False)
     assert complete(Settings(**OWN)).text_columns == ("review",)

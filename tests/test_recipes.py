@@ -4,7 +4,8 @@ replaced settings, and errors that name the key."""
 import pytest
 
 from fastfood.experiments import recipes
-from fastfood.experiments.config import Settings, kinds
+from fastfood.experiments.config import Settings
+from fastfood.experiments.options import kinds
 
 RECIPE = """
 title = "two tasks"
@@ -49,7 +50,7 @@ def test_the_recipes_of_the_paper_state_every_setting(name, scale, tmp_path, mon
     planned = recipes.read(name, scale, {})
     assert planned.kind == name and planned.scale == scale and planned.title and planned.note
     unstated = UNSTATED | SEARCHES[planned.measures[0][2].search]
-    assert set(kinds()) - set(stated) <= unstated
+    assert set(kinds(Settings)) - set(stated) <= unstated
     labels = [label for label, _, _ in planned.measures]
     assert len(set(labels)) == len(labels)
     assert list(tmp_path.iterdir()) == []  # nothing was written
@@ -77,9 +78,8 @@ def test_measurements_are_the_product_of_what_varies(recipe):
         (None, "other", 0.1, 5),
         (None, "other", 0.2, 300),
     ]
-    assert planned.pretrainings == [
-        {"task": "digits", "checkpoints": [0, 50], "out": "mine/pretrained/vit"}
-    ]
+    (pretraining,) = planned.pretrainings
+    assert (pretraining.out, pretraining.checkpoints) == ("mine/pretrained/vit", (0, 50))
     assert {s.seeds for _, _, s in planned.measures} == {1}
     assert {s.out for _, _, s in planned.measures} == {"mine"}
 
@@ -96,7 +96,7 @@ def test_given_settings_replace_those_of_the_recipe(recipe):
     planned = recipes.read(recipe, "small", {"dims": "7", "out": "there", "seeds": 2})
     ((_, _, settings),) = planned.measures
     assert (settings.dims, settings.seeds, settings.out) == ((7,), 2, "there")
-    assert planned.pretrainings[0]["out"] == "there/pretrained/vit"
+    assert planned.pretrainings[0].out == "there/pretrained/vit"
     with pytest.raises(ValueError, match="^model: wanted nothing, because the recipe varies it"):
         recipes.read(recipe, "full", {"model": "mine"})
 
@@ -120,6 +120,8 @@ def test_checkpoints_have_their_place_along_pretraining():
         ("kind = 'd90'\n[vary]\nseeds = 3", "vary: wanted lists, got seeds = 3"),
         ("kind = 'd90'\n[vary]\nmodel = ['pretrained/a/*']", "vary: wanted a model of a table"),
         ("kind = 'd90'\n[[pretrain]]\ntask = 'digits'", "pretrain: wanted a name in each table"),
+        ("kind = 'd90'\n[[pretrain]]\nname = 'a'\nstep = 1", "step: wanted a setting, one of out"),
+        ("kind = 'd90'\n[[pretrain]]\nname = 'a'\nlayers = 0", "layers: wanted at least 1, got 0"),
         ("kind = 'd90'\nsettings = 3", "recipe: wanted a table settings"),
         ("kind = 'd90'\nvary = [1]", "recipe: wanted a table vary"),
         ("kind = 'd90'\npretrain = {a = 1}", "recipe: wanted tables pretrain"),
@@ -149,4 +151,4 @@ def test_data_are_for_those_that_read_text(tmp_path):
         ("glue/sst2", str(tmp_path)),
     }
     digits, text = planned.pretrainings
-    assert "data" not in digits and text["data"] == str(tmp_path)
+    assert digits.data is None and text.data == str(tmp_path)

@@ -3,70 +3,87 @@ rows and from the bits that it takes. Nothing heavy is imported before the argum
 read."""
 
 import json
+import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .config import Settings, check_out, complete, field_facts, read_settings
+from fastfood.quantize import MAX_LEVELS
+
+from .config import Settings, check_out, complete, read_settings
+from .options import option, read, with_options
+
+TASK = ("task", "text_columns", "label_column", "splits", "model", "revision", "data")
+TASK += ("max_length", "batch_size", "device")
 
 
-def _setting(name: str):
-    told = field_facts(name)
-    return typer.Option(help=told["help"], metavar=told["metavar"], rich_help_panel="Task")
+@dataclass(frozen=True)
+class Options:
+    """What a bound depends on beside its adapter and the settings of its task."""
+
+    levels: tuple[int, ...] = option(
+        "Bound", "Numbers of levels to try, at most 256.", (2, 4, 8, 16), metavar="R,..."
+    )
+    delta: float = option("Bound", "One minus the confidence.", 0.05)
+    qat_steps: int = option(
+        "Bound", "Steps of fine-tuning on the levels; 0 rounds what there is.", 0
+    )
+    lr: float | None = option(
+        "Bound", "Its learning rate of θ.  [default: 2/√d, 0.2/√d if by tensor]", None
+    )
+    lambda_lr: float = option("Bound", "Its learning rate of SAID's λ.", 0.002)
+    train_rows: int | None = option(
+        "Bound", "m: so many of the training rows, chosen at random.  [default: all]", None
+    )
+    screen_rows: int | None = option(
+        "Bound", "Choose the levels by so many of the m rows.  [default: all]", None
+    )
+    choices: int | None = option(
+        "Bound",
+        "Among how many trained candidates this one was chosen.  [default: as many as lie in its "
+        "study's folder]",
+        None,
+    )
+    head_seed: int | None = option(
+        "Bound", "Seed of a new head's initial values.  [default: the adapter's]", None
+    )
+
+    def check(self) -> None:
+        """Raises ValueError naming the argument, what was wanted and what was got."""
+        wanted = {
+            "delta": (0 < self.delta < 1, "a share in (0, 1)"),
+            "levels": (bool(self.levels), "at least one number"),
+            "qat_steps": (self.qat_steps >= 0, "at least 0"),
+            "lr": (self.lr is None or 0 < self.lr < math.inf, "a finite rate above 0"),
+            "lambda_lr": (0 < self.lambda_lr < math.inf, "a finite rate above 0"),
+        }
+        for name in ("train_rows", "screen_rows", "choices"):
+            value = getattr(self, name)
+            wanted[name] = (value is None or value >= 1, "at least 1")
+        for levels in self.levels:
+            if not 1 <= levels <= MAX_LEVELS:
+                raise ValueError(f"levels: wanted numbers in 1..{MAX_LEVELS}, got {levels}")
+        for name, (fits, text) in wanted.items():
+            if not fits:
+                raise ValueError(f"{name}: wanted {text}, got {getattr(self, name)!r}")
 
 
-def _option(text: str, metavar: str | None = None):
-    return typer.Option(help=text, metavar=metavar, rich_help_panel="Bound")
-
-
+@with_options("given", Settings, TASK)
+@with_options("chosen", Options)
 def bound(
     adapter: Annotated[Path, typer.Argument(help="adapter.safetensors or its folder.")],
-    task: Annotated[str, _setting("task")] = Settings.task,
-    text_columns: Annotated[str | None, _setting("text_columns")] = None,
-    label_column: Annotated[str | None, _setting("label_column")] = None,
-    splits: Annotated[str | None, _setting("splits")] = None,
-    model: Annotated[str | None, _setting("model")] = None,
-    revision: Annotated[str | None, _setting("revision")] = None,
-    data: Annotated[str | None, _setting("data")] = None,
-    max_length: Annotated[int, _setting("max_length")] = Settings.max_length,
-    head_seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Seed of a new head's initial values.  [default: the adapter's]",
-            rich_help_panel="Task",
-        ),
-    ] = None,
-    device: Annotated[str, _setting("device")] = Settings.device,
-    levels: Annotated[
-        str, _option("Numbers of levels to try, between commas; at most 256.", "R,...")
-    ] = "2,4,8,16",
-    qat_steps: Annotated[
-        int, _option("Steps of fine-tuning on the levels; 0 rounds what there is.")
-    ] = 0,
-    lr: Annotated[
-        float | None, _option("Its learning rate of θ.  [default: 2/√d, 0.2/√d if by tensor]")
-    ] = None,
-    lambda_lr: Annotated[float, _option("Its learning rate of SAID's λ.")] = 0.002,
-    batch_size: Annotated[int | None, _option("Its rows of a step.")] = None,
-    delta: Annotated[float, _option("One minus the confidence.")] = 0.05,
-    train_rows: Annotated[
-        int | None, _option("m: so many of the training rows.  [default: all]")
-    ] = None,
-    screen_rows: Annotated[
-        int | None, _option("Choose the levels by so many of the m rows.  [default: all]")
-    ] = None,
-    choices: Annotated[
-        int | None,
-        _option(
-            "Among how many trained candidates this one was chosen.  [default: as many as lie in "
-            "its study's folder]"
-        ),
-    ] = None,
+    given: dict,
+    chosen: dict,
     out: Annotated[
         Path | None,
-        _option("Write all numbers to FILE, as JSON, and the message beside it.", "FILE"),
+        typer.Option(
+            help="Write all numbers to FILE, as JSON, and the message beside it.",
+            metavar="FILE",
+            rich_help_panel="Bound",
+        ),
     ] = None,
 ) -> None:
     """Bounds an adapter's error on new rows, with a confidence.
@@ -81,29 +98,13 @@ def bound(
     rows are seen: what was chosen by them, and is not in the message, counts in --choices.
     Exit codes: 0 done, 2 bad input.
     """
-    given = {"task": task, "text_columns": text_columns, "label_column": label_column}
-    given |= {"splits": splits, "model": model, "revision": revision, "data": data}
-    given |= {"max_length": max_length, "batch_size": batch_size, "device": device}
     try:
-        settings = complete(read_settings({k: v for k, v in given.items() if v is not None}))
-        counts = _whole_numbers("levels", levels)
+        settings, options = complete(read_settings(given)), read(Options, chosen)
         if out is not None:
             check_out(out.parent)
-        from .compress import Options, certify
+        from .compress import certify
 
-        options = Options(
-            adapter=adapter,
-            levels=counts,
-            delta=delta,
-            qat_steps=qat_steps,
-            lr=lr,
-            lambda_lr=lambda_lr,
-            train_rows=train_rows,
-            screen_rows=screen_rows,
-            choices=choices,
-            head_seed=head_seed,
-        )
-        found = certify(settings, options)
+        found = certify(settings, adapter, options)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         print(f"fastfood bound: error: {reason}", file=sys.stderr)
@@ -111,13 +112,6 @@ def bound(
     _print(found)
     if out is not None:
         _write(found, out)
-
-
-def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ValueError(f"{name}: wanted whole numbers between commas, got {text!r}") from None
 
 
 def _write(found: dict, out: Path) -> None:

@@ -2,8 +2,6 @@
 them; their options are the settings of `config`. The other commands live with what they do.
 Nothing heavy is imported before the arguments have been read."""
 
-import functools
-import inspect
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +9,8 @@ from typing import Annotated
 import typer
 
 from . import adapters, certify, pretrain, recipes
-from .config import Settings, complete, field_facts, kinds, read_settings
+from .config import Settings, complete, read_settings
+from .options import with_options
 
 app = typer.Typer(
     add_completion=False,
@@ -50,44 +49,8 @@ def fastfood(
     """Fine-tunes models in a few hundred numbers, and measures how few are enough."""
 
 
-def _with_settings(command):
-    """Gives a command, after its own parameters, an option for each setting. The command gets
-    those that were given as `given`, a dict of texts and numbers for `read_settings`."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
-
-    @functools.wraps(command)
-    def called(**values):
-        given = {name: values.pop(name) for name in kinds()}
-        given = {name: value for name, value in given.items() if value is not None}
-        return command(**values, given=given)
-
-    called.__signature__ = inspect.Signature(own + [_option(name) for name in kinds()])
-    called.__annotations__ = {
-        p.name: p.annotation for p in called.__signature__.parameters.values()
-    }
-    return called
-
-
-def _option(name: str) -> inspect.Parameter:
-    told, (kind, several) = field_facts(name), kinds()[name]
-    flag = told["flag"] or "--" + name.replace("_", "-")
-    default = getattr(Settings, name)
-    shown = ",".join(str(part) for part in default) if isinstance(default, tuple) else default
-    option = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        help=told["help"],
-        metavar=told["metavar"],
-        rich_help_panel=told["panel"],
-        show_default=False if default is None or kind is bool else str(shown),
-    )
-    annotation = Annotated[(str if several else kind) | None, option]
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
-
-
 @app.command()
-@_with_settings
+@with_options("given", Settings)
 def d90(given: dict) -> None:
     """Measures d90: how many trained parameters reach 90 % of the full fine-tuning score.
 
@@ -115,7 +78,7 @@ def d90(given: dict) -> None:
 
 
 @app.command()
-@_with_settings
+@with_options("given", Settings)
 def study(
     recipe: Annotated[
         str, typer.Argument(help=f"A TOML file, or one of {', '.join(recipes.names())}.")

@@ -5,7 +5,7 @@ tensors, random numbers) can enter the bound unpaid."""
 
 import math
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from torch import nn
 
 import fastfood
 from fastfood.adapter import AdapterFile, load, read
-from fastfood.quantize import MAX_LEVELS, quantize
+from fastfood.quantize import quantize
 
 from .bounds import all_bounds, best_bound, kl_of_bits, paper_order
+from .certify import Options
 from .config import Settings
 from .message import Message, decode_message, encode_message
 from .models import build_base
@@ -34,53 +35,7 @@ IN_ADVANCE = (
 ASSUMED = "the m rows are independent draws from the distribution that the risk is about"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What certify() needs beside the settings of the task and the base model.
-
-    adapter: a file of save_pretrained() or its folder.
-    levels: the numbers of levels to try, of theta and of lambda_ each.
-    delta: one minus the confidence.
-    qat_steps: of fine-tuning on levels before scoring; lr (default: a multiple of 1/sqrt(d)) and
-        lambda_lr are its rates.
-    train_rows: m, a fixed random choice of the training rows; None for all.
-    screen_rows: on so many of the m rows the levels are chosen; None for all.
-    choices: among how many candidates the adapter was chosen; None for those in its study's folder.
-    head_seed: of a new head; None for the adapter's own seed, as in a study.
-    """
-
-    adapter: Path
-    levels: tuple[int, ...] = (2, 4, 8, 16)
-    delta: float = 0.05
-    qat_steps: int = 0
-    lr: float | None = None
-    lambda_lr: float = 0.002
-    train_rows: int | None = None
-    screen_rows: int | None = None
-    choices: int | None = None
-    head_seed: int | None = None
-
-    def check(self) -> None:
-        """Raises ValueError naming the argument, what was wanted and what was got."""
-        wanted = {
-            "delta": (0 < self.delta < 1, "a share in (0, 1)"),
-            "levels": (bool(self.levels), "at least one number"),
-            "qat_steps": (self.qat_steps >= 0, "at least 0"),
-            "lr": (self.lr is None or 0 < self.lr < math.inf, "a finite rate above 0"),
-            "lambda_lr": (0 < self.lambda_lr < math.inf, "a finite rate above 0"),
-        }
-        for name in ("train_rows", "screen_rows", "choices"):
-            value = getattr(self, name)
-            wanted[name] = (value is None or value >= 1, "at least 1")
-        for levels in self.levels:
-            if not 1 <= levels <= MAX_LEVELS:
-                raise ValueError(f"levels: wanted numbers in 1..{MAX_LEVELS}, got {levels}")
-        for name, (fits, text) in wanted.items():
-            if not fits:
-                raise ValueError(f"{name}: wanted {text}, got {getattr(self, name)!r}")
-
-
-def certify(settings: Settings, options: Options) -> dict:
+def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     """Bounds on the risk of an adapter, on as many levels as make the best one smallest.
 
     Returns all that was found as a JSON dict; shares are in [0, 1], `message` is in hexadecimal.
@@ -88,7 +43,7 @@ def certify(settings: Settings, options: Options) -> dict:
     ValueError also if the adapter was trained on another base model.
     """
     options.check()
-    file = read(options.adapter)
+    file = read(adapter)
     if file.header["groups"] == "custom":
         raise ValueError('adapter: wanted groups "layer" or "tensor", got a function\'s')
     use_cache_without_network(settings)
@@ -196,7 +151,7 @@ def _origin(settings: Settings, options: Options, task: Task, file: AdapterFile)
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
         "adapter": {"path": str(file.path), **file.header},
-        "options": asdict(options) | {"adapter": str(options.adapter)},
+        "options": asdict(options),
         "settings": asdict(settings),
         "data_hash": task.data_hash,
         "splits": task.splits,

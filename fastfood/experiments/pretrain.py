@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from .config import Settings
 from .config import complete as complete_settings
 from .masked import SIZE_NAMES
+from .options import option, read, require, with_options
 
 RECORD, RESUME, LOCK = "pretrain.json", "resume", "pretrain.lock"
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,36 +43,54 @@ DIGITS_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Everything that a run depends on; `None` means the default of text or of digits. The sizes
-    and `architecture` are of a new model; `model` goes on from the weights of a folder or of the
-    hub instead."""
+    """Everything that a run depends on; `None` means the default of text or of digits."""
 
-    out: str
-    checkpoints: tuple[int, ...] = (0, 50, 200, 800)  # optimizer steps
-    task: str = "digits"
-    data: str | None = None
-    text_columns: tuple[str, ...] | None = None
-    label_column: str | None = None
-    splits: tuple[str, ...] | None = None
-    architecture: str | None = None  # a model_type of transformers: bert, roberta, electra, ...
-    hidden_size: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    intermediate_size: int | None = None
-    tokenizer: str | None = None  # a folder or a hub name; by default the model's
-    vocabulary: int | None = None  # or a new tokenizer of so many pieces of the training words
-    model: str | None = None
-    revision: str | None = None
-    mask: float | None = None  # share of the tokens or patches
-    batch_size: int = 32
-    max_length: int = 64
-    learning_rate: float = 1e-3
-    warmup: int = 20  # steps
-    weight_decay: float = 0.01
-    seed: int = 0
-    bf16: bool = False
-    device: str = "auto"
-    threads: int = 1  # of the CPU
+    out: str = option("Output", "Folder of step-0, step-50, ...; the same folder again resumes.")
+    checkpoints: tuple[int, ...] = option(
+        "Output", "Optimizer steps after which to save.", (0, 50, 200, 800), metavar="N,..."
+    )
+    task: str = option("Data", "digits, or a text task as of d90.", "digits")
+    data: str | None = option(
+        "Data", "A folder of local files; without it the hub.", None, metavar="DIR"
+    )
+    text_columns: tuple[str, ...] | None = option(
+        "Data", "Columns of text of any data set.", None, metavar="NAME,..."
+    )
+    label_column: str | None = option("Data", "Its column of labels.", None, metavar="NAME")
+    splits: tuple[str, ...] | None = option(
+        "Data", "Its splits train, (validation,) test.", None, metavar="NAME,..."
+    )
+    architecture: str | None = option(
+        "Model",
+        "Of a new model, a type of transformers: bert, roberta, electra, ...  [default: bert]",
+        None,
+    )
+    hidden_size: int | None = option("Model", "Width; 128, digits 64.", None)
+    layers: int | None = option("Model", "Layers (of each stack); 2.", None)
+    heads: int | None = option("Model", "Attention heads; 2, digits 4.", None)
+    intermediate_size: int | None = option(
+        "Model", "Width of the feed-forward layers; 512, digits 256.", None
+    )
+    tokenizer: str | None = option(
+        "Model", "A folder or hub name, for a new model.", None, metavar="NAME"
+    )
+    vocabulary: int | None = option(
+        "Model", "Or make a tokenizer of so many pieces of the training text's words.", None
+    )
+    model: str | None = option(
+        "Model", "Go on from a masked LM's folder or hub name.", None, metavar="NAME"
+    )
+    revision: str | None = option("Model", "Of a hub model.", None)
+    mask: float | None = option("Training", "Share that is masked; 0.15, of patches 0.5.", None)
+    batch_size: int = option("Training", "Rows of a step.", 32)
+    max_length: int = option("Training", "Tokens of a text at most.", 64)
+    learning_rate: float = option("Training", "Constant after the warm-up.", 1e-3)
+    warmup: int = option("Training", "Steps of warm-up.", 20)
+    weight_decay: float = option("Training", "Of AdamW.", 0.01)
+    seed: int = option("Training", "Of weights, order and masks.", 0)
+    bf16: bool = option("Training", "Compute in bfloat16 (autocast).", False)
+    device: str = option("Training", "auto, cpu or cuda.", "auto")
+    threads: int = option("Training", "CPU threads.", 1)
 
 
 def run(pretraining: Pretraining, say: Callable[[str], None] = lambda line: None) -> list[Path]:
@@ -103,46 +121,40 @@ def run(pretraining: Pretraining, say: Callable[[str], None] = lambda line: None
 def complete(pretraining: Pretraining) -> Pretraining:
     """Fills in the defaults and checks every value that needs no torch and no data."""
     digits = pretraining.task == "digits"
-    lists = {k: tuple(v) for k, v in vars(pretraining).items() if isinstance(v, list)}
-    given = replace(pretraining, **lists)
+    given = pretraining
     if digits:
         for name in ("architecture", "tokenizer", "vocabulary", "model"):
-            _require(getattr(given, name) is None, name, "nothing for digits", getattr(given, name))
+            require(getattr(given, name) is None, name, "nothing for digits", getattr(given, name))
     elif given.model:
         for name in ("architecture", "vocabulary", *SIZE_NAMES):
             wanted = "nothing beside model, which has its own"
-            _require(getattr(given, name) is None, name, wanted, getattr(given, name))
+            require(getattr(given, name) is None, name, wanted, getattr(given, name))
     else:
         wanted = "a tokenizer's folder or hub name, or else a vocabulary, for a new model"
         one = bool(given.tokenizer) != (given.vocabulary is not None)
-        _require(one, "tokenizer", wanted, given.tokenizer)
+        require(one, "tokenizer", wanted, given.tokenizer)
         size = given.vocabulary
-        _require(size is None or size >= 10, "vocabulary", "at least 10 pieces", size)
+        require(size is None or size >= 10, "vocabulary", "at least 10 pieces", size)
         given = replace(given, architecture=given.architecture or "bert")
     defaults = DIGITS_DEFAULTS if digits else TEXT_DEFAULTS
     filled = {"mask"} if given.model else set(defaults)
     given = replace(given, **{n: defaults[n] for n in filled if getattr(given, n) is None})
     for name in (*(SIZE_NAMES if not given.model else ()), "threads"):
         value = getattr(given, name)
-        _require(isinstance(value, int) and value >= 1, name, "at least 1", value)
+        require(isinstance(value, int) and value >= 1, name, "at least 1", value)
     if not given.model:
         wanted = f"a multiple of heads = {given.heads}"
-        _require(given.hidden_size % given.heads == 0, "hidden_size", wanted, given.hidden_size)
+        require(given.hidden_size % given.heads == 0, "hidden_size", wanted, given.hidden_size)
     steps = given.checkpoints
     whole = bool(steps) and all(isinstance(step, int) and step >= 0 for step in steps)
-    _require(whole, "checkpoints", "whole numbers of steps", steps)
-    _require(given.warmup >= 0, "warmup", "a number of steps", given.warmup)
-    _require(0 < given.mask < 1, "mask", "a share in (0, 1)", given.mask)
+    require(whole, "checkpoints", "whole numbers of steps", steps)
+    require(given.warmup >= 0, "warmup", "a number of steps", given.warmup)
+    require(0 < given.mask < 1, "mask", "a share in (0, 1)", given.mask)
     rate = given.learning_rate
-    _require(math.isfinite(rate) and rate > 0, "learning_rate", "a finite rate above 0", rate)
-    _require(given.device in DEVICES, "device", ", ".join(DEVICES), given.device)
+    require(math.isfinite(rate) and rate > 0, "learning_rate", "a finite rate above 0", rate)
+    require(given.device in DEVICES, "device", ", ".join(DEVICES), given.device)
     complete_settings(_task_settings(given))
     return replace(given, checkpoints=tuple(sorted(set(steps))))
-
-
-def _require(condition: bool, name: str, wanted: str, got) -> None:
-    if not condition:
-        raise ValueError(f"{name}: wanted {wanted}, got {got!r}")
 
 
 def _check_record(pretraining: Pretraining) -> dict:
@@ -287,67 +299,8 @@ def _write_json(path: Path, content: dict) -> None:
     os.replace(partial, path)
 
 
-def _option(panel: str, text: str, *names: str, metavar: str | None = None):
-    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel)
-
-
-def pretrain(
-    out: Annotated[
-        str,
-        _option("Output", "Folder of step-0, step-50, ...; the same folder again resumes."),
-    ],
-    checkpoints: Annotated[
-        str, _option("Output", "Steps after which to save, between commas.", metavar="N,...")
-    ] = ",".join(map(str, Pretraining.checkpoints)),
-    task: Annotated[str, _option("Data", "digits, or a text task as of d90.")] = "digits",
-    data: Annotated[
-        str | None, _option("Data", "A folder of local files; without it the hub.", metavar="DIR")
-    ] = None,
-    text_columns: Annotated[
-        str | None, _option("Data", "Columns of text of your own data set.", metavar="NAME,...")
-    ] = None,
-    label_column: Annotated[str | None, _option("Data", "Its column of labels.")] = None,
-    splits: Annotated[
-        str | None, _option("Data", "Its splits: train, validation, test.", metavar="NAME,...")
-    ] = None,
-    architecture: Annotated[
-        str | None, _option("Model", "bert, roberta, electra, albert, bart, ...  [default: bert]")
-    ] = None,
-    hidden_size: Annotated[int | None, _option("Model", "Width; 128, digits 64.")] = None,
-    layers: Annotated[int | None, _option("Model", "Layers (of each stack); 2.")] = None,
-    heads: Annotated[int | None, _option("Model", "Attention heads; 2, digits 4.")] = None,
-    intermediate_size: Annotated[
-        int | None, _option("Model", "Width of the feed-forward layers; 512, digits 256.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, _option("Model", "A folder or hub name, for a new model.", metavar="NAME")
-    ] = None,
-    vocabulary: Annotated[
-        int | None,
-        _option("Model", "Or make a tokenizer of so many pieces of the training text's words."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        _option("Model", "Go on from a masked LM's folder or hub name.", metavar="NAME"),
-    ] = None,
-    revision: Annotated[str | None, _option("Model", "Of a hub model.")] = None,
-    mask: Annotated[
-        float | None, _option("Training", "Share that is masked; 0.15, of patches 0.5.")
-    ] = None,
-    batch_size: Annotated[int, _option("Training", "Rows of a step.")] = Pretraining.batch_size,
-    max_length: Annotated[
-        int, _option("Training", "Tokens of a text at most.")
-    ] = Pretraining.max_length,
-    learning_rate: Annotated[
-        float, _option("Training", "Constant after the warm-up.")
-    ] = Pretraining.learning_rate,
-    warmup: Annotated[int, _option("Training", "Steps of warm-up.")] = Pretraining.warmup,
-    weight_decay: Annotated[float, _option("Training", "Of AdamW.")] = Pretraining.weight_decay,
-    seed: Annotated[int, _option("Training", "Of weights, order and masks.")] = Pretraining.seed,
-    bf16: Annotated[bool, _option("Training", "Compute in bfloat16 (autocast).", "--bf16")] = False,
-    device: Annotated[str, _option("Training", "auto, cpu or cuda.")] = Pretraining.device,
-    threads: Annotated[int, _option("Training", "CPU threads.")] = Pretraining.threads,
-) -> None:
+@with_options("given", Pretraining)
+def pretrain(given: dict) -> None:
     """Makes checkpoints along a short masked-LM or masked-patch run, for `fastfood study`.
 
     Examples:
@@ -360,16 +313,8 @@ def pretrain(
     used. Stop it at any time: the same command goes on where it stopped. Exit codes: 0 done, 1
     diverged, 2 bad input, 130 interrupted.
     """
-    given = dict(locals())
     try:
-        given["checkpoints"] = tuple(int(part) for part in checkpoints.split(",") if part.strip())
-    except ValueError:
-        _fail(f"checkpoints: wanted whole numbers between commas, got {checkpoints!r}", 2)
-    for name in ("text_columns", "splits"):
-        if given[name] is not None:
-            given[name] = tuple(part.strip() for part in given[name].split(","))
-    try:
-        run(Pretraining(**given), say=lambda line: print(line, flush=True))
+        run(read(Pretraining, given), say=lambda line: print(line, flush=True))
     except ValueError as error:
         _fail(str(error), 2)
     except FloatingPointError as error:

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import tomllib
 
+from . import options, pretrain
 from .config import Settings, check_out, complete, read_settings
+from .pretrain import Pretraining
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,8 +33,7 @@ PRETRAINED = "pretrained"
 
 
 class Planned(NamedTuple):
-    """A study before anything was loaded. `measures` are (label, x, settings), `pretrainings` are
-    the arguments of `pretrain.Pretraining` by their names in the recipe."""
+    """A study before anything was loaded. `measures` are (label, x, settings)."""
 
     name: str
     title: str
@@ -41,7 +42,7 @@ class Planned(NamedTuple):
     note: str
     out: Path
     measures: list[tuple[str, float | None, Settings]]
-    pretrainings: list[dict]
+    pretrainings: list[Pretraining]
 
 
 def names() -> list[str]:
@@ -126,17 +127,20 @@ def _check_tables(parsed: dict, path: Path) -> None:
             raise ValueError(f"recipe: wanted tables pretrain in {path}, got {many!r}")
 
 
-def _pretraining(table: Mapping[str, object], out: Path, given: Mapping[str, object]) -> dict:
-    """The arguments of one pre-training, which goes into OUT/pretrained/NAME."""
+def _pretraining(
+    table: Mapping[str, object], out: Path, given: Mapping[str, object]
+) -> Pretraining:
+    """One pre-training, which goes into OUT/pretrained/NAME."""
     if "name" not in table:
         raise ValueError(f"pretrain: wanted a name in each table, got {dict(table)}")
     arguments = {key: value for key, value in table.items() if key != "name"}
-    if "data" in given and arguments.get("task", "digits") != "digits":
+    if "data" in given and arguments.get("task", Pretraining.task) != "digits":
         arguments["data"] = given["data"]
-    return arguments | {"out": str(out / PRETRAINED / table["name"])}
+    arguments["out"] = str(out / PRETRAINED / table["name"])
+    return pretrain.complete(options.read(Pretraining, arguments))
 
 
-def _product(vary: Mapping[str, list], pretrainings: list[dict]) -> list[dict]:
+def _product(vary: Mapping[str, list], pretrainings: list[Pretraining]) -> list[dict]:
     """The settings that distinguish each measurement."""
     lists = []
     for key, values in vary.items():
@@ -150,15 +154,15 @@ def _product(vary: Mapping[str, list], pretrainings: list[dict]) -> list[dict]:
     ]
 
 
-def _checkpoints(table: dict, pretrainings: list[dict]) -> list[dict]:
+def _checkpoints(table: dict, pretrainings: list[Pretraining]) -> list[dict]:
     """[table], or one table for each checkpoint that its model "pretrained/NAME/*" stands for."""
     model = table.get("model", "")
     if not (model.startswith(PRETRAINED + "/") and model.endswith("/*")):
         return [table]
     folder = model.removesuffix("/*")
-    for arguments in pretrainings:
-        if arguments["out"].endswith(folder):
-            steps = arguments["checkpoints"]
+    for pretraining in pretrainings:
+        if pretraining.out.endswith(folder):
+            steps = pretraining.checkpoints
             return [table | {"model": f"{folder}/step-{step}"} for step in steps]
     raise ValueError(f"vary: wanted a model of a table pretrain, got {model!r}")
 

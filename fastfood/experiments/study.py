@@ -100,7 +100,7 @@ def describe(planned: Planned, measures: list[Measure]) -> None:
         "command": command,
         "storage": storage,
         "study": STUDY if settings.storage is None else settings.name or planned.out.name,
-        "pretrainings": planned.pretrainings,
+        "pretrainings": [asdict(pretraining) for pretraining in planned.pretrainings],
         "measures": [
             {
                 "label": m.label,
@@ -124,11 +124,11 @@ def _without_password(url: str) -> str:
 
 
 def _pretrain(console: Console, planned: Planned) -> None:
-    from .pretrain import Pretraining, run
+    from .pretrain import run
 
-    for arguments in planned.pretrainings:
-        with console.status(f"pre-training {Path(arguments['out']).name} ..."):
-            run(Pretraining(**arguments))
+    for pretraining in planned.pretrainings:
+        with console.status(f"pre-training {Path(pretraining.out).name} ..."):
+            run(pretraining)
 
 
 def _inspect(console: Console, planned: Planned) -> list[Measure]:
