@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from . import display
@@ -88,7 +88,7 @@ def gather(folder: Path, record=None, storage: str | None = None) -> dict:
         "note": described.get("note", ""),
         "storage": described["storage"],
         "study": described["study"],
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
         "environments": _environments(rows, record.states()),
         "progress": _sum([measure["progress"] for measure in measures]),
