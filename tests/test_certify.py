@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import fastfood
 from fastfood.experiments import compress
 from fastfood.experiments.bounds import all_bounds, kl_of_bits, length_bits
+from fastfood.experiments.certify import Options
 from fastfood.experiments.cli import app
-from fastfood.experiments.compress import Options, certify, decoded_model
+from fastfood.experiments.compress import certify, decoded_model
 from fastfood.experiments.config import Settings, complete
 from fastfood.experiments.message import decode_message, elias_delta, encode_message
 from fastfood.experiments.models import build_base

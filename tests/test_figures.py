@@ -40,7 +40,7 @@ def test_a_complete_study_is_drawn(tmp_path, kind):
     for path in paths:
         start = {".png": b"\x89PNG", ".svg": b"<?xml"}[path.suffix]
         assert path.read_bytes().startswith(start) and path.stat().st_size > 15_000
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.filterwarnings("error")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from study_folders import measures_of, score, write_study
 
-from fastfood.experiments import curves, figures, headline, report
+from fastfood.experiments import curves, figures, files, headline, report
 from fastfood.experiments.plan import trials
 
 HOSTILE = "<script>document.title = 'run'</script> | *a*\n# b"
@@ -157,13 +157,18 @@ def test_rates_at_the_edge_of_the_grid_are_remarked(tmp_path, undrawn):
     assert chosen == {("10", "0.4", "highest tried"), ("100", "0.2", "")}
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
-    monkeypatch.setattr(report.os, "replace", lambda *paths: pytest.fail("stopped"))
-    with pytest.raises(pytest.fail.Exception):
-        report._replace(path, "new")
+    with pytest.raises(KeyboardInterrupt), files.whole(path) as partial:
+        partial.write_text("half of the new")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [path]
     assert path.read_text() == "old"
+    with files.whole(path) as one, files.whole(path) as other:  # two drivers at once
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"measures": []}', "[]"])

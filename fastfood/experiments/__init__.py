@@ -4,6 +4,7 @@ parameters that reaches 90 % of the full fine-tuning score. From the bottom up:
 - `config`: the settings of a measurement; `plan`: its trials; `curves`: what their scores say.
 - `rows`, `sources`, `tasks`: the data. `models`, `train`: one trial.
 - `masked`, `pretrain`: small models to be measured.
+- `options`, `files`: what settings and files are made with.
 - `record`, `workers`, `run`: who runs which trial where, and what came of it.
 - `display`, `headline`, `findings`, `pages`, `figures`, `figure_curves`, `report`: what is shown.
 - `bounds`, `message`, `qat`, `compress`, `certify`: what error an adapter's few bits promise.

@@ -4,13 +4,13 @@ gap against d90 (4, 5), and our d90s beside the paper's (Table 1)."""
 
 import itertools
 import math
-import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 from . import display, figure_curves
 from .figure_curves import STYLES
+from .files import whole
 
 DPI = 300
 TASK_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -76,15 +76,14 @@ def draw(results: dict, folder: Path) -> list[Path]:
 
 
 def _save(figure, path: Path) -> Path:
-    partial = path.with_name(path.name + ".partial")
     form = path.suffix[1:]
     options = (
         {"metadata": {"Date": None}}
         if form == "svg"
         else {"dpi": DPI, "pil_kwargs": {"compress_level": 4}}
     )
-    figure.savefig(partial, format=form, **options)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, format=form, **options)
     return path
 
 

@@ -7,7 +7,6 @@ of the batch or the step. Nothing heavy is imported before the arguments have be
 import fcntl
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import typer
 
 from .config import Settings
 from .config import complete as complete_settings
+from .files import whole
 from .masked import SIZE_NAMES
 from .options import option, read, require, with_options
 
@@ -294,9 +294,8 @@ def _last_state(folder: Path, before: int) -> str | None:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 @with_options("given", Pretraining)

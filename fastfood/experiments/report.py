@@ -3,7 +3,6 @@ results.json, the figures, report.md and report.html; and the tables on the term
 
 import json
 import math
-import os
 import subprocess
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 from . import display
 from .config import read_settings
 from .curves import curve_points, summarise
+from .files import whole
 from .plan import trial_key, trials
 
 RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
@@ -114,9 +114,8 @@ def _finite(value):
 
 
 def _replace(path: Path, text: str) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .config import Settings
+from .files import whole
 from .plan import Measure
 from .recipes import Planned
 
@@ -111,10 +112,8 @@ def describe(planned: Planned, measures: list[Measure]) -> None:
             for m in measures
         ],
     }
-    path = planned.out / DESCRIPTION
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(partial, path)
+    with whole(planned.out / DESCRIPTION) as partial:
+        partial.write_text(json.dumps(description, indent=2) + "\n")
 
 
 def _without_password(url: str) -> str:
