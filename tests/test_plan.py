@@ -58,6 +58,8 @@ def test_a_trial_is_known_by_what_its_score_depends_on():
         assert not set(keys(**changes)) & {full, did, said}
     for name in ("model_hash", "data_hash"):
         assert not set(keys(facts=FACTS | {name: "cc"})) & {full, did, said}
+    asked = trials(settings, FACTS, {})
+    assert trial_key(asked[0] | {"a later setting": None}) == full
     # the baseline is re-used whatever is compared with it
     assert keys(normalization="tensor", methods=("did",))[0] == full
 
@@ -99,6 +101,10 @@ def test_a_bisection_closes_in_on_d90(d90):
     below = [d for d in order["did"] if d < d90]
     assert max(below) < d90 <= min(reached) and min(reached) <= 1.25 * max(below)
     assert len(order["did"]) <= 2 + math.log(10**4, 8) + math.log2(math.log(8) / math.log(1.25))
+
+
+def test_a_bisection_goes_by_strides_and_then_halves():
+    assert _searched(_step_at(3000))[0]["did"] == [1000, 8000, 2828, 4756, 3667, 3220]
 
 
 def test_a_bisection_stays_in_its_bracket_and_above_the_scales_of_said():
