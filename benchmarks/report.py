@@ -15,9 +15,9 @@ from pathlib import Path
 
 import optuna
 
-from fastfood.experiments import figures, report
 from fastfood.experiments.config import complete, read_settings
 from fastfood.experiments.plan import trial_key, trials
+from fastfood.experiments.report import figures, writer
 from fastfood.experiments.study import DATABASE, DESCRIPTION, STUDY, open_record
 
 MODELS = {"bert-base-cased": 108, "bert-large-cased": 333, "roberta-base": 124}
@@ -88,11 +88,11 @@ def measure(folder: Path) -> dict[str, float]:
     times = [time.process_time()]
     record = open_record(folder, read_settings(described["measures"][0]["settings"]))
     times.append(time.process_time())
-    results = report.gather(folder, record)
+    results = writer.gather(folder, record)
     times.append(time.process_time())
     drawn = figures.draw(results, folder)
     times.append(time.process_time())
-    report.write_results(results, folder)  # draws once more
+    writer.write_results(results, folder)  # draws once more
     times.append(time.process_time())
     reading, statistics, drawing, all_files = (
         b - a for a, b in zip(times, times[1:], strict=False)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastfood.experiments import bounds
-from fastfood.experiments.bounds import (
+from fastfood.experiments.bound import formulas
+from fastfood.experiments.bound.formulas import (
     BOUNDS,
     all_bounds,
     best_bound,
@@ -129,7 +129,7 @@ def test_stirlings_error_is_that_of_the_logarithm_of_the_factorial():
     for n in range(1, 60):
         stirling = (n + 0.5) * math.log(n) - n + 0.5 * math.log(2 * math.pi)
         exact = math.log(math.factorial(n)) - stirling  # to some roundings of numbers below 200
-        assert bounds._stirling_error(n) == pytest.approx(exact, abs=2e-13)
+        assert formulas._stirling_error(n) == pytest.approx(exact, abs=2e-13)
 
 
 def test_agrees_with_the_beta_distribution_where_that_can_be_computed():
@@ -262,4 +262,4 @@ def test_nothing_is_lost_at_a_billion_rows():
     m, k = 10**9, 10**8
     e = math.sqrt(2 * 0.1 * 0.9 * 100 / m)
     assert kl_inverse(m, k, 100 + math.log(0.05), 0.05) == pytest.approx(0.1 + e, rel=1e-6)
-    assert bounds.binomial_tail(m, k, 100.0, 0.05) > 0.1
+    assert formulas.binomial_tail(m, k, 100.0, 0.05) > 0.1

@@ -15,17 +15,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fastfood
-from fastfood.experiments import compress
-from fastfood.experiments.bounds import all_bounds, kl_of_bits, length_bits
-from fastfood.experiments.certify import Options
+from fastfood.adapter import load
+from fastfood.experiments.bound.certify import certify, decoded_model
+from fastfood.experiments.bound.command import Options
+from fastfood.experiments.bound.formulas import all_bounds, kl_of_bits, length_bits
+from fastfood.experiments.bound.message import decode_message, elias_delta, encode_message
+from fastfood.experiments.bound.qat import OnLevels, fine_tune
 from fastfood.experiments.cli import app
-from fastfood.experiments.compress import certify, decoded_model
 from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.message import decode_message, elias_delta, encode_message
 from fastfood.experiments.models import build_base
-from fastfood.experiments.qat import OnLevels, fine_tune
 from fastfood.experiments.tasks import load_task
-from fastfood.experiments.train import predict
+from fastfood.experiments.train import predict, some_rows
 from fastfood.quantize import encode, quantize
 
 REPOSITORY = Path(__file__).parents[1]
@@ -189,7 +189,7 @@ def test_fine_tuning_on_levels_ends_on_them_and_lowers_the_loss(text, adapter):
         with torch.no_grad():
             return model.eval()(**task.collate([task.train[i] for i in range(40)])).loss.item()
 
-    model = compress.load(build_base(text, task.num_labels, 3), adapter)
+    model = load(build_base(text, task.num_labels, 3), adapter)
     rounded = [quantize(p.detach(), 4).dequantize() for p in (model.theta, model.lambda_)]
     with torch.no_grad():
         for p, values in zip((model.theta, model.lambda_), rounded, strict=True):
@@ -212,7 +212,7 @@ def test_predictions_come_back_from_the_bits_and_the_base_in_another_process(tmp
     assert (tmp_path / "bound.message").read_bytes().hex() == found["message"]
     script = """
 import json, sys, torch
-from fastfood.experiments.compress import decoded_model
+from fastfood.experiments.bound.certify import decoded_model
 from fastfood.experiments.config import Settings, complete
 from fastfood.experiments.models import build_base
 from fastfood.experiments.tasks import load_task
@@ -234,11 +234,11 @@ print(json.dumps([predict(scored, task, part) for part in rows]))
     there = json.loads(run.stdout.splitlines()[-1])
     # here: the adapter itself, rounded, without any message
     task = load_task(digits)
-    model = compress.load(build_base(digits, 10, 3), adapter)
+    model = load(build_base(digits, 10, 3), adapter)
     with torch.no_grad():
         for p in (model.theta, model.lambda_):
             p.copy_(quantize(p, found["levels"]).dequantize())
-    rows = compress.some_rows(task.train, 150), task.test
+    rows = some_rows(task.train, 150), task.test
     here = [list(predict(model, task, part)) for part in rows]
     assert there == here and all(len(set(answers)) > 3 for answers, _ in here)
     wrong = [sum(a != b for a, b in zip(*part, strict=True)) for part in here]
@@ -291,7 +291,7 @@ def test_fine_tuned_levels_are_what_is_sent(text, adapter):
     found = certify(text, adapter, Options(levels=(2,), qat_steps=5, lr=0.5))
     _, theta, lambda_ = decode_message(bytes.fromhex(found["message"]))
     task = load_task(text)
-    model = compress.load(build_base(text, task.num_labels, 3), adapter)
+    model = load(build_base(text, task.num_labels, 3), adapter)
     trial = {"method": "said", "learning_rate": 0.5, "lambda_lr": 0.002, "max_steps": 5, "seed": 3}
     trial |= {"batch_size": 8, "warmup": text.warmup, "bf16": False, "device": "cpu"}
     before = quantize(model.theta, 2).dequantize()
@@ -320,7 +320,7 @@ def test_statistics_that_training_changes_are_the_bases_own(tmp_path, monkeypatc
         torch.manual_seed(seed)
         return Normalized()
 
-    monkeypatch.setattr(compress, "build_base", build)
+    monkeypatch.setattr("fastfood.experiments.bound.certify.build_base", build)
     digits = complete(Settings(device="cpu"))
     model = fastfood.get_subspace_model(build(None, 10, 0), fastfood.SubspaceConfig(50))
     nn.init.normal_(model.theta)
@@ -331,7 +331,7 @@ def test_statistics_that_training_changes_are_the_bases_own(tmp_path, monkeypatc
     assert fresh.norm.num_batches_tracked == 0 and not fresh.training
     assert found["majority_error"]["test"] == 1 - load_task(digits).majority()
     task = load_task(digits)
-    predicted, labels = predict(fresh, task, compress.some_rows(task.train, 200))
+    predicted, labels = predict(fresh, task, some_rows(task.train, 200))
     assert found["train_errors"] == sum(a != b for a, b in zip(predicted, labels, strict=True))
 
 

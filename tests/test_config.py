@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from fastfood.experiments.certify import Options
+from fastfood.experiments.bound.command import Options
 from fastfood.experiments.config import Settings, complete, read_settings
 from fastfood.experiments.options import kinds
 from fastfood.experiments.pretrain import Pretraining

@@ -7,7 +7,7 @@ import re
 import pytest
 from study_folders import TEXT, facts, measures_of, score, write_study
 
-from fastfood.experiments import display, figures, report
+from fastfood.experiments.report import display, figures, writer
 
 STATES = {
     "complete": {},
@@ -20,7 +20,7 @@ STATES = {
 
 def _results(folder, kind, given=None, **state):
     record = write_study(folder, kind, measures_of(kind, **(given or {})), **state)
-    return report.gather(folder, record)
+    return writer.gather(folder, record)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_every_method_has_a_style_of_its_own():
 def test_the_figure_names_each_d90(tmp_path):
     given = TEXT | {"methods": ("did", "lora")}
     measures = [("one", None, given, facts(), {})]
-    results = report.gather(tmp_path / "s", write_study(tmp_path / "s", "figure1", measures))
+    results = writer.gather(tmp_path / "s", write_study(tmp_path / "s", "figure1", measures))
     from matplotlib import pyplot
 
     figure = figures.figure_curves.draw(pyplot, results)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from study_folders import measures_of, score, write_study
 
-from fastfood.experiments import curves, figures, files, headline, report
+from fastfood.experiments import curves, files
+from fastfood.experiments.config import read_settings
 from fastfood.experiments.plan import trials
+from fastfood.experiments.report import display, figures, headline, writer
 
 HOSTILE = "<script>document.title = 'run'</script> | *a*\n# b"
 CHROMIUM = shutil.which("chromium")
@@ -63,7 +65,7 @@ def _check_self_contained(page: str) -> None:
 )
 def test_a_report_holds_the_numbers_of_its_results(tmp_path, kind, undrawn):
     record = write_study(tmp_path / "s", kind, measures_of(kind), title=f"all of {kind}")
-    paths = report.write_report(tmp_path / "s", record)
+    paths = writer.write_report(tmp_path / "s", record)
     stems = ["figure1"] if kind in ("d90", "figure1") else [kind, "figure1"]
     names = [f"{stem}.{form}" for stem in stems for form in ("png", "svg")]
     assert [p.name for p in paths] == ["results.json", *names, "report.md", "report.html"]
@@ -75,7 +77,7 @@ def test_a_report_holds_the_numbers_of_its_results(tmp_path, kind, undrawn):
     rows = _rows(page)
     for measure in results["measures"]:
         for method, d90 in measure["summary"]["d90"].items():
-            name = report.display.METHOD_NAMES[method]
+            name = display.METHOD_NAMES[method]
             text = d90["text"].replace("<=", "≤")
             assert [measure["label"], name, text] in [row[:3] for row in rows]
             assert text.replace("<", "\\<") in markdown
@@ -92,7 +94,7 @@ def test_a_report_holds_the_numbers_of_its_results(tmp_path, kind, undrawn):
 def test_results_keep_every_trial_and_no_infinity(tmp_path, undrawn):
     censored = lambda trial, **shape: score(trial, **shape | {"half": 10**7})  # noqa: E731
     record = write_study(tmp_path / "s", "d90", measures_of("d90"), censored)
-    report.write_report(tmp_path / "s", record)
+    writer.write_report(tmp_path / "s", record)
     results, page = _read(tmp_path / "s")
     d90 = results["measures"][0]["summary"]["d90"]["did"]
     assert d90["value"] is None and d90["text"] == "> 10000 [> 10000, > 10000]"
@@ -105,7 +107,7 @@ def test_results_keep_every_trial_and_no_infinity(tmp_path, undrawn):
 @pytest.mark.parametrize("kind", ["figure1", "figure2", "figure5", "table1"])
 def test_a_report_is_written_before_the_first_trial_has_finished(tmp_path, kind):
     record = write_study(tmp_path / "s", kind, measures_of(kind)[:1], share=0.0)
-    report.write_report(tmp_path / "s", record)
+    writer.write_report(tmp_path / "s", record)
     results, page = _read(tmp_path / "s")
     _check_self_contained(page)
     asked = results["progress"]["asked"]
@@ -117,14 +119,14 @@ def test_a_report_of_a_running_study_counts_every_state(tmp_path, undrawn):
     folder = tmp_path / "<script> | s"  # its name stands in a table
     record = write_study(folder, "d90", measures_of("d90", seeds=1, dims=(10, 100)), share=0.0)
     told = json.loads((folder / "study.json").read_text())["measures"][0]
-    asked = trials(report.read_settings(told["settings"]), told["facts"], {})
+    asked = trials(read_settings(told["settings"]), told["facts"], {})
     assert len(asked) == 1 + 2 * 2 * 2
     for trial in asked[:5]:
         record.add(trial, score(trial))
     record.add(asked[5], state="failed", error=f"RuntimeError: {HOSTILE}")
     record.add(asked[6], state="failed", error="FloatingPointError: diverged", final=True)
     record.add(asked[7], state="running")
-    report.write_report(folder, record)
+    writer.write_report(folder, record)
     results, page = _read(folder)
     counts = {"complete": 5, "failed": 1, "diverged": 1, "pruned": 0, "running": 1, "waiting": 1}
     progress = results["progress"]
@@ -149,7 +151,7 @@ def test_rates_at_the_edge_of_the_grid_are_remarked(tmp_path, undrawn):
         right = best.get(trial["d"]) in (None, trial["learning_rate"])
         return score(trial, **shape) | {"validation": 0.9 if right else 0.5}
 
-    report.write_report(tmp_path / "s", write_study(tmp_path / "s", "d90", measures, scores))
+    writer.write_report(tmp_path / "s", write_study(tmp_path / "s", "d90", measures, scores))
     page = (tmp_path / "s" / "report.html").read_text()
     assert "DID: the highest rate tried was best at 1 of 2 points" in page
     assert "lowest rate" not in page
@@ -175,7 +177,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 def test_a_folder_without_a_study_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "study.json").write_text(content)
-    for write in (report.write_report, report.watch):
+    for write in (writer.write_report, writer.watch):
         with pytest.raises(ValueError, match="^folder: wanted the folder of a study, .* got"):
             write(tmp_path)
 
@@ -184,9 +186,9 @@ def test_the_terminal_shows_points_and_d90s(tmp_path, undrawn):
     from rich.console import Console
 
     record = write_study(tmp_path / "s", "table1", measures_of("table1", seeds=1))
-    report.write_report(tmp_path / "s", record)
+    writer.write_report(tmp_path / "s", record)
     console = Console(record=True, width=100)
-    report.print_report(console, tmp_path / "s")
+    writer.print_report(console, tmp_path / "s")
     text = console.export_text()
     results, _ = _read(tmp_path / "s")
     assert text.count("d90 DID: ") == len(results["measures"]) == 4
@@ -200,7 +202,7 @@ def test_the_terminal_shows_points_and_d90s(tmp_path, undrawn):
 
 def _headline(folder, kind, **state):
     record = write_study(folder, kind, measures_of(kind), **state)
-    return headline.headline(report.gather(folder, record))
+    return headline.headline(writer.gather(folder, record))
 
 
 def test_the_headline_of_one_measure_names_its_d90s(tmp_path):
@@ -277,9 +279,9 @@ def _watched(folder, monkeypatch, on_sleep):
     """Watches a study of nine trials with `on_sleep(record, trials left, number of sleeps)`."""
     record = write_study(folder, "d90", measures_of("d90", seeds=1, dims=(10, 100)), share=0.0)
     told = json.loads((folder / "study.json").read_text())["measures"][0]
-    left = trials(report.read_settings(told["settings"]), told["facts"], {})
+    left = trials(read_settings(told["settings"]), told["facts"], {})
     pages, sleeps = [], []
-    write = report.write_results
+    write = writer.write_results
 
     def write_and_keep(*args, **options):
         paths = write(*args, **options)
@@ -291,9 +293,9 @@ def _watched(folder, monkeypatch, on_sleep):
         sleeps.append(seconds)
         on_sleep(record, left, len(sleeps))
 
-    monkeypatch.setattr(report, "write_results", write_and_keep)
-    monkeypatch.setattr(report, "_open", lambda folder, described, storage: record)
-    monkeypatch.setattr(report.time, "sleep", sleep)
+    monkeypatch.setattr(writer, "write_results", write_and_keep)
+    monkeypatch.setattr(writer, "_open", lambda folder, described, storage: record)
+    monkeypatch.setattr(writer.time, "sleep", sleep)
     return pages
 
 
@@ -304,7 +306,7 @@ def test_watching_writes_what_changed_until_nothing_is_missing(tmp_path, undrawn
             left.remove(trial)
 
     pages = _watched(tmp_path / "s", monkeypatch, on_sleep)
-    report.watch(tmp_path / "s", 2.5)
+    writer.watch(tmp_path / "s", 2.5)
     assert len(pages) == 1 + 3
     reloads = ['<meta http-equiv="refresh" content="3">' in page for page in pages]
     assert reloads == [True, True, True, False]
@@ -316,10 +318,10 @@ def test_a_stopped_watch_leaves_a_page_that_stands_still(tmp_path, undrawn, monk
 
     pages = _watched(tmp_path / "s", monkeypatch, on_sleep)
     with pytest.raises(KeyboardInterrupt):
-        report.watch(tmp_path / "s", 2.5)
+        writer.watch(tmp_path / "s", 2.5)
     assert ["http-equiv" in page for page in pages] == [True, False]
     with pytest.raises(ValueError, match="^every: wanted seconds above 0, got 0"):
-        report.watch(tmp_path / "s", 0)
+        writer.watch(tmp_path / "s", 0)
 
 
 # a real browser
@@ -342,7 +344,7 @@ def test_a_browser_shows_the_page(tmp_path):
     measures = measures_of("table1", dims=(10, 100, 1000), lrs=(0.1,))
     measures[0] = (HOSTILE, *measures[0][1:])
     folder = tmp_path / "s"
-    report.write_report(folder, write_study(folder, "table1", measures, title="A title"))
+    writer.write_report(folder, write_study(folder, "table1", measures, title="A title"))
     page = (folder / "report.html").read_text()
     _check_self_contained(page)
     phone, desk = (_look(tmp_path, page, width) for width in (390, 1200))

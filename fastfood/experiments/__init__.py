@@ -6,7 +6,6 @@ parameters that reaches 90 % of the full fine-tuning score. From the bottom up:
 - `masked`, `pretrain`: small models to be measured.
 - `options`, `files`: what settings and files are made with.
 - `record`, `workers`, `run`: who runs which trial where, and what came of it.
-- `display`, `headline`, `findings`, `pages`, `figures`, `figure_curves`, `report`: what is shown.
-- `bounds`, `message`, `qat`, `compress`, `certify`: what error an adapter's few bits promise.
+- `report`: what is shown. `bound`: what error an adapter's few bits promise.
 - `recipes`, `study`, `cli`, `adapters`: studies and the command line.
 """

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, certify, pretrain, recipes
+from . import adapters, pretrain, recipes
+from .bound import command
 from .config import Settings, complete, read_settings
 from .options import with_options
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(adapters.app, name="adapter")
-app.command()(certify.bound)
+app.command()(command.bound)
 app.command()(pretrain.pretrain)
 
 
@@ -121,12 +122,12 @@ def report(
     ] = None,
 ) -> None:
     """Writes report.md, report.html, results.json and the figures, also while the study runs."""
-    from . import report as reports
+    from .report import writer
 
     try:
         if watch:
-            reports.watch(folder, every, storage)
-        written = reports.write_report(folder, storage=storage)
+            writer.watch(folder, every, storage)
+        written = writer.write_report(folder, storage=storage)
     except ValueError as error:
         _fail("report", error)
     except KeyboardInterrupt:

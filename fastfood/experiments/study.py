@@ -183,9 +183,9 @@ def _run(console: Console, measures: list[Measure], record, run_study) -> int:
 
 
 def _report(console: Console, out: Path, record) -> None:
-    from . import report
+    from .report import writer
 
-    written = report.write_report(out, record)
-    report.print_report(console, out)
+    written = writer.write_report(out, record)
+    writer.print_report(console, out)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False)

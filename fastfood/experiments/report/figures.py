@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import whole
 from . import display, figure_curves
 from .figure_curves import STYLES
-from .files import whole
 
 DPI = 300
 TASK_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -17,16 +17,16 @@ import fastfood
 from fastfood.adapter import AdapterFile, load, read
 from fastfood.quantize import quantize
 
-from .bounds import all_bounds, best_bound, kl_of_bits, paper_order
-from .config import Settings
+from ..config import Settings
+from ..models import build_base
+from ..tasks import Task, load_task, use_cache_without_network
+from ..train import predict, some_rows
+from .formulas import all_bounds, best_bound, kl_of_bits, paper_order
 from .message import Message, decode_message, encode_message
-from .models import build_base
 from .qat import fine_tune
-from .tasks import Task, load_task, use_cache_without_network
-from .train import predict, some_rows
 
 if TYPE_CHECKING:
-    from .certify import Options
+    from .command import Options
 
 LR_FACTORS = {"global": 2.0, "tensor": 0.2}  # of 1/sqrt(d): half of the lowest that d90 tries
 IN_ADVANCE = (

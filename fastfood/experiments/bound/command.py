@@ -13,8 +13,8 @@ import typer
 
 from fastfood.quantize import MAX_LEVELS
 
-from .config import Settings, check_out, complete, read_settings
-from .options import option, read, with_options
+from ..config import Settings, check_out, complete, read_settings
+from ..options import option, read, with_options
 
 TASK = ("task", "text_columns", "label_column", "splits", "model", "revision", "data")
 TASK += ("max_length", "batch_size", "device")
@@ -102,7 +102,7 @@ def bound(
         settings, options = complete(read_settings(given)), read(Options, chosen)
         if out is not None:
             check_out(out.parent)
-        from .compress import certify
+        from .certify import certify
 
         found = certify(settings, adapter, options)
     except (OSError, ValueError, ImportError) as error:

@@ -71,7 +71,7 @@ def kl_inverse(m: int, k: int, kl: float, delta: float) -> float:
 def binomial_tail(m: int, k: int, kl: float, delta: float) -> float:
     """The largest R with P[Bin(m, R) <= k] >= delta exp(-KL), in log space.
 
-    Theorem 4.1 (Occam's razor bound) of Langford (2005), which is his Theorem 3.3 (test set bound)
+    The Occam's razor bound of Langford (2005, section 4), which is his test set bound (section 3)
     at delta times the prior probability. Nothing is lost to an inequality but the union's.
     """
     _check(m, k, kl, delta)
@@ -85,7 +85,7 @@ def catoni(m: int, k: int, kl: float, delta: float, alpha: float = CATONI_ALPHA)
     """The least over lambda > 1 of (1 - exp(-lambda x / m)) / (1 - exp(-lambda / m)), where
     x = k / m + alpha / lambda (KL + ln(1 / delta) + 2 ln(ln(alpha^2 lambda) / ln(alpha))).
 
-    Theorem 1.2.6 of Catoni (2007), as Lotfi et al. (2022) use it: the last term is the union over
+    Catoni (2007, section 1.2), as Lotfi et al. (2022) use it: the last term is the union over
     a grid of lambdas with the ratio alpha > 1, and any lambda may be taken after that.
     """
     _check(m, k, kl, delta)
@@ -135,8 +135,8 @@ def best_bound(bounds: dict[str, float]) -> str:
     all messages the others do. By Chernoff P[Bin(m, R) <= k] <= exp(-m kl(k / m || R)) for
     R >= k / m, so each R that the tail allows is allowed by the kl-inverse. By Pinsker's inequality
     the kl-inverse is at most the bound for a finite hypothesis class. And since kl(q || p) is the
-    largest over C of -ln(1 - p (1 - e^-C)) - C q (Germain et al., 2009, Proposition 2.1), it is at
-    most Catoni's at any C = lambda / m, even without the union.
+    largest over C of -ln(1 - p (1 - e^-C)) - C q (Germain et al., 2009, section 2), it is at most
+    Catoni's at any C = lambda / m, even without the union.
     """
     return min(bounds, key=lambda name: (bounds[name], name != "binomial tail"))
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ..config import read_settings
+from ..curves import curve_points, summarise
+from ..files import whole
+from ..plan import trial_key, trials
 from . import display
-from .config import read_settings
-from .curves import curve_points, summarise
-from .files import whole
-from .plan import trial_key, trials
 
 RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
 
@@ -121,7 +121,7 @@ def _replace(path: Path, text: str) -> Path:
 
 def _read_description(folder: Path) -> dict:
     """study.json; raises ValueError when it is missing or not one of this form."""
-    from .study import DESCRIPTION
+    from ..study import DESCRIPTION
 
     path = Path(folder, DESCRIPTION)
     try:
@@ -135,7 +135,7 @@ def _read_description(folder: Path) -> dict:
 
 
 def _open(folder: Path, described: dict, storage: str | None):
-    from .study import open_record
+    from ..study import open_record
 
     settings = read_settings(described["measures"][0]["settings"])
     return open_record(Path(folder), replace(settings, storage=storage or settings.storage))
