@@ -105,7 +105,9 @@ def open_record(url: str, name: str, heartbeat: int | None = None) -> "Record":
     options = {"connect_args": arguments.get(backend, {}), "pool_pre_ping": backend != "sqlite"}
     # Optuna formats the URL, so braces in a folder's name or a password are doubled
     text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    for tries_left in (3, 2, 1, 0):  # drivers that make the tables at once disturb each other
+    tries_left = 4  # drivers that make the tables at once disturb each other
+    while True:
+        tries_left -= 1
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -120,17 +122,19 @@ def open_record(url: str, name: str, heartbeat: int | None = None) -> "Record":
                 )
             return Record(storage, study, heartbeat)
         except Exception as error:  # SQLAlchemy, alembic and Optuna each have their own types
-            if tries_left:
-                time.sleep(0.25)
-                continue
-            reason = " ".join(str(error).split())[:200]
-            if parsed.password:
-                for secret in (parsed.password, quote_plus(parsed.password)):
-                    reason = reason.replace(secret, "***")
-            shown = parsed.render_as_string(hide_password=True)
-            wanted = f"an Optuna database at {shown}"
-            raise ValueError(f"storage: wanted {wanted}, got {reason}") from None
-    raise AssertionError("unreachable")
+            if not tries_left:
+                raise ValueError(_refusal(parsed, error)) from None
+        time.sleep(0.25)
+
+
+def _refusal(url: sa.URL, error: Exception) -> str:
+    """What to say of a database that cannot be opened, without its password."""
+    reason = " ".join(str(error).split())[:200]
+    if url.password:
+        for secret in (url.password, quote_plus(url.password)):
+            reason = reason.replace(secret, "***")
+    shown = url.render_as_string(hide_password=True)
+    return f"storage: wanted an Optuna database at {shown}, got {reason}"
 
 
 class Record:
