@@ -144,8 +144,25 @@ def test_an_unknown_recipe_or_scale_is_refused(recipe):
 
 
 def test_data_are_for_those_that_read_text(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        """
+kind = "figure2"
+[vary]
+model = [
+  { model = "pretrained/vit/*", task = "digits" },
+  { model = "pretrained/bert/*", task = "glue/sst2" },
+]
+[[pretrain]]
+name = "vit"
+task = "digits"
+[[pretrain]]
+name = "bert"
+task = "glue/sst2"
+vocabulary = 100
+"""
+    )
     given = {"data": str(tmp_path), "out": str(tmp_path / "out")}
-    planned = recipes.read("figure2", "small", given)
+    planned = recipes.read(str(tmp_path / "mine.toml"), "full", given)
     assert {(s.task, s.data) for _, _, s in planned.measures} == {
         ("digits", None),
         ("glue/sst2", str(tmp_path)),

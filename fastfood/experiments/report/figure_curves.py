@@ -103,6 +103,7 @@ def _set_axes(axes, measure: dict, curves: dict, alone: bool) -> None:
     summary = measure["summary"]
     levels = (measure["facts"]["majority"], summary["full"], summary["line"])
     scores += [100 * level for level in levels if level is not None]
+    scores += [0, 100] if len(set(scores)) == 1 else []
     span = max(scores) - min(scores) + 1
     # room for the rows of d90 below and for the label of the full run above
     below = _row_height(len(curves), alone) + 0.02

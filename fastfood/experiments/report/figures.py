@@ -47,7 +47,7 @@ def draw(results: dict, folder: Path) -> list[Path]:
     """Draws the figures of a study into `folder` and returns their paths, PNG before SVG.
 
     Each of them is `figure1`, the curves of all measures; a study of another kind has its own
-    figure before it. `results` is what `report.gather` returns. A file is replaced in one step.
+    figure before it. `results` is what `writer.gather` returns. A file is replaced in one step.
     """
     import matplotlib
 
@@ -242,6 +242,9 @@ def _figure2(pyplot, results: dict):
     _log_ticks(axes.yaxis)
     if len(steps) > 2 and steps[0] >= 0 and steps[-1] > 20 * max(1, steps[1]):
         axes.set_xscale("symlog", linthresh=max(1, steps[1]))
+        if len(steps) <= 8:
+            axes.set_xticks(steps, [f"{step:,g}" for step in steps])
+            axes.tick_params(axis="x", which="minor", bottom=False)
     _legend(figure, styles, lines=True)
     return figure
 
