@@ -91,6 +91,29 @@ def test_labels_lie_inside_and_apart(tmp_path, kind):
     pyplot.close(figure)
 
 
+def test_steps_far_apart_are_named_on_their_axis(tmp_path):
+    from matplotlib import pyplot
+
+    results = _results(tmp_path / "study", "figure2", {"dims": (10, 100, 1000)})
+    for place, measure in enumerate(results["measures"]):
+        measure["x"] = (0, 50, 200, 3200)[place % 4]
+    with pyplot.rc_context(figures.SHAPE):
+        axes = figures._figure2(pyplot, results).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "50", "200", "3,200"]
+    pyplot.close(axes.figure)
+
+
+def test_a_panel_without_points_has_the_axis_of_a_share(tmp_path):
+    from matplotlib import pyplot
+
+    results = _results(tmp_path / "study", "figure1", share=0.0)
+    figure = figures.figure_curves.draw(pyplot, results)
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low <= 0 and high >= 100
+    pyplot.close(figure)
+
+
 # where a d90 is drawn
 
 
