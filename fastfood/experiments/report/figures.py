@@ -241,7 +241,9 @@ def _figure2(pyplot, results: dict):
         return figure
     _log_ticks(axes.yaxis)
     if len(steps) > 2 and steps[0] >= 0 and steps[-1] > 20 * max(1, steps[1]):
-        axes.set_xscale("symlog", linthresh=max(1, steps[1]))
+        linear = max(1, steps[1])
+        axes.set_xscale("symlog", linthresh=linear)
+        axes.set_xlim(steps[0] - 0.3 * linear, 1.4 * steps[-1])
         if len(steps) <= 8:
             axes.set_xticks(steps, [f"{step:,g}" for step in steps])
             axes.tick_params(axis="x", which="minor", bottom=False)
