@@ -146,6 +146,21 @@ def test_relative_gaps_are_of_accuracies_by_seed():
 
 
 @pytest.mark.parametrize(
+    ("model", "revision", "name"),
+    [
+        (None, None, "small ViT"),
+        ("google/bert", None, "bert"),
+        ("google/multiberts-seed_0-step_20k", None, "multiberts-seed_0-step_20k"),
+        ("/models/roberta", "main", "roberta@main"),
+        ("out/pretrained/vit-16/step-800", None, "vit-16 step-800"),
+        ("step-800", None, "step-800"),
+    ],
+)
+def test_models_are_named_so_that_they_differ(model, revision, name):
+    assert display.model_name({"model": model, "revision": revision}) == name
+
+
+@pytest.mark.parametrize(
     ("model", "name"),
     [
         ("bert-base-uncased", "BERT-base"),

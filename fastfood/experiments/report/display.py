@@ -2,6 +2,7 @@
 as text, the d90 of a measure with its interval, and the d90s that the paper published."""
 
 import math
+import re
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -101,11 +102,13 @@ def gaps(point: dict) -> list[float]:
 
 
 def model_name(settings: dict) -> str:
-    """The model without the folder or owner before it, with the revision behind it."""
+    """The model without the folder or owner before it, with the revision behind it; a checkpoint
+    NAME/step-N of a pre-training with its NAME."""
     if settings.get("model") is None:
         return SMALL_VIT
-    revision = settings.get("revision")
-    return Path(settings["model"]).name + (f"@{revision}" if revision else "")
+    parts, revision = Path(settings["model"]).parts, settings.get("revision")
+    name = " ".join(parts[-2:] if re.fullmatch(r"step-\d+", parts[-1]) else parts[-1:])
+    return name + (f"@{revision}" if revision else "")
 
 
 def paper_model(settings: dict) -> str | None:
