@@ -12,14 +12,14 @@ import itertools
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
-
-import tomllib
 
 from . import options, pretrain
 from .config import Settings, check_out, complete, read_settings
 from .pretrain import Pretraining
+from .report.display import model_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,9 +52,8 @@ def names() -> list[str]:
 
 def single(settings: Settings) -> Planned:
     """The study of `fastfood d90`: one measurement of completed settings."""
-    model = "small ViT" if settings.model is None else Path(settings.model).name
-    title = f"d90 of {model} on {settings.task}"
-    measures = [(f"{model}, {settings.task}", None, settings)]
+    title = f"d90 of {model_name(asdict(settings))} on {settings.task}"
+    measures = [(_label(settings), None, settings)]
     out = Path(settings.out)
     return Planned(out.name, title, "d90", "full", "", out, measures, [])
 
@@ -169,12 +168,7 @@ def _checkpoints(table: dict, pretrainings: list[Pretraining]) -> list[dict]:
 
 def _label(settings: Settings) -> str:
     """What a measurement is called in the report: its model and task."""
-    model = "small ViT" if settings.model is None else settings.model
-    pretrained = f"/{PRETRAINED}/" in model
-    parts = [" ".join(Path(model).parts[-2:]) if pretrained else Path(model).name]
-    parts += [settings.revision] if settings.revision else []
-    parts += [settings.task]
-    return ", ".join(parts)
+    return f"{model_name(asdict(settings))}, {settings.task}"
 
 
 def _place(varied: Mapping[str, object]) -> float | None:
