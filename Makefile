@@ -4,21 +4,31 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc tests/native -name '*.[ch]*')
 
-.PHONY: help setup demo test lint format wheel clean
+.PHONY: help setup demo test lint types format hooks bench wheel matrix sanitize soak fuzz examples docs clean
 
 help:
 	@echo 'make demo    measure d90 of the digits task: a table and a figure in runs/digits, 5 minutes'
 	@echo 'make test    build everything and run all tests'
+	@echo 'make fuzz    wrong and damaged inputs of every kind: how many were tried, faults found'
+	@echo 'make examples run every guide at its small setting'
+	@echo 'make docs    the API reference and the pages of the guides, in build/docs'
+	@echo 'make sanitize build the native code with sanitizers and run its tests, 9 minutes'
+	@echo 'make soak    repeat each kind of work 10,000 times: does memory grow? 4 minutes'
 	@echo 'make setup   .venv with the built package and every extra'
 	@echo 'make lint    ruff and clang-format, as they would be accepted'
-	@echo 'make format  let both rewrite the sources'
-	@echo 'make wheel   one wheel for this platform, in dist'
+	@echo 'make types   mypy, on the public API and on a script that uses it'
+	@echo 'make format  let ruff and clang-format rewrite the sources'
+	@echo 'make hooks   have git run lint and types on what a commit changes'
+	@echo 'make bench   the tables of speed, on a machine at rest; with the peers that are given:'
+	@echo '             FFHT=libffht.so AUTHORS=compacter/seq2seq/projections/intrinsic.py'
+	@echo 'make wheel   one checked wheel for this platform, in dist (FASTFOOD_CUDA=0: CPU alone)'
+	@echo 'make matrix  the tests of the operators with that wheel under many Pythons and torches, hours'
 
 setup: .venv/ready
 
 .venv/packages: .ci/constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) torch setuptools cmake ninja pybind11 ruff clang-format
+	$(PIP) torch setuptools cmake ninja pybind11
 	touch $@
 
 .venv/ready: .venv/packages $(NATIVE)
@@ -31,20 +41,52 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+fuzz: setup
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/fuzz_*.py tests/test_*_machine.py
+
+examples: setup
+	$(BIN)/python -m fastfood.guides
+
+docs: setup
+	$(BIN)/python .ci/docs.py
+
+sanitize: setup
+	$(BIN)/python tests/sanitize.py
+
+soak: setup
+	$(BIN)/python tests/soak.py
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	SKIP=types,types-user $(BIN)/pre-commit run --all-files
+
+types: setup
+	$(BIN)/pre-commit run types --all-files
+	$(BIN)/pre-commit run types-user --all-files
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+bench: setup
+	$(BIN)/python benchmarks/fwht.py $(if $(FFHT),--ffht $(FFHT))
+	$(BIN)/python benchmarks/projection.py $(if $(AUTHORS),--authors $(AUTHORS))
+	$(BIN)/python benchmarks/step.py $(if $(AUTHORS),--authors $(AUTHORS))
+	$(BIN)/python benchmarks/study.py
+	$(BIN)/python benchmarks/report.py
+
+hooks: setup
+	$(BIN)/pre-commit install
 
 wheel: setup
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build/wheel dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch_*' --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python .ci/check_wheel.py $(if $(filter 0,$(FASTFOOD_CUDA)),--cpu) dist/*.whl
+
+matrix: wheel
+	$(BIN)/python tests/matrix.py dist/fastfood_torch-*.whl
+	$(BIN)/python tests/matrix.py dist/fastfood_torch-*.whl --python 3.12 --torch 2.11,2.12,2.13,2.14
 
 clean:
 	rm -rf .venv build dist fastfood/lib tests/native/*.so *.egg-info

@@ -1,15 +1,14 @@
 """Drives the native build of CMakeLists.txt and packs its libraries into one py3-none wheel.
 
 Environment: FASTFOOD_CUDA=1 insists on the CUDA library, =0 leaves it out, unset builds it where
-nvcc is; FASTFOOD_CUDA_ARCHS replaces the GPU architectures; FASTFOOD_TESTS=1 also builds the test
-module of tests/native; FASTFOOD_TORCH_DIR names the torch package where it is not found by itself.
+nvcc is; FASTFOOD_CUDA_ARCHS replaces the GPU architectures; FASTFOOD_LABEL=cu13 names the version
+0.1.0+cu13; FASTFOOD_TESTS=1 also builds the test module of tests/native; FASTFOOD_TORCH_DIR names
+the torch package where it is not found by itself.
 """
 
-import importlib.util
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
@@ -30,41 +29,92 @@ ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "cmake"  # kept: a second build compiles what has changed
 TOOLKIT = Path("/usr/local/cuda")
 OLDEST_TORCH = (2, 10)
+FIND_TORCH = """
+import importlib.util
+spec = importlib.util.find_spec("torch")
+print(*(spec.submodule_search_locations or [] if spec else []), sep="\\n")
+"""
 
 
-def torch_places():
-    """Folders that may hold the torch package, which is not imported."""
-    if "FASTFOOD_TORCH_DIR" in os.environ:
-        return [Path(os.environ["FASTFOOD_TORCH_DIR"])]
-    spec = importlib.util.find_spec("torch")
-    places = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
-    # An isolated build sees nothing on sys.path, but the interpreter knows where it installs to.
-    sites = [
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("platlib"),
-        site.getusersitepackages(),
-    ]
-    for prefix in filter(None, map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX"))):
-        sites += sorted(Path(prefix).glob("lib/python3*/site-packages"))
-    return list(dict.fromkeys(places + [Path(s) / "torch" for s in sites]))
+def check_platform():
+    if sys.platform != "linux":
+        raise SetupError(
+            f"fastfood is built on Linux (x86-64 or aarch64), wanted linux, got {sys.platform}"
+        )
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    if not any(map(shutil.which, names)):
+        raise SetupError(
+            f"fastfood is built with a C++17 compiler, and there is no {' or '.join(names)} on "
+            "PATH: install g++, or name a compiler in CXX"
+        )
+
+
+def ancestors():
+    """The Pythons that started this one, the nearest first; of this user's alone."""
+    pid = os.getppid()
+    while pid > 1:
+        process = Path("/proc", str(pid))
+        try:
+            name = Path((process / "cmdline").read_bytes().split(b"\0")[0].decode())
+            if name.name.startswith("python") and process.stat().st_uid == os.getuid():
+                bare = len(name.parts) == 1  # found on a PATH that has changed since
+                yield (process / "exe").readlink() if bare else (process / "cwd").readlink() / name
+            pid = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # of another user, or gone
+            return
+
+
+def pythons():
+    """Interpreters that may see a torch that an isolated build hides, the likeliest first."""
+    prefixes = filter(None, map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX")))
+    found = [Path(sys.executable), *(Path(p, "bin/python") for p in prefixes), *ancestors()]
+    return [python for python in dict.fromkeys(found) if os.access(python, os.X_OK)]
+
+
+def torch_places(python):
+    """Folders of the torch package as `python` sees them outside of pip's isolation."""
+    isolation = ("PYTHONPATH", "PYTHONNOUSERSITE")
+    for hidden in (False, True):
+        environment = {k: v for k, v in os.environ.items() if not (hidden and k in isolation)}
+        command = [str(python), "-c", FIND_TORCH]
+        done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+        yield from map(Path, done.stdout.splitlines())
+
+
+def torch_version(place):
+    """(major, minor) of the torch package in a folder, which is not imported; None without one."""
+    file = place / "version.py"
+    text = file.read_text() if file.is_file() else ""
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else None
 
 
 def find_torch():
-    places = torch_places()
-    for place in places:
-        if not (place / "version.py").is_file():
-            continue
-        version = re.search(r"__version__ = '(\d+)\.(\d+)", (place / "version.py").read_text())
-        if version and tuple(map(int, version.groups())) >= OLDEST_TORCH:
+    named = os.environ.get("FASTFOOD_TORCH_DIR")
+    old = []
+    for place in [Path(named)] if named else (t for p in pythons() for t in torch_places(p)):
+        version = torch_version(place)
+        if version and version >= OLDEST_TORCH:
             return place
+        if version:
+            old.append(f"{place} is torch {version[0]}.{version[1]}")
     raise SetupError(
-        "fastfood is built against the installed torch, and there is no torch >= 2.10 in "
-        + ", ".join(str(p.parent) for p in places)
+        "fastfood is built against the installed torch, wanted torch >= 2.10, got "
+        + (", ".join(old) or "none in " + (named or " or ".join(map(str, pythons()))))
         + ": install it first, or name its folder in FASTFOOD_TORCH_DIR"
     )
 
 
-def find_nvcc():
+def pip_nvccs(torch):
+    """nvcc of the package nvidia-cuda-nvcc beside torch, where its headers are installed too."""
+    sites = [torch.parent, Path(sysconfig.get_path("purelib"))]
+    headers = ("cuda_runtime.h", "crt/host_config.h", "cccl/nv/target")
+    for home in (h for s in sites for h in sorted(s.glob("nvidia/cu[0-9]*"), reverse=True)):
+        if all((home / "include" / header).is_file() for header in headers):
+            yield home / "bin/nvcc"
+
+
+def find_nvcc(torch):
     """The path of nvcc or None, after the wish in FASTFOOD_CUDA; the decision is printed."""
     wish = os.environ.get("FASTFOOD_CUDA", "")
     if wish not in ("", "0", "1"):
@@ -72,24 +122,18 @@ def find_nvcc():
     if wish == "0":
         print("fastfood: CUDA library left out (FASTFOOD_CUDA=0)")
         return None
-    homes = [Path(os.environ[k]) for k in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(k)]
-    on_path = shutil.which("nvcc")
-    places = (
-        [h / "bin/nvcc" for h in homes]
-        + ([Path(on_path)] if on_path else [])
-        + [TOOLKIT / "bin/nvcc"]
-    )
+    homes = filter(None, map(os.environ.get, ("CUDA_HOME", "CUDA_PATH")))
+    places = [Path(home, "bin/nvcc") for home in homes]
+    places += [*pip_nvccs(torch), *map(Path, filter(None, [shutil.which("nvcc")]))]
+    places += [TOOLKIT / "bin/nvcc"]
+    nowhere = f"nvcc is neither in CUDA_HOME nor beside torch nor on PATH nor in {TOOLKIT}/bin"
     nvcc = next((p for p in places if os.access(p, os.X_OK)), None)
     if nvcc:
         print(f"fastfood: CUDA library built with {nvcc}")
     elif wish == "1":
-        raise SetupError(
-            f"FASTFOOD_CUDA=1, but nvcc is neither in CUDA_HOME nor on PATH nor in {TOOLKIT}/bin"
-        )
+        raise SetupError(f"FASTFOOD_CUDA=1, but {nowhere}")
     else:
-        print(
-            "fastfood: CUDA library left out (no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda)"
-        )
+        print(f"fastfood: CUDA library left out, {nowhere}")
     return nvcc
 
 
@@ -108,7 +152,7 @@ def run(*command):
 
 def source_files():
     """What a build from the sdist needs beside the Python packages, relative to the root."""
-    folders = ("csrc", "tests")
+    folders = ("csrc", "tests", ".ci")
     kinds = {".cpp", ".h", ".cu", ".cuh", ".py", ".json", ".safetensors"}
     files = [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in kinds]
     return ["CMakeLists.txt", *(str(p.relative_to(ROOT)) for p in files)]
@@ -118,7 +162,9 @@ class BuildNative(build_ext):
     """Runs CMake, and installs into the sources when in place, else into the wheel's tree."""
 
     def run(self):
-        torch, nvcc, cmake = find_torch(), find_nvcc(), tool("cmake")
+        check_platform()
+        torch, cmake = find_torch(), tool("cmake")
+        nvcc = find_nvcc(torch)
         tests = os.environ.get("FASTFOOD_TESTS", "0") == "1"
         options = {
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
@@ -129,13 +175,15 @@ class BuildNative(build_ext):
         }
         if nvcc:
             options["CMAKE_CUDA_COMPILER"] = nvcc
-            if "FASTFOOD_CUDA_ARCHS" in os.environ:
-                options["FASTFOOD_CUDA_ARCHS"] = os.environ["FASTFOOD_CUDA_ARCHS"]
+            options["FASTFOOD_CUDA_ARCHS"] = os.environ.get(
+                "FASTFOOD_CUDA_ARCHS", "editable" if self.inplace else "wheel"
+            )
         definitions = [f"-D{key}={value}" for key, value in options.items()]
         run(cmake, "-G", "Ninja", "-S", ROOT, "-B", BUILD, *definitions)
         run(cmake, "--build", BUILD)
         target = ROOT if self.inplace else Path(self.build_lib).resolve()
-        run(cmake, "--install", BUILD, "--prefix", target, "--component", "libraries")
+        strip = [] if self.inplace else ["--strip"]
+        run(cmake, "--install", BUILD, "--prefix", target, "--component", "libraries", *strip)
         installed = (BUILD / "install_manifest_libraries.txt").read_text().splitlines()
         for library in (target / "fastfood" / "lib").glob("*.so"):
             if str(library) not in installed:
@@ -169,7 +217,9 @@ class OneWheel(bdist_wheel):
 
 
 if __name__ == "__main__":
+    label = os.environ.get("FASTFOOD_LABEL")
     setup(
+        options={"egg_info": {"tag_build": f"+{label}"}} if label else {},
         ext_modules=[Extension("fastfood.lib", sources=[])],
         cmdclass={"build": CleanBuild, "build_ext": BuildNative, "bdist_wheel": OneWheel},
     )
