@@ -5,8 +5,13 @@ they are good for.
 are random linear maps from d to D dimensions that store nothing of size D. `get_subspace_model`
 trains any `nn.Module` in d dimensions (DID and SAID), and the command `fastfood d90` measures a
 task's intrinsic dimension with it. This package needs torch alone.
+
+Beside it are `fastfood.peft` (the same as methods of PEFT), `fastfood.hub` (task vectors on the
+Hugging Face hub), `fastfood.sampler` (random features in scikit-learn) and `fastfood.guides`:
+runnable examples, notes on migration, and the definition of every bit.
 """
 
+from . import loading  # noqa: F401 first, as it says what is missing
 from .coordinates import parameter_groups
 from .features import FastfoodFeatures
 from .hadamard import (

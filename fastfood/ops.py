@@ -7,41 +7,21 @@ the pure functions of (seed, stream, index) that the random matrices are made of
 csrc/definitions.h.
 """
 
-import pathlib
-import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-_LIBRARIES = pathlib.Path(__file__).parent / "lib"
+from .loading import why_no_kernels
+
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)  # what is computed in float32
 
 # Streams of random numbers, as in csrc/definitions.h.
 STREAM_G, STREAM_B, STREAM_PI, STREAM_DENSE, STREAM_SPARSE, STREAM_LENGTHS = range(6)
 
-
-def _load_libraries() -> set:
-    """Loads what is there, and returns the types of the devices that have kernels."""
-    cpu, cuda = _LIBRARIES / "libfastfood_cpu.so", _LIBRARIES / "libfastfood_cuda.so"
-    if not cpu.exists():
-        raise ImportError(
-            f"fastfood is not built: {cpu} is missing; run `pip install .` in the sources"
-        )
-    torch.ops.load_library(str(cpu))
-    if torch.version.cuda and cuda.exists():
-        try:
-            torch.ops.load_library(str(cuda))
-            return {"cpu", "cuda"}
-        except OSError as error:
-            warnings.warn(
-                f"fastfood works on the CPU alone, its CUDA library did not load: {error}",
-                stacklevel=3,
-            )
-    return {"cpu"}
-
-
-_device_types = _load_libraries()
 operators = torch.ops.fastfood
+_library = torch.library.Library("fastfood", "IMPL")
 
 
 class _LinearMap(torch.autograd.Function):
@@ -71,7 +51,11 @@ class _LinearMap(torch.autograd.Function):
         return linear_map(x.movedim(in_dims[0], 0), f, adjoint), 0
 
 
-def linear_map(x, f, adjoint):
+def linear_map(
+    x: torch.Tensor,
+    f: Callable[[torch.Tensor], torch.Tensor],
+    adjoint: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
     """f(x), differentiable to any order in both modes, for a linear map `f` and its adjoint
     `adjoint`.
 
@@ -80,12 +64,12 @@ def linear_map(x, f, adjoint):
     return _LinearMap.apply(x, f, adjoint)
 
 
-def has_kernels(device) -> bool:
-    """Whether the operators run on `device`."""
-    return torch.device(device).type in _device_types
+def has_kernels(device: torch.device | str) -> bool:
+    """Whether the operators have kernels of ours on `device`."""
+    return not why_no_kernels(torch.device(device).type)
 
 
-def check_tensor(x, name: str, dtypes=FLOATING) -> None:
+def check_tensor(x: object, name: str, dtypes: Sequence[torch.dtype] = FLOATING) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name}: wanted a tensor, got {type(x).__name__}")
     if x.dtype not in dtypes:
@@ -95,7 +79,7 @@ def check_tensor(x, name: str, dtypes=FLOATING) -> None:
         raise ValueError(f"{name}: wanted at least one dimension, got a scalar")
 
 
-def check_count(value, name: str) -> None:
+def check_count(value: object, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: wanted an integer of at least 1, got {value!r}")
 
@@ -110,7 +94,7 @@ def _check_block_length(L: int, name: str) -> None:
         raise ValueError(f"{name}: wanted a power of two of at least 256, got {L}")
 
 
-def check_out(out, x, last: int) -> None:
+def check_out(out: torch.Tensor, x: torch.Tensor, last: int) -> None:
     """Raises unless `out` can take a result computed from x: x's shape but for the last dimension,
     its dtype or a narrower one that is computed in it, and nothing to differentiate."""
     check_tensor(out, "out", (torch.float64,) if x.dtype == torch.float64 else _IN_FLOAT32)
@@ -134,7 +118,9 @@ def signed(seed: int) -> int:
     return seed - (1 << 64) if seed >> 63 else seed
 
 
-def project_rows(v: torch.Tensor, seed: int, start: int, stop: int, out=None) -> torch.Tensor:
+def project_rows(
+    v: torch.Tensor, seed: int, start: int, stop: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Rows [start, stop) of stack_b(H_L(G_b * v)), the part of the Fastfood projection that grows
     with D.
 
@@ -203,7 +189,15 @@ def _rows_adjoint(g, L, seed, start):
     )
 
 
-def perturb_(out, base, v, offsets, scales, seed: int, start: int = 0) -> torch.Tensor:
+def perturb_(
+    out: torch.Tensor,
+    base: torch.Tensor,
+    v: torch.Tensor,
+    offsets: torch.Tensor,
+    scales: torch.Tensor,
+    seed: int,
+    start: int = 0,
+) -> torch.Tensor:
     """Writes out[i] = base[i] + scales[s] * y[start + i] for offsets[s] <= i < offsets[s + 1], y as
     in `project_rows`.
 
@@ -226,7 +220,9 @@ def perturb_(out, base, v, offsets, scales, seed: int, start: int = 0) -> torch.
     return out
 
 
-def philox_words(seed: int, stream: int, first: int, count: int, device="cpu") -> torch.Tensor:
+def philox_words(
+    seed: int, stream: int, first: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """The words of calls [first, first + count) of a stream: int32 bit patterns, shape (4 *
     count,).
 
@@ -236,22 +232,43 @@ def philox_words(seed: int, stream: int, first: int, count: int, device="cpu") -
     return operators.philox_words(torch.empty(0, device=device), signed(seed), stream, first, count)
 
 
-def normals(seed: int, stream: int, first: int, count: int, device="cpu") -> torch.Tensor:
+def normals(
+    seed: int, stream: int, first: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Eight standard normals for each call [first, first + count) of a stream: float32, shape (8 *
     count,).
     """
     return operators.normals(torch.empty(0, device=device), signed(seed), stream, first, count)
 
 
+def _refuse(name):
+    """A kernel for devices and layouts that have none of ours."""
+
+    def refuse(x, *arguments, **named):
+        kind = x.device.type
+        raise NotImplementedError(
+            f"{name}: wanted dense tensors on a device with kernels, got {x.layout} on {kind}"
+            + (f"; {why_no_kernels(kind)}" if why_no_kernels(kind) else "")
+        )
+
+    return refuse
+
+
 def _register(name, fake, backward=None, setup_context=None) -> None:
+    _library.impl(name, _refuse(name), "CompositeExplicitAutograd")  # where there is no kernel
     torch.library.register_fake(f"fastfood::{name}", fake)
     if backward:
         torch.library.register_autograd(f"fastfood::{name}", backward, setup_context=setup_context)
 
 
-def save_arguments(ctx, inputs, output):
+def save_arguments(ctx: Any, inputs: tuple, output: object) -> None:
     ctx.arguments = inputs[1:]
     ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
+
+
+def _rows_adjoint_backward(ctx, z):
+    _, seed, start = ctx.arguments
+    return _rows(z, seed, start, start + ctx.shape[-1]).to(ctx.dtype), None, None, None
 
 
 def _fake_random(words_per_call, dtype):
@@ -272,12 +289,7 @@ _register(
     lambda g, L, seed, start: g.new_empty(
         (*g.shape[:-1], L), dtype=torch.float64 if g.dtype == torch.float64 else torch.float32
     ),
-    lambda ctx, z: (
-        _rows(z, *ctx.arguments[1:], ctx.arguments[2] + ctx.shape[-1]).to(ctx.dtype),
-        None,
-        None,
-        None,
-    ),
+    _rows_adjoint_backward,
     save_arguments,
 )
 _register("project_rows_out", lambda *arguments: None)

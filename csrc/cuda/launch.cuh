@@ -51,6 +51,33 @@ inline int64_t shared_limit() {
   return bytes;
 }
 
+// What the runtime says of an error, and of those that come from the machine what to do. Kept for
+// this thread until the next one.
+inline const char* explain(cudaError_t error) {
+  static thread_local std::string message;
+  message = cudaGetErrorString(error);
+  if (message.back() == '.') message.pop_back();  // more may follow
+  const auto version = [](int number) {
+    return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+  };
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    message += ": wanted a driver for CUDA " + version(CUDART_VERSION) + ", got " +
+               (driver ? "one for CUDA " + version(driver) : std::string("none")) +
+               "; update it, or install a wheel made with an older CUDA";
+  } else if (error == cudaErrorNoKernelImageForDevice) {
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    message += ": wanted a GPU that this wheel is made for, got one of compute capability " +
+               std::to_string(major) + "." + std::to_string(minor) +
+               "; build with it in FASTFOOD_CUDA_ARCHS";
+  }
+  return message.c_str();
+}
+
 template <class... Parameters>
 const char* launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads,
                           size_t shared_bytes, StreamHandle stream, Parameters... parameters) {
@@ -67,7 +94,7 @@ const char* launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int thr
                          static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here, not by the next call that happens to ask
-  return cudaGetErrorString(error);
+  return explain(error);
 }
 
 #else
