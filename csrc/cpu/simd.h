@@ -57,8 +57,13 @@ constexpr int kW = kLanes<float>;
 
 constexpr int64_t kGrain = 32768;  // entries that are worth a thread
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)  // it would compile for an hour
+#define FASTFOOD_INLINE static inline
+#define FASTFOOD_INLINE_MEMBER
+#else
 #define FASTFOOD_INLINE static inline __attribute__((always_inline))
 #define FASTFOOD_INLINE_MEMBER __attribute__((always_inline))
+#endif
 
 template <class T>
 FASTFOOD_INLINE Vector<T> load(const T* p) {
@@ -189,22 +194,29 @@ FASTFOOD_INLINE Vector<T> load_first_level(const T* p) {
 #if defined(__AVX2__)
 // Loads that double lanes cost no shuffle; the compiler would load once and shuffle twice.
 FASTFOOD_INLINE Float load_first_level(const float* p) {
-  const auto& x = *reinterpret_cast<const VectorOf<float>::unaligned*>(p);
+  typedef VectorOf<float>::unaligned Unaligned;  // `auto` would forget that it is
+  const Unaligned* x = reinterpret_cast<const Unaligned*>(p);
   Float even, odd;
-  asm("vmovsldup %1, %0" : "=v"(even) : "m"(x));
-  asm("vmovshdup %1, %0" : "=v"(odd) : "m"(x));
+  asm("vmovsldup %1, %0" : "=v"(even) : "m"(*x));
+  asm("vmovshdup %1, %0" : "=v"(odd) : "m"(*x));
   return lane_level<1>(odd, even);
 }
 #endif
 
-// Storage types narrower than the arithmetic: bfloat16 is the upper half of a float.
+// Storage types narrower than the arithmetic: float16 by the name that the compiler has for it in
+// C++ (on aarch64 GCC knows the other from 13 on); bfloat16 is the upper half of a float.
+#if defined(__aarch64__) && !defined(__clang__) && __GNUC__ < 13
+using Float16 = __fp16;
+#else
+using Float16 = _Float16;
+#endif
 struct BFloat16 {
   uint16_t bits;
 };
 
 FASTFOOD_INLINE float widen(float x) { return x; }
 FASTFOOD_INLINE double widen(double x) { return x; }
-FASTFOOD_INLINE float widen(_Float16 x) { return static_cast<float>(x); }
+FASTFOOD_INLINE float widen(Float16 x) { return static_cast<float>(x); }
 FASTFOOD_INLINE float widen(BFloat16 x) {
   return __builtin_bit_cast(float, uint32_t{x.bits} << 16);
 }
@@ -212,7 +224,7 @@ FASTFOOD_INLINE float widen(BFloat16 x) {
 // Rounds to nearest, ties to even.
 FASTFOOD_INLINE void narrow(float x, float* out) { *out = x; }
 FASTFOOD_INLINE void narrow(double x, double* out) { *out = x; }
-FASTFOOD_INLINE void narrow(float x, _Float16* out) { *out = static_cast<_Float16>(x); }
+FASTFOOD_INLINE void narrow(float x, Float16* out) { *out = static_cast<Float16>(x); }
 FASTFOOD_INLINE void narrow(float x, BFloat16* out) {
   const uint32_t u = __builtin_bit_cast(uint32_t, x);
   const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
@@ -236,7 +248,7 @@ FASTFOOD_INLINE Float load_wide(const BFloat16* p) {
   const Halves h = *reinterpret_cast<const UnalignedHalves*>(p);
   return (Float)(__builtin_convertvector(h, U32) << 16);
 }
-FASTFOOD_INLINE Float load_wide(const _Float16* p) {
+FASTFOOD_INLINE Float load_wide(const Float16* p) {
 #if defined(__AVX512F__)
   return (Float)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
@@ -257,7 +269,7 @@ FASTFOOD_INLINE void store_narrow(BFloat16* p, Float x) {
   const U32 bits = (rounded & ~unordered) | (((u >> 16) | 0x40u) & unordered);
   *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector(bits, Halves);
 }
-FASTFOOD_INLINE void store_narrow(_Float16* p, Float x) {
+FASTFOOD_INLINE void store_narrow(Float16* p, Float x) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
@@ -275,7 +287,7 @@ FASTFOOD_INLINE void dispatch(Type type, F f) {
   switch (type) {
     case Type::f32: return f(float{});
     case Type::f64: return f(double{});
-    case Type::f16: return f(_Float16{});
+    case Type::f16: return f(Float16{});
     case Type::bf16: return f(BFloat16{});
   }
   __builtin_trap();

@@ -16,10 +16,16 @@
 #include <string>
 #include <vector>
 
+#include "sanitizer.h"
+
 #define __global__
 #define __host__
 #define __device__
+#if defined(__SANITIZE_ADDRESS__)  // as in csrc/cpu/simd.h
+#define __forceinline__ inline
+#else
 #define __forceinline__ inline __attribute__((always_inline))
+#endif
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __syncthreads() emulator::wait(emulator::Wait::block, __FILE__, __LINE__)
@@ -68,7 +74,7 @@ inline bool backwards = false;  // the last thread of a block runs first
 
 constexpr int kMaxThreads = 1024;
 constexpr int kWarp = 32;
-constexpr size_t kStack = 64 * 1024;
+constexpr size_t kStack = sanitizer::kStackFactor * 64 * 1024;
 constexpr size_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xA5;
 constexpr size_t kMaxShared = 227 * 1024;  // of an H200
@@ -96,6 +102,7 @@ constexpr int16_t kSeveral = -1;
 
 struct Machine {
   ucontext_t scheduler;
+  sanitizer::Stack scheduler_stack;
   std::vector<Fiber> fibers;
   Fiber* running = nullptr;
   std::function<void()> kernel;
@@ -123,7 +130,10 @@ inline void wait(Wait wait, const char* file, int line) {
   fiber->wait = wait;
   fiber->file = file;
   fiber->line = line;
+  void* kept;
+  sanitizer::leave_stack(&kept, machine.scheduler_stack);
   swapcontext(&fiber->context, &machine.scheduler);
+  machine.scheduler_stack = sanitizer::enter_stack(kept);
 }
 
 // The value of lane (lane ^ distance) of the warp. All its lanes have to come here.
@@ -197,8 +207,25 @@ class Shared {
 };
 
 inline void run_fiber() {
+  machine.scheduler_stack = sanitizer::enter_stack(nullptr);
   machine.kernel();
   machine.running->wait = Wait::finished;  // the context's link goes back to the scheduler
+  sanitizer::leave_stack(nullptr, machine.scheduler_stack);
+}
+
+// Runs the fiber up to where it waits next.
+inline void resume(Fiber* fiber) {
+  machine.running = fiber;
+  void* kept;
+  sanitizer::leave_stack(&kept, {fiber->stack.get(), kStack});
+  swapcontext(&machine.scheduler, &fiber->context);
+  sanitizer::enter_stack(kept);
+}
+
+// forbid or allow for the guards of shared memory.
+inline void set_guards(void (*set)(const void*, size_t)) {
+  set(machine.shared() - kGuard, kGuard);
+  set(machine.shared() + machine.shared_bytes, kGuard);
 }
 
 inline void start_block(int threads) {
@@ -209,13 +236,16 @@ inline void start_block(int threads) {
   for (int thread = 0; thread < threads; ++thread) {
     Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
     if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+    sanitizer::allow(fiber.stack.get(), kStack);  // a fiber that never ended may have been there
     fiber.shuffles = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = &machine.scheduler;
     makecontext(&fiber.context, run_fiber, 0);
+    fiber.context.uc_stack.ss_size = 0;  // else AddressSanitizer forgets the stack at each switch
   }
+  set_guards(sanitizer::forbid);
 }
 
 // Whether threads [begin, end) wait at the same place as thread `begin`.
@@ -245,8 +275,7 @@ inline bool advance(int threads) {
       for (int i = 0; i < end - begin; ++i) {
         const int thread = backwards ? end - 1 - i : begin + i;
         threadIdx.x = static_cast<unsigned>(thread);
-        machine.running = &machine.fibers[static_cast<size_t>(thread)];
-        swapcontext(&machine.scheduler, &machine.running->context);
+        resume(&machine.fibers[static_cast<size_t>(thread)]);
       }
       if (!wait_together(begin, end)) return false;
     } while (machine.fibers[static_cast<size_t>(begin)].wait == Wait::warp);
@@ -256,6 +285,7 @@ inline bool advance(int threads) {
 }
 
 inline void check_guards() {
+  set_guards(sanitizer::allow);
   const unsigned char* shared = machine.shared();
   for (size_t i = 0; i < kGuard; ++i)
     if (shared[machine.shared_bytes + i] != kGuardByte || *(shared - 1 - i) != kGuardByte)

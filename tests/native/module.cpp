@@ -4,8 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "../../csrc/cuda/launch.cuh"
@@ -31,12 +33,27 @@ void split_evenly(int64_t count, int64_t grain, cpu::Body body, void* context) {
     body(begin, begin + grain < count ? begin + grain : count, context);
 }
 
+int threads =
+    0;  // that ranges go to; with 0 all are done in this one, as split_evenly divides them
+
+void split(int64_t count, int64_t grain, cpu::Body body, void* context) {
+  if (!threads) return split_evenly(count, grain, body, context);
+  const int64_t ranges = std::max<int64_t>(1, std::min<int64_t>(threads, count / grain));
+  std::vector<std::thread> running;
+  for (int64_t i = 0; i < ranges; ++i)
+    running.emplace_back(body, count * i / ranges, count * (i + 1) / ranges, context);
+  for (std::thread& thread : running) thread.join();
+}
+
 // Runs launch(workspace) with a workspace full of NaN, which must not be written beyond its end.
 template <class Launch>
 void run_emulated(int64_t bytes, Launch launch) {
   constexpr size_t kGuard = 256;
   std::vector<unsigned char> workspace(static_cast<size_t>(bytes) + kGuard, 0xFF);
-  if (const char* error = launch(workspace.data())) throw std::runtime_error(error);
+  sanitizer::forbid(workspace.data() + bytes, kGuard);
+  const char* error = launch(workspace.data());
+  sanitizer::allow(workspace.data() + bytes, kGuard);
+  if (error) throw std::runtime_error(error);
   for (size_t i = static_cast<size_t>(bytes); i < workspace.size(); ++i)
     if (workspace[i] != 0xFF) throw std::runtime_error("written beyond the workspace");
 }
@@ -46,7 +63,7 @@ void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_
   Transform t{at<void>(x), at<void>(out), static_cast<Type>(type), rows,
               n,           scale,         at<void>(before),        at<void>(after)};
   if (K != 1 && !factor(K, transpose, t.factors)) throw std::invalid_argument("K is no order");
-  if (!cuda) return cpu::kernels().transform(t, split_evenly);
+  if (!cuda) return cpu::kernels().transform(t, split);
   run_emulated(cuda::transform_workspace(t),
                [&](void* w) { return cuda::transform(t, w, nullptr); });
 }
@@ -69,14 +86,14 @@ py::object sign_matrix_rows(int64_t K, bool transpose) {
 
 void words(bool cuda, uint64_t seed, uint32_t stream, uint64_t first, int64_t count, Address out) {
   const Draw d{seed, stream, first, count};
-  if (!cuda) return cpu::kernels().words(d, at<uint32_t>(out), split_evenly);
+  if (!cuda) return cpu::kernels().words(d, at<uint32_t>(out), split);
   run_emulated(0, [&](void*) { return cuda::words(d, at<uint32_t>(out), nullptr); });
 }
 
 void normals(bool cuda, uint64_t seed, uint32_t stream, uint64_t first, int64_t count,
              Address out) {
   const Draw d{seed, stream, first, count};
-  if (!cuda) return cpu::kernels().normals(d, at<float>(out), split_evenly);
+  if (!cuda) return cpu::kernels().normals(d, at<float>(out), split);
   run_emulated(0, [&](void*) { return cuda::normals(d, at<float>(out), nullptr); });
 }
 
@@ -93,14 +110,14 @@ void project(bool cuda, Address out, Address base, Address v, Address offsets, A
                      start,
                      count,
                      seed};
-  if (!cuda) return cpu::kernels().project(p, split_evenly);
+  if (!cuda) return cpu::kernels().project(p, split);
   run_emulated(cuda::project_workspace(p), [&](void* w) { return cuda::project(p, w, nullptr); });
 }
 
 void adjoint(bool cuda, Address g, Address z, int type, int64_t L, int64_t start, int64_t count,
              uint64_t seed) {
   const Adjoint a{at<void>(g), at<void>(z), static_cast<Type>(type), L, start, count, seed};
-  if (!cuda) return cpu::kernels().adjoint(a, split_evenly);
+  if (!cuda) return cpu::kernels().adjoint(a, split);
   run_emulated(cuda::adjoint_workspace(a), [&](void* w) { return cuda::adjoint(a, w, nullptr); });
 }
 
@@ -146,6 +163,7 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("run_faulty", run_faulty, py::arg("mistake"));
   m.def("philox", philox);
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
+  m.def("use_threads", [](int count) { threads = count; });
   // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's parts, the order of
   // threads.
   m.def("configure",
