@@ -9,7 +9,10 @@ the base model's own checkpoint.
 
 import hashlib
 import json
+import operator
 import os
+import re
+import threading
 import zlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +23,7 @@ import torch
 from torch import nn
 
 from .layout import SubspaceConfig
-from .quantize import decode, encode, quantize
+from .quantize import MAX_LEVELS, decode, encode, quantize
 from .subspace import SubspaceModel, get_subspace_model
 
 FILE_NAME = "adapter.safetensors"
@@ -31,6 +34,7 @@ SETTINGS = ("d", "method", "seed", "normalization", "groups", "projection")
 _REQUIRED = ("format", *SETTINGS, "D", "base")
 _OPTIONAL = ("levels", "crc")  # the first files had no checksum
 _CRC = b'\\"crc\\":\\"'  # what comes before its 8 digits, JSON within JSON
+_BASE = re.compile("[0-9a-f]{8}-[0-9a-f]{32}")
 _CHUNK = 1 << 22  # bytes hashed at a time, in several threads
 
 
@@ -84,7 +88,7 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.{os.getpid()}"
+    temporary = folder / f".{FILE_NAME}.{os.getpid()}.{threading.get_ident()}"
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
@@ -132,7 +136,10 @@ def load_into(
     `name`, without making it active. Raises as load() does; the model is then left as it was."""
     path, header, tensors, _ = read(path)
     config = _config(path, header, groups)
-    model.add_adapter(name, config)
+    try:
+        model.add_adapter(name, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be put on this model: {error}") from error
     problem = _mismatch(model, header, tensors, name)
     if problem:
         model.delete_adapter(name)
@@ -150,10 +157,7 @@ def _config(path: Path, header: dict, groups: Callable | None) -> SubspaceConfig
             f"{path}: {wanted} a function as groups, trained with {header['groups']!r}"
         )
     settings = {name: header[name] for name in SETTINGS} | ({"groups": groups} if groups else {})
-    try:
-        return SubspaceConfig(**settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged, {error}") from error
+    return SubspaceConfig(**settings)
 
 
 def read(path: str | os.PathLike) -> AdapterFile:
@@ -175,8 +179,8 @@ def read(path: str | os.PathLike) -> AdapterFile:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
     try:
         header = json.loads(metadata["fastfood"])
-        version = header["format"]
-    except (KeyError, TypeError, ValueError) as error:
+        version = operator.index(header["format"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a fastfood adapter, its header has no format") from error
     if version != FORMAT:
         raise ValueError(f"{path}: format must be {FORMAT}, got {version!r}: use a newer fastfood")
@@ -189,7 +193,7 @@ def read(path: str | os.PathLike) -> AdapterFile:
     for name, tensor in tensors.items():
         if "levels" in header:
             tensor = tensors[name] = _decoded(tensor, f"{path}: {name}")
-        vector = tensor.is_floating_point() and tensor.dim() == 1 and len(tensor)
+        vector = tensor.dtype in DTYPES and tensor.dim() == 1 and len(tensor)
         if not vector or not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} must be a vector of finite floating-point numbers")
     return AdapterFile(path, header, tensors, bits)
@@ -245,7 +249,9 @@ def _mismatch(model: SubspaceModel, header: dict, tensors: dict, name: str) -> s
         wanted, got = (list(x[key].shape) if key in x else None for x in (own, tensors))
         if wanted != got:
             return f"{key} must have shape {wanted}, got {got}"
-    return other_base(model, str(header["base"]), name)
+        if not tensors[key].to(own[key].dtype).isfinite().all():
+            return f"{key} has values that are not finite in {own[key].dtype}"
+    return other_base(model, header["base"], name)
 
 
 def other_base(model: SubspaceModel, recorded: str, adapter: str | None = None) -> str | None:
@@ -273,6 +279,27 @@ def _damage(header: dict, content: bytes) -> str | None:
         wanted = _checksum(*_around_crc(content))
         if header["crc"] != wanted:
             return f"its checksum must be {wanted}, got {header['crc']!r}"
+    return _wrong_value(header)
+
+
+def _wrong_value(header: dict) -> str | None:
+    """Which value of a header save() never writes, if there is one."""
+    for name, value in header.items():
+        if type(value) not in (int, str):
+            return f"its {name} must be a number or a word, got a {type(value).__name__}"
+    if not isinstance(header["D"], int) or header["D"] < 1:
+        return f"D must be a number from 1 on, got {header['D']!r}"
+    if not _BASE.fullmatch(str(header["base"])):
+        return f"base must be 8 and 32 hex digits, got {header['base']!r}"
+    if header.get("levels", 1) not in range(1, MAX_LEVELS + 1):
+        return f"levels must be at least 1 and at most {MAX_LEVELS}, got {header['levels']!r}"
+    settings = {name: header[name] for name in SETTINGS}
+    if settings["groups"] == "custom":
+        settings["groups"] = "layer"  # any will do: the function is not here
+    try:
+        SubspaceConfig(**settings)
+    except (TypeError, ValueError) as error:
+        return str(error)
     return None
 
 

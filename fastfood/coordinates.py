@@ -3,7 +3,7 @@ trainable tensors of one base model.
 """
 
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,22 +32,22 @@ def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
     laid, group_names = lay_out(segments, config)
     D, m = sum(s.numel for s in laid), len(group_names) if config.method == "said" else 0
     wide = any(s.parameter.dtype == torch.float64 for s in laid)
-    options = {
-        "dtype": torch.float64 if wide else torch.float32,
-        "device": laid[0].parameter.device,
-    }
+    dtype, device = torch.float64 if wide else torch.float32, laid[0].parameter.device
     return Adapter(
         config,
         PROJECTIONS[config.projection](config.d - m, D, seed=config.seed),
         laid,
         group_names,
-        nn.Parameter(torch.zeros(config.d - m, **options)),
-        nn.Parameter(torch.ones(m, **options)) if m else None,
+        nn.Parameter(torch.zeros(config.d - m, dtype=dtype, device=device)),
+        nn.Parameter(torch.ones(m, dtype=dtype, device=device)) if m else None,
     )
 
 
 class Coordinates(nn.Module):
     """Named adapters, one of which is active: theta and lambda_ are its parameters."""
+
+    theta: nn.Parameter
+    lambda_: nn.Parameter | None
 
     def __init__(self, segments: list[Segment], config: SubspaceConfig, name: str):
         first = new_adapter(segments, config)
@@ -122,7 +122,7 @@ class Coordinates(nn.Module):
         del self._adapters[name]
 
     @contextmanager
-    def disable_adapter(self):
+    def disable_adapter(self) -> Iterator["Coordinates"]:
         """A context in which the model is the base model with theta_0."""
         before, self._disabled = self._disabled, True
         try:
@@ -161,11 +161,11 @@ def parameter_groups(
     """Parameter groups for any optimizer: theta with `lr` and the scales lambda_ with `lambda_lr`.
 
     model: a SubspaceModel, or a module around one (DDP, PEFT). lambda_lr: lr / 20 by default, for
-    the scales, near 1, want much smaller steps than theta. `Trainer` takes the list by
-    optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": ...}).
+    the scales, near 1, want much smaller steps than theta. weight_decay: of both. `Trainer` takes
+    the list by optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": ...}).
     Raises ValueError if nothing named theta trains.
     """
-    groups = {"theta": [], "lambda_": []}
+    groups: dict[str, list[nn.Parameter]] = {"theta": [], "lambda_": []}
     for name, p in model.named_parameters():
         kind = [part for part in name.split(".") if part in groups]
         if p.requires_grad and kind:
@@ -180,11 +180,11 @@ def parameter_groups(
     ]
 
 
-def check_config(config) -> None:
+def check_config(config: object) -> None:
     if not isinstance(config, SubspaceConfig):
         raise TypeError(f"config must be a SubspaceConfig, got {type(config).__name__}")
 
 
-def check_name(name) -> None:
+def check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
         raise TypeError(f"an adapter's name must be a string, got {name!r}")

@@ -27,7 +27,7 @@ class FastfoodFeatures(nn.Module):
     "rbf" is exp(-|x - y|^2 / (2 length_scale^2)). "matern" is that of smoothness nu with
     k = exp(-r) for nu = 1/2, (1 + sqrt(3) r) exp(-sqrt(3) r) for 3/2, and so on, r = |x - y| /
     length_scale: its spectrum is a Student t of 2 nu degrees (Rasmussen and Williams, 2006, section
-    4.2). The error of each inner product falls as D^(-1/2).
+    4.2). The error of each inner product falls as D^(-1/2) (Le, Sarlos, Smola, "Fastfood", 2013).
 
     Args:
         d: dimensions of x, at least 1.
@@ -39,6 +39,11 @@ class FastfoodFeatures(nn.Module):
 
     Raises TypeError or ValueError naming the argument.
     """
+
+    B: torch.Tensor
+    Pi: torch.Tensor
+    G: torch.Tensor
+    S: torch.Tensor
 
     def __init__(
         self,

@@ -25,11 +25,19 @@ from .ops import (
 ORDERS = (*range(12, 173, 8), 40, 428)
 _PRODUCTS = {a * b for a in ORDERS for b in ORDERS} - set(ORDERS)
 
-_call = operators.hadamard_transform.default
-_write = operators.hadamard_transform_out.default
+_operator = operators.hadamard_transform.default
+_operator_out = operators.hadamard_transform_out.default
 
 
-def hadamard_transform(x, scale=1.0, *, before=None, after=None, dim=-1, out=None):
+def hadamard_transform(
+    x: torch.Tensor,
+    scale: float = 1.0,
+    *,
+    before: torch.Tensor | int | None = None,
+    after: torch.Tensor | int | None = None,
+    dim: int = -1,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The entries of `x` along `dim` times the Sylvester Hadamard matrix, times `scale`.
 
     Args:
@@ -59,38 +67,60 @@ def hadamard_transform(x, scale=1.0, *, before=None, after=None, dim=-1, out=Non
     return _padded(x, scale, 1, before, after, dim, out)
 
 
-def hadamard_transform_(x, scale=1.0, *, before=None, after=None, dim=-1):
-    """`hadamard_transform` in place: overwrites `x`, bumps its version counter and returns it."""
+def hadamard_transform_(
+    x: torch.Tensor,
+    scale: float = 1.0,
+    *,
+    before: torch.Tensor | int | None = None,
+    after: torch.Tensor | int | None = None,
+    dim: int = -1,
+) -> torch.Tensor:
+    """`hadamard_transform` in place: overwrites `x` (..., n), bumps its version counter and returns
+    it. scale, before, after, dim, the dtypes and what it raises are as there.
+    """
     return _padded(x, scale, 1, before, after, dim, x)
 
 
-def hadamard_transform_12N(x, scale=1.0):
-    """`hadamard_transform` with n = 12 * 2^k: H_12 (x) H_2^k, in which H_12 is symmetric. Other
-    sizes are padded with zeros to the next such n and the result is cut.
+def hadamard_transform_12N(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """`hadamard_transform` with n = 12 * 2^k, of `x` (..., n) in its dtypes times `scale`: H_12 (x)
+    H_2^k, in which H_12 (Paley) is symmetric. Other sizes are padded with zeros to the next such n
+    and the result is cut. Raises what `hadamard_transform` does.
     """
     return _padded(x, scale, 12)
 
 
-def hadamard_transform_20N(x, scale=1.0):
-    """See `hadamard_transform_12N`; H_20 (Williamson) is not symmetric, and the gradient applies
-    its transpose.
+def hadamard_transform_20N(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """`hadamard_transform_12N` with n = 20 * 2^k, of `x` (..., n) in the same dtypes times `scale`.
+    H_20 (Williamson) is not symmetric, the gradient applies its transpose. Raises the same.
     """
     return _padded(x, scale, 20)
 
 
-def hadamard_transform_28N(x, scale=1.0):
-    """See `hadamard_transform_20N`."""
+def hadamard_transform_28N(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """`hadamard_transform_20N` with n = 28 * 2^k, of `x` (..., n) in the same dtypes times `scale`.
+    H_28 is Williamson's, not symmetric either. Raises the same.
+    """
     return _padded(x, scale, 28)
 
 
-def hadamard_transform_40N(x, scale=1.0):
-    """See `hadamard_transform_20N`."""
+def hadamard_transform_40N(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """`hadamard_transform_20N` with n = 40 * 2^k, of `x` (..., n) in the same dtypes times `scale`.
+    H_40 is H_2 (x) H_20, this one Paley's. Raises the same.
+    """
     return _padded(x, scale, 40)
 
 
 def hadamard_transform_KN(
-    x, scale=1.0, *, K=None, transpose=False, before=None, after=None, dim=-1, out=None
-):
+    x: torch.Tensor,
+    scale: float = 1.0,
+    *,
+    K: int | None = None,
+    transpose: bool = False,
+    before: torch.Tensor | int | None = None,
+    after: torch.Tensor | int | None = None,
+    dim: int = -1,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The entries of `x` along `dim` times the Hadamard matrix H_K (x) H_2^k of order n = K * 2^k,
     or its transpose, times `scale`.
 
@@ -125,10 +155,14 @@ def hadamard_transform_KN(
     return _transform(x, float(scale), K, transpose, before, after, dim, out)
 
 
-def random_signs(n: int, seed: int, device="cpu", dtype=torch.float32) -> torch.Tensor:
-    """n random signs, +1 or -1: the first n entries of B of `seed` (csrc/definitions.h).
+def random_signs(
+    n: int, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """n random signs, +1 or -1, of shape (n,): the first n entries of B of `seed`
+    (csrc/definitions.h).
 
-    The same on every device. Raises ValueError unless n >= 0 and 0 <= seed < 2**64.
+    The same on every device and in every dtype, integers too. Raises ValueError unless n >= 0 and
+    0 <= seed < 2**64.
     """
     if n < 0:
         raise ValueError(f"n: wanted no negative number, got {n}")
@@ -261,7 +295,7 @@ def _apply(x, scale, K, transpose, before, after):
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():  # they do not see into operators
             return in_plain_torch(x, scale, K, transpose, before, after)
-        return _call(x, scale, K, transpose, before, after)
+        return _operator(x, scale, K, transpose, before, after)
     if _direct(x, before, after):
         if not x.is_contiguous():
             x = x.contiguous()
@@ -277,18 +311,18 @@ def _apply(x, scale, K, transpose, before, after):
 def _fill(out, x, scale, K, transpose, before, after):
     """Writes to `out` by the operator that no autograd stands before, and returns it."""
     if K == 1 and before is None and after is None:
-        _write(x, out, scale)  # each argument takes its time
+        _operator_out(x, out, scale)  # each argument takes its time
     else:
-        _write(x, out, scale, K, transpose, before, after)
+        _operator_out(x, out, scale, K, transpose, before, after)
     return out
 
 
 def _linear(x, scale, K, transpose):
     def f(x):
-        return _call(x, scale, K, transpose)
+        return _operator(x, scale, K, transpose)
 
     def adjoint(y):
-        return _call(y, scale, K, not transpose)
+        return _operator(y, scale, K, not transpose)
 
     return linear_map(x, f, adjoint)
 
@@ -330,17 +364,24 @@ def _vmap(info, in_dims, x, scale, K, transpose, before, after):
         return y * values
 
     y = times(y.to(wide), before, before_dim)
-    y = _call(y, scale, K, transpose)
+    y = _operator(y, scale, K, transpose)
     return times(y, after, after_dim).to(x.dtype), 0
 
 
 @functools.cache
 def _matrix(K: int) -> torch.Tensor:
     """H_K, from the CPU's kernel, which is there on every machine."""
-    return _call(torch.eye(K), 1.0, K, True)
+    return _operator(torch.eye(K), 1.0, K, True)
 
 
-def in_plain_torch(x, scale=1.0, K=1, transpose=False, before=None, after=None):
+def in_plain_torch(
+    x: torch.Tensor,
+    scale: float = 1.0,
+    K: int = 1,
+    transpose: bool = False,
+    before: torch.Tensor | None = None,
+    after: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The operator on devices that have no kernel of ours: the same sums in the same order."""
     y = x.to(torch.promote_types(x.dtype, torch.float32))
     y = y if before is None else y * before
@@ -365,7 +406,7 @@ def in_plain_torch(x, scale=1.0, K=1, transpose=False, before=None, after=None):
 def _factors(K: int):
     """The orders that K is made of, that of the smaller stride first, as in csrc/orders.h."""
     if K == 1 or K in ORDERS:
-        return [K] * (K > 1)
+        return [K] if K > 1 else []  # compiled code may have a symbol for K
     pairs = [(a + K // a, K // a, a) for a in ORDERS if K // a in ORDERS and K % a == 0]
     return min(pair for pair in pairs if pair[1] >= pair[2])[1:]
 

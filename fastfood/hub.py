@@ -14,6 +14,8 @@ from torch import nn
 from . import adapter
 from .subspace import SubspaceModel
 
+__all__ = ["local", "model_card", "push_to_hub"]
+
 CARD_NAME = "README.md"
 MARK = "<!-- Written anew at each push_to_hub: delete this line to keep changes to this card. -->"
 
@@ -21,11 +23,15 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _BASE = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # those of the hub's first years have no owner
 
 
-def local(path: str | os.PathLike, revision: str | None = None, token=None) -> str | os.PathLike:
+def local(
+    path: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
+) -> str | os.PathLike:
     """`path` where it exists or names no repository, else the file downloaded from there.
 
-    revision: branch, tag or commit. Raises FileNotFoundError naming `path` if the hub has no such
-    adapter, cannot be reached, or huggingface_hub is not installed.
+    revision: branch, tag or commit. token: of the hub, by default the one that is logged in.
+
+    Raises FileNotFoundError naming `path` if the hub has no such adapter, cannot be reached, or
+    huggingface_hub is not installed.
     """
     file = adapter.FILE_NAME
     if not isinstance(path, str) or Path(path).exists() or path.endswith(".safetensors"):
@@ -52,11 +58,14 @@ def push_to_hub(
     commit_message: str = "Upload a fastfood adapter",
     create_pr: bool = False,
 ) -> str:
-    """Uploads adapter.safetensors and README.md in one commit and returns that commit's address.
+    """Uploads the model's adapter.safetensors and README.md in one commit, and returns its address.
 
     repo_id: "user/name", created if missing, with `private` as there. dtype, levels: as in
     adapter.save, whose errors it raises before anything is created. A README.md that is there and
-    lacks the card's first comment was edited, and stays.
+    lacks the card's first comment was edited, and stays. token: of the hub. revision: the branch.
+    commit_message: its title. create_pr: opens a pull request instead.
+
+    Raises ImportError without huggingface_hub, and what that raises if the hub refuses.
     """
     huggingface_hub = _huggingface_hub()
     api = huggingface_hub.HfApi(token=token)
@@ -85,7 +94,8 @@ def _edited(api, repo_id: str, revision: str | None) -> bool:
 
 
 def model_card(model: SubspaceModel, repo_id: str, size: int) -> str:
-    """README.md of the repository `repo_id`, whose adapter.safetensors has `size` bytes."""
+    """README.md of the repository `repo_id`, whose adapter.safetensors, of `model`, has `size`
+    bytes."""
     config, D, groups = model.subspace_config, model.projection.D, len(model.group_names)
     kind, base = type(model.wrapped).__name__, _base(model.wrapped)
     header = _huggingface_hub().ModelCardData(

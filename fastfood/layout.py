@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .ops import FLOATING
 from .projection import Dense, Fastfood, Sparse
 
 PROJECTIONS = {
@@ -29,7 +30,6 @@ CHOICES = {
     "projection": tuple(PROJECTIONS),
     "gradient": ("exact", "released"),
 }
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")  # a name up to its first all-digit component
 
@@ -37,6 +37,7 @@ _BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")  # a name up to its first all-dig
 @dataclass(frozen=True)
 class SubspaceConfig:
     """What is trained, and in which subspace; together with the base model it determines P.
+    Equations 2 (DID) and 3 (SAID) of Aghajanyan et al., ACL 2021.
 
     d: how many numbers are trained in all, 1 <= d <= D. SAID spends m of them on lambda_.
     method: "said" (a scale per group beside theta) or "did" (theta alone).
@@ -104,11 +105,12 @@ class Segment:
 
 def trainable(model: nn.Module) -> list[Segment]:
     """The trainable tensors in the order of P's rows; changes nothing."""
-    owners = {}
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for attribute, p in module._parameters.items():
             owners.setdefault(id(p), []).append((module, attribute))
-    segments, start = [], 0
+    segments: list[Segment] = []
+    start = 0
     for name, p in model.named_parameters():
         if p.requires_grad and p.numel():
             segments.append(Segment(len(segments), name, owners[id(p)], p.shape, start, p.numel()))
@@ -183,8 +185,8 @@ def check(model: nn.Module) -> None:
         what = "lazy" if nn.parameter.is_lazy(p) else p.device.type if p.is_meta else str(p.layout)
         if what != "torch.strided" or type(p.data) is not Tensor:
             raise ValueError(f"parameter {name} must be an ordinary dense tensor, got {what}")
-        if p.dtype not in DTYPES:
-            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        if p.dtype not in FLOATING:
+            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
             raise TypeError(f"parameter {name} must be one of {wanted}, got {p.dtype}")
     if not any(p.numel() for _, p in named):
         raise ValueError("model must have parameters that require gradients, got none")

@@ -28,6 +28,7 @@ from .subspace import SubspaceModel, get_subspace_model
 if not hasattr(tuners_utils, "_check_adapters_not_merged"):
     raise ImportError(f"fastfood.peft needs peft 0.21 or newer, got {peft.__version__}")
 
+__all__ = ["DidConfig", "SaidConfig"]
 _CUSTOM = "custom"  # stands in adapter_config.json for a function given as groups
 _FOREIGN = ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "bias")
 
@@ -86,6 +87,9 @@ class _Config(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType[self.method.upper()]
         self.subspace_config(groups="layer" if self.groups == _CUSTOM else self.groups)
+        if not isinstance(self.base_hash, str | None):
+            got = type(self.base_hash).__name__
+            raise TypeError(f"base_hash must be a string or None, got a {got}")
 
     def subspace_config(self, **changes) -> SubspaceConfig:
         """The same for get_subspace_model; raises as SubspaceConfig does."""

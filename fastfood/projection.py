@@ -8,12 +8,14 @@ csrc/definitions.h is their definition, to the bit.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 
 from . import ops
 from .hadamard import hadamard_transform, random_signs
 
+Pieces = Iterable[tuple[int, float | torch.Tensor, torch.Tensor]]  # start, factor, g
 _TILE = 1 << 22  # random numbers that Dense and Sparse hold at a time
 
 
@@ -34,7 +36,8 @@ class Projection:
         return f"{type(self).__name__}(d={self.d}, D={self.D}, seed={self.seed})"
 
     def __call__(self, theta: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """P theta: (..., d) to (..., D), float32 or float64. With `out`, as for `rows`."""
+        """P theta: (..., d) to (..., D), float32 or float64. With `out`, as for `rows`, and it
+        raises what that does."""
         return self.rows(theta, 0, self.D, out)
 
     def adjoint(self, g: torch.Tensor) -> torch.Tensor:
@@ -44,7 +47,9 @@ class Projection:
         self._check(g, "g", self.D, ops.FLOATING)
         return self.rows_adjoint(g, 0)
 
-    def rows(self, theta: torch.Tensor, start: int, stop: int, out=None) -> torch.Tensor:
+    def rows(
+        self, theta: torch.Tensor, start: int, stop: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Rows [start, stop) of P theta: (..., d) to (..., stop - start); bit for bit the slice of
         the whole.
 
@@ -70,10 +75,11 @@ class Projection:
         self._check_rows(g, start)
         return self._rows_adjoint(g, start)
 
-    def rows_adjoint_sum(self, pieces, like: torch.Tensor) -> torch.Tensor:
+    def rows_adjoint_sum(self, pieces: Pieces, like: torch.Tensor) -> torch.Tensor:
         """The sum of factor * rows_adjoint(g, start) over an iterable of (start, factor, g): what a
         group's gradients contribute, each read once, when it comes.
 
+        pieces: (row, number, tensor), as for rows_adjoint, whose errors it raises.
         like: gives the result's dtype and device; shape (d,) for g of shape (len,).
         """
         total = like.new_zeros(self.d)
@@ -82,11 +88,18 @@ class Projection:
         return total
 
     def spread(self, theta: torch.Tensor) -> torch.Tensor:
-        """What all rows need of theta, for `perturb_`: here theta itself."""
+        """What all rows need of theta (d,), for `perturb_`: here theta itself."""
         return theta
 
     def perturb_(
-        self, out, base, theta, offsets, scales, start: int = 0, spread=None
+        self,
+        out: torch.Tensor,
+        base: torch.Tensor,
+        theta: torch.Tensor,
+        offsets: torch.Tensor,
+        scales: torch.Tensor,
+        start: int = 0,
+        spread: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Writes out[i] = base[i] + scales[s] * (P theta)[start + i] for offsets[s] <= i <
         offsets[s + 1].
@@ -100,9 +113,19 @@ class Projection:
             factor = torch.repeat_interleave(scales, offsets.diff())
             return torch.add(base, y.mul_(factor), out=out)
 
-    def to_dense(self, dtype=torch.float32, device="cpu") -> torch.Tensor:
-        """P as a matrix, shape (D, d)."""
+    def to_dense(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """P as a matrix, shape (D, d), in `dtype`, float32 or float64, on `device`."""
         return self(torch.eye(self.d, dtype=dtype, device=device)).T.contiguous()
+
+    def _rows(
+        self, theta: torch.Tensor, start: int, stop: int, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _rows_adjoint(self, g: torch.Tensor, start: int) -> torch.Tensor:
+        raise NotImplementedError
 
     def _check_rows(self, g, start) -> None:
         self._check(g, "g", None, ops.FLOATING)
@@ -117,7 +140,7 @@ class Projection:
             raise ValueError(f"{name}: wanted shape (..., {size}), got {tuple(x.shape)}")
 
 
-def permutation(L: int, seed: int, device="cpu") -> torch.Tensor:
+def permutation(L: int, seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Pi of `seed` as int32 indices of shape (L,), L even and at most 2**31."""
     words = ops.philox_words(seed, ops.STREAM_PI, 0, L // 2, device).long().reshape(-1, 2)
     keys = (words[:, 1] << 32) | (words[:, 0] & 0xFFFFFFFF)
@@ -127,10 +150,10 @@ def permutation(L: int, seed: int, device="cpu") -> torch.Tensor:
 
 class Fastfood(Projection):
     """P theta = (D L)^(-1/2) stack_b(H_L G_b Pi tile(H_n B pad(theta)))[: D], in O(D log L),
-    nothing of size D stored.
+    nothing of size D stored (Le, Sarlos, Smola, ICML 2013; eq. 2 of Aghajanyan et al., 2021).
 
     Args:
-        d, D: columns and rows of P, at least 1.
+        d, D: columns and rows of P, at least 1: (..., d) goes to (..., D), float32 or float64.
         seed: 0 <= seed < 2**64; it and the sizes determine every bit.
         L: block length, a power of two of at least max(n, 256), which is the default, and at most
             2**31; n is the power of two >= d. `one_block` takes the largest that makes sense.
@@ -151,18 +174,21 @@ class Fastfood(Projection):
                 f"{self.L}"
             )
         self.scale = 1.0 / math.sqrt(D * self.L)
-        self._state = {}
+        self._state: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
     def one_block(cls, d: int, D: int, seed: int = 0) -> "Fastfood":
-        """The form of the original authors' code: a single block of L = 2 ** ceil(log2 D) rows."""
+        """The form of the original authors' code: a single block of L = 2 ** ceil(log2 D) rows.
+
+        d, D, seed: as in the class, whose errors it raises.
+        """
         fitting = cls(d, D, seed)
         return cls(d, D, seed, max(fitting.L, 1 << (D - 1).bit_length()))
 
     @property
     def nbytes(self) -> int:
         """Bytes of B and Pi that are kept, on all devices where it was used: 4 L + d each."""
-        return sum(t.nbytes for state in self._state.values() for t in state)
+        return sum(t.nbytes for state in [*self._state.values()] for t in state)
 
     def _signs_and_permutation(self, device: torch.device):
         """B, its first d entries in int8, and Pi as int32 indices: made once for each device."""
@@ -172,13 +198,14 @@ class Fastfood(Projection):
         return self._state[device]
 
     def spread(self, theta: torch.Tensor) -> torch.Tensor:
-        """v = (D L)^(-1/2) Pi tile(H_n (B * pad(theta))): (..., d) to (..., L)."""
+        """v = (D L)^(-1/2) Pi tile(H_n (B * pad(theta))): theta (..., d) to (..., L), float32 or
+        float64."""
         B, Pi = self._signs_and_permutation(theta.device)
         padded = torch.nn.functional.pad(theta * B, (0, self.n - self.d))
         return hadamard_transform(padded, self.scale)[..., Pi & (self.n - 1)]
 
     def spread_adjoint(self, z: torch.Tensor) -> torch.Tensor:
-        """The transpose of `spread`: (..., L) to (..., d)."""
+        """The transpose of `spread`: z (..., L) to (..., d), float32 or float64."""
         B, Pi = self._signs_and_permutation(z.device)
         tiles = torch.zeros_like(z).index_copy(-1, Pi.long(), z).unflatten(-1, (-1, self.n))
         return hadamard_transform(tiles.sum(-2), self.scale)[..., : self.d] * B
@@ -189,7 +216,7 @@ class Fastfood(Projection):
     def _rows_adjoint(self, g, start):
         return self.spread_adjoint(ops.project_rows_adjoint(g, self.L, self.seed, start))
 
-    def rows_adjoint_sum(self, pieces, like: torch.Tensor) -> torch.Tensor:
+    def rows_adjoint_sum(self, pieces: Pieces, like: torch.Tensor) -> torch.Tensor:
         # (Pi H B)^T of the summed z = sum_b G_b * H_L(g_b): once, however many the pieces are
         z = like.new_zeros(self.L)
         for start, factor, g in pieces:
@@ -200,7 +227,14 @@ class Fastfood(Projection):
     rows_adjoint_sum.__doc__ = Projection.rows_adjoint_sum.__doc__
 
     def perturb_(
-        self, out, base, theta, offsets, scales, start: int = 0, spread=None
+        self,
+        out: torch.Tensor,
+        base: torch.Tensor,
+        theta: torch.Tensor,
+        offsets: torch.Tensor,
+        scales: torch.Tensor,
+        start: int = 0,
+        spread: torch.Tensor | None = None,
     ) -> torch.Tensor:
         with torch.no_grad():
             v = self.spread(theta) if spread is None else spread
@@ -212,6 +246,12 @@ class Fastfood(Projection):
 class Dense(Projection):
     """P with independent N(0, 1/D) entries (Li et al., 2018), made anew in tiles at each use: O(D
     d).
+
+    Args:
+        d, D: columns and rows of P, at least 1: (..., d) goes to (..., D), float32 or float64.
+        seed: 0 <= seed < 2**64; it and the sizes determine every entry.
+
+    Raises ValueError: a size or the seed is out of range.
     """
 
     def _tiles(self, start: int, stop: int, device):
@@ -262,6 +302,12 @@ class Sparse(Dense):
 
     Li et al. draw the entries independently; one in each stretch of R rows has the same density,
     unit columns without fluctuation, and can be made for any rows alone. O(d sqrt(D)) work.
+
+    Args:
+        d, D: columns and rows of P, at least 1: (..., d) goes to (..., D), float32 or float64.
+        seed: 0 <= seed < 2**64; it and the sizes determine every entry.
+
+    Raises ValueError: a size or the seed is out of range.
     """
 
     def __init__(self, d: int, D: int, seed: int = 0):

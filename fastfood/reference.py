@@ -15,7 +15,7 @@ import torch
 _MASK = 0xFFFFFFFF
 
 
-def hadamard_matrix(n: int, device=None) -> torch.Tensor:
+def hadamard_matrix(n: int, device: torch.device | str | None = None) -> torch.Tensor:
     """The n x n Sylvester Hadamard matrix, n a power of two: H_1 = (1), H_2k = [[H_k, H_k], [H_k,
     -H_k]].
     """
@@ -116,7 +116,14 @@ def order_matrix(K: int) -> torch.Tensor:
     return torch.kron(order_matrix(small), order_matrix(K // small))
 
 
-def hadamard_transform(x, scale=1.0, *, before=None, after=None, dim=-1) -> torch.Tensor:
+def hadamard_transform(
+    x: torch.Tensor,
+    scale: float = 1.0,
+    *,
+    before: torch.Tensor | None = None,
+    after: torch.Tensor | None = None,
+    dim: int = -1,
+) -> torch.Tensor:
     """See `fastfood.hadamard_transform`; the result is float64."""
     n = x.shape[dim]
     padded = 1 << (n - 1).bit_length()
@@ -124,7 +131,14 @@ def hadamard_transform(x, scale=1.0, *, before=None, after=None, dim=-1) -> torc
 
 
 def hadamard_transform_KN(
-    x, scale=1.0, *, K, transpose=False, before=None, after=None, dim=-1
+    x: torch.Tensor,
+    scale: float = 1.0,
+    *,
+    K: int,
+    transpose: bool = False,
+    before: torch.Tensor | None = None,
+    after: torch.Tensor | None = None,
+    dim: int = -1,
 ) -> torch.Tensor:
     """See `fastfood.hadamard_transform_KN`; the result is float64."""
     H = torch.kron(order_matrix(K), hadamard_matrix(x.shape[dim] // K))
@@ -139,7 +153,9 @@ def _apply(H, x, scale, before, after, dim):
     return (x.double().movedim(dim, -1) @ (H.to(x.device).T * scale)).movedim(-1, dim)
 
 
-def philox(counter, key, rounds: int = 7):
+def philox(
+    counter: list[torch.Tensor], key: list[torch.Tensor], rounds: int = 7
+) -> list[torch.Tensor]:
     """Philox4x32 (Salmon et al., SC 2011, section 3.3) on lists of int64 tensors that hold 32-bit
     words.
     """
@@ -170,12 +186,16 @@ def _unsigned_words(seed, stream, first, count, device):
     return torch.stack(words, dim=1).reshape(-1)
 
 
-def philox_words(seed: int, stream: int, first: int, count: int, device=None) -> torch.Tensor:
+def philox_words(
+    seed: int, stream: int, first: int, count: int, device: torch.device | str | None = None
+) -> torch.Tensor:
     """See `fastfood.ops.philox_words`."""
     return _unsigned_words(seed, stream, first, count, device).to(torch.int32)
 
 
-def normals(seed: int, stream: int, first: int, count: int, device=None) -> torch.Tensor:
+def normals(
+    seed: int, stream: int, first: int, count: int, device: torch.device | str | None = None
+) -> torch.Tensor:
     """See `fastfood.ops.normals`; float64, the quantiles of 16-bit midpoints scaled to unit
     variance.
     """
@@ -209,7 +229,14 @@ def project_rows_adjoint(g: torch.Tensor, L: int, seed: int, start: int) -> torc
     return g.double() @ project_rows(identity, seed, start, start + g.shape[-1]).T
 
 
-def perturb(base, v, offsets, scales, seed: int, start: int = 0) -> torch.Tensor:
+def perturb(
+    base: torch.Tensor,
+    v: torch.Tensor,
+    offsets: torch.Tensor,
+    scales: torch.Tensor,
+    seed: int,
+    start: int = 0,
+) -> torch.Tensor:
     """What `fastfood.ops.perturb_` writes; float64."""
     factor = torch.repeat_interleave(scales.double(), offsets.diff())
     return base.double() + factor * project_rows(v, seed, start, start + base.shape[0])

@@ -7,9 +7,11 @@ shards stay the parameters of the base model. They are written before a forward,
 FSDP calls after its reduce-scatter takes each gradient and frees it.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from . import adapter
-from .layout import DTYPES, Segment, SubspaceConfig
+from .layout import Segment, SubspaceConfig
+from .ops import FLOATING
 from .subspace import SubspaceModel
 from .weights import Point, Run
 
@@ -32,16 +35,24 @@ class ShardedSubspaceModel(SubspaceModel):
     Every process has to make each call.
     """
 
-    def named_parameters(self, prefix="", recurse=True, remove_duplicate=True):
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """theta and lambda_: what an optimizer may see."""
         return super().named_parameters(prefix, False, remove_duplicate)
 
-    def save_pretrained(self, folder, dtype: torch.dtype = torch.float32) -> Path:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        dtype: torch.dtype = torch.float32,
+        levels: int | None = None,
+        **passed: Any,
+    ) -> Path:
         """Writes folder/adapter.safetensors in the first process; all return its path then."""
         adapter.base_hash(self)  # gathers one tensor at a time, in all processes
         try:
             if dist.get_rank() == 0:
-                adapter.save(self, folder, dtype)
+                adapter.save(self, folder, dtype, levels)
         finally:
             dist.barrier()
         return Path(folder) / adapter.FILE_NAME
@@ -132,7 +143,7 @@ class Sharded:
             handle.remove()
         self.handles, self.point = [], None
 
-    def convert(self, fn) -> None:
+    def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Raises RuntimeError if fn, as of .to(), would move or convert the shards."""
         for part in self.parts:
             new, old = fn(part.local[:0]), part.local
@@ -214,8 +225,8 @@ def check(model: nn.Module) -> None:
             raise ValueError(f"parameter {name} must be sharded over the mesh of the first one")
         if p.is_meta:
             raise ValueError(f"parameter {name} must be loaded, got meta")
-        if p.dtype not in DTYPES:
-            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        if p.dtype not in FLOATING:
+            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
             raise TypeError(f"parameter {name} must be one of {wanted}, got {p.dtype}")
     if not named:
         raise ValueError("model must have parameters that require gradients, got none")

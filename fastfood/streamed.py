@@ -12,6 +12,7 @@ weights of one operator; the backward of a linear layer takes them some million 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -213,14 +214,22 @@ class Linear(torch.autograd.Function):
     """y = x W^T + b, with W made whole in the forward and by rows in the backward."""
 
     @staticmethod
-    def forward(ctx, x, bias, theta, lambda_, source, dtype):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        theta: Tensor,
+        lambda_: Tensor | None,
+        source: "Source",
+        dtype: torch.dtype,
+    ) -> Tensor:
         ctx.source, ctx.marks, ctx.dtype = source, marks_of(source.run.segments), dtype
         ctx.save_for_backward(x)
         weight = source.make(x.device).view(source.segment.shape)
         return nn.functional.linear(x, weight.to(dtype), bias)
 
     @staticmethod
-    def backward(ctx, gy):
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         check_untouched(ctx.marks, marks_of(ctx.source.run.segments))
         with torch.autocast(gy.device.type, enabled=False):
             return Linear._backward(ctx, gy)
@@ -301,6 +310,6 @@ class Streamed:
         renew_recurrent(self.base_model)
         self.marks = None
 
-    def convert(self, fn) -> None:
+    def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Applies fn, as of .to(), to the weights; release() comes first."""
         self.base_model._apply(fn)

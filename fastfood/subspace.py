@@ -8,8 +8,11 @@ model around both.
 """
 
 import functools
+import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,7 @@ from .layout import (
 from .streamed import Streamed
 from .weights import Point, Resident
 
+Groups = Callable[[str], Hashable] | None  # that a saved config could not hold
 WEIGHTS = {"resident": Resident, "streamed": Streamed}
 
 # methods of transformers that change the parameters a subspace is laid over
@@ -57,7 +61,7 @@ class SubspaceModel(Coordinates):
         self._places = parameter_places(model)
         self.training = model.training
         self.base_digests: list[bytes] | None = None  # of theta_0, once adapter needs them
-        self._written = None  # stamp and point of the last write
+        self._written: tuple[list, Point | None] | None = None  # stamp and point of the last write
         for segment in segments:
             segment.parameter.requires_grad_(False)
         # encoders and heads are also called on their own (generate), numbered blocks are not
@@ -70,11 +74,11 @@ class SubspaceModel(Coordinates):
         self._weights = weights(model, segments)
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward."""
         return self.wrapped(*args, **kwargs)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -194,7 +198,13 @@ class SubspaceModel(Coordinates):
 
     # What is trained, kept and taken out
 
-    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+    def state_dict(  # type: ignore[override]
+        self,
+        *args: Any,
+        destination: dict[str, Any] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+    ) -> dict[str, Any]:
         """theta and lambda_ alone: the base model has a checkpoint of its own."""
         destination = OrderedDict() if destination is None else destination
         self._save_to_state_dict(destination, prefix, keep_vars)
@@ -203,7 +213,7 @@ class SubspaceModel(Coordinates):
     def _check_possible(self, config: SubspaceConfig) -> None:
         self._weights.check(config)
 
-    def load_adapter(self, path, name: str, groups=None) -> None:
+    def load_adapter(self, path: str | os.PathLike, name: str, groups: Groups = None) -> None:
         """Adds a saved adapter to this base model, `path` as in from_pretrained:
         adapter.load_into."""
         from . import adapter, hub
@@ -232,15 +242,15 @@ class SubspaceModel(Coordinates):
 
     def save_pretrained(
         self,
-        folder,
+        folder: str | os.PathLike,
         dtype: torch.dtype = torch.float32,
-        levels=None,
+        levels: int | None = None,
         *,
         is_main_process: bool = True,
-        state_dict=None,
-        save_function=None,
+        state_dict: object = None,
+        save_function: object = None,
         safe_serialization: bool = True,
-    ):
+    ) -> Path | None:
         """Writes folder/adapter.safetensors and returns its path: adapter.save.
 
         Processes with is_main_process False write nothing and get None. The arguments after it are
@@ -253,12 +263,12 @@ class SubspaceModel(Coordinates):
     @staticmethod
     def from_pretrained(
         base_model: nn.Module,
-        path,
-        groups=None,
+        path: str | os.PathLike,
+        groups: Groups = None,
         weights: str = "resident",
         *,
         revision: str | None = None,
-        token=None,
+        token: str | bool | None = None,
     ) -> "SubspaceModel":
         """base_model wrapped as save_pretrained or push_to_hub left it: adapter.load.
 
@@ -269,7 +279,7 @@ class SubspaceModel(Coordinates):
 
         return adapter.load(base_model, hub.local(path, revision, token), groups, weights)
 
-    def push_to_hub(self, repo_id: str, **options) -> str:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads the adapter and a card to the Hugging Face hub: hub.push_to_hub."""
         from . import hub
 

@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,13 +198,19 @@ class Weights(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, theta, lambda_, node, make):
+    def forward(
+        ctx: Any,
+        theta: Tensor,
+        lambda_: Tensor | None,
+        node: Node,
+        make: Callable[[Segment], Tensor],
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.node = node
         return tuple(make(segment) for segment in node.segments)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         node, point = ctx.node, ctx.node.point
         like = point.coordinates()[0]
         with torch.autocast(like.device.type, enabled=False):
@@ -337,7 +344,7 @@ class Resident:
         renew_recurrent(self.base_model)
         self.marks = None
 
-    def convert(self, fn) -> None:
+    def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Applies fn, as of .to(), to the weights; release() comes first."""
         self.base_model._apply(fn)
         for buffer in self.buffers:

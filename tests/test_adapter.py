@@ -18,11 +18,11 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 class Net(nn.Module):
     """Seven layers for `groups`, as MiniLM: embeddings, six blocks and a head, m = 8."""
 
-    def __init__(self):
+    def __init__(self, words=20, width=8, layers=6):
         super().__init__()
-        self.embed = nn.Embedding(20, 8)
-        self.layer = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
-        self.head = nn.Linear(8, 2)
+        self.embed = nn.Embedding(words, width)
+        self.layer = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.head = nn.Linear(width, 2)
         self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
 
     def forward(self, ids):
@@ -284,6 +284,11 @@ def pickled(path):
     torch.save({"theta": torch.ones(3)}, path)
 
 
+def deeply_nested(path):
+    metadata = {"fastfood": 10**5 * "[" + 10**5 * "]"}
+    safetensors_torch.save_file({"theta": torch.ones(3)}, path, metadata)
+
+
 def header(**values):
     return lambda path: rewrite(path, lambda header, _: header.update(values))
 
@@ -341,13 +346,27 @@ def no_lambda(path):
         (quantised(torch.ones(192)), r"theta must be a code of shape \(n,\) and type torch.uint8"),
         (header(method="lora"), "method must be 'said' or 'did', got 'lora'"),
         (header(d="200"), "d must be an integer, got '200'"),
+        (header(d=True), "its d must be a number or a word, got a bool"),
+        (header(format=1.0), "not a fastfood adapter, its header has no format"),
+        (header(format=[1]), "not a fastfood adapter, its header has no format"),
+        (header(D="610"), "D must be a number from 1 on, got '610'"),
+        (header(levels=257), "levels must be at least 1 and at most 256, got 257"),
+        (deeply_nested, "not a fastfood adapter, its header has no format"),
         (header(d=199), r"theta must have shape \[191\], got \[192\]"),
         (header(method="did"), r"lambda_ must have shape None, got \[8\]"),
         (header(D=611), "D = 611"),
-        (header(base="0"), "trained on a model with other parameter names"),
-        (header(groups=["layer"]), "groups must be"),
+        (header(base="0"), "base must be 8 and 32 hex digits, got '0'"),
+        (header(base="\ud800"), r"base must be 8 and 32 hex digits, got '.ud800'"),
+        (header(base=f"{0:08}-{0:032}"), "trained on a model with other parameter names"),
+        (header(groups=["layer"]), "its groups must be a number or a word, got a list"),
+        (header(groups="block"), "groups must be"),
         (tensors(theta=torch.full((192,), float("nan"))), "theta must be a vector of finite"),
         (tensors(theta=torch.ones(192, dtype=torch.int32)), "theta must be a vector of finite"),
+        (tensors(theta=torch.ones(192).to(torch.float8_e4m3fn)), "theta must be a vector of"),
+        (
+            tensors(theta=torch.full((192,), 1e39, dtype=torch.float64)),
+            "theta .* not finite in torch.float32",
+        ),
         (tensors(theta=torch.ones(0)), "theta must be a vector of finite"),
         (tensors(theta=torch.ones(192, 1)), "theta must be a vector of finite"),
         (no_theta, "damaged, it lacks theta"),

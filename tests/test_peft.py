@@ -239,6 +239,7 @@ def test_merging_in_place():
         ({"d": None}, TypeError, "d must be an integer, got None"),
         ({"normalization": "layer"}, ValueError, "normalization must be 'global' or 'tensor'"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"base_hash": 5}, TypeError, "base_hash must be a string or None, got a int"),
         ({"rank": 8}, TypeError, "unexpected keyword argument 'rank'"),
     ],
 )
