@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastfood.experiments.config import Settings, complete
+from fastfood.experiments.database import sqlite_url
 from fastfood.experiments.plan import Measure, trial_key
-from fastfood.experiments.record import open_record, sqlite_url
+from fastfood.experiments.record import open_record
 from fastfood.experiments.run import run_study
 
 FACTS = {"D": 10**6, "m": 4, "device": "cpu", "model_hash": "aa", "data_hash": "bb"}

@@ -157,9 +157,11 @@ class Threads:
 def main(folder, url, heartbeat):
     from fastfood.experiments import run
     from fastfood.experiments.record import open_record
+    from fastfood.experiments.refusal import exit_on_signals
 
     behaviour = json.loads((folder / "behaviour.json").read_text())
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as if not started by nohup
+    exit_on_signals()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
     if "threads" in behaviour:
         run.open_workers = lambda settings, device: Threads(behaviour["threads"])

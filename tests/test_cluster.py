@@ -14,7 +14,8 @@ import pytest
 import study_driver
 from study_driver import alive, behave, finish, names, started, wait_for
 
-from fastfood.experiments.record import open_record, sqlite_url
+from fastfood.experiments.database import sqlite_url
+from fastfood.experiments.record import open_record
 
 TRIALS = 2 + 2 * 2 * 2 * 2
 

@@ -33,10 +33,10 @@ OWN |= {"splits": ("train", "test")}
         ({"seeds": 0}, "seeds: wanted at least 1, got 0"),
         ({"max_steps": 0}, "max_steps: wanted at least 1, got 0"),
         ({"batch_size": -1}, "batch_size: wanted at least 1, got -1"),
-        ({"max_length": 1}, "max_length: wanted at least 4 tokens, got 1"),
+        ({"max_length": 1}, "max_length: wanted at least 4 tokens, at most 1,000,000, got 1"),
         ({"warmup": 1.5}, "warmup: wanted a share"),
         ({"device": "tpu"}, "device: wanted auto, cpu, cuda or cuda:N, got 'tpu'"),
-        ({"workers": 0}, "workers: wanted at least 1, got 0"),
+        ({"workers": 0}, "workers: wanted at least 1, at most 1,000, got 0"),
         ({"splits": ("train", "test")}, "splits: wanted nothing, because the task digits has"),
         ({**OWN, "splits": None}, "task: wanted one of .* or text_columns, label_column and"),
         ({**OWN, "text_columns": ("a", "b", "c")}, "text_columns: wanted one or two columns"),
@@ -44,15 +44,26 @@ OWN |= {"splits": ("train", "test")}
         ({"metric": "bleu"}, "metric: wanted accuracy or f1, got 'bleu'"),
         ({"search": "random"}, "search: wanted grid or bisect, got 'random'"),
         ({"bracket": (100, 10)}, "bracket: wanted two whole numbers, .*, got \\(100, 10\\)"),
-        ({"precision": 1.0}, "precision: wanted a ratio above 1, got 1.0"),
+        ({"precision": 1.0}, "precision: wanted a finite ratio above 1, got 1.0"),
         ({"sizes": (0,)}, "sizes: wanted whole numbers of at least 1, got 0"),
         ({"head": "none"}, "head: wanted inside or outside, got 'none'"),
         ({"lr_factors": ()}, "lr_factors: wanted at least one rate"),
         ({"eval_rows": 0}, "eval_rows: wanted at least 1, got 0"),
         ({"gap_rows": -1}, "gap_rows: wanted at least 0, got -1"),
         ({"gpu_share": 0.0}, "gpu_share: wanted a share in \\(0, 1\\], got 0.0"),
-        ({"heartbeat": 0}, "heartbeat: wanted at least 1 second, got 0"),
+        ({"heartbeat": 0}, "heartbeat: wanted at least 1 second, at most a day, got 0"),
         ({"storage": "trials.db"}, "storage: wanted a database URL"),
+        ({"storage": "://"}, "storage: wanted a database URL"),
+        ({**TEXT, "data": ""}, "data: wanted an existing folder, got ''"),
+        ({**TEXT, "data": 300 * "x"}, "data: wanted an existing folder, got 'xxx"),
+        ({"device": "7"}, "device: wanted auto, cpu, cuda or cuda:N, got '7'"),
+        ({"device": "cuda:٣"}, "device: wanted auto, cpu, cuda or cuda:N, got"),
+        ({"precision": math.inf}, "precision: wanted a finite ratio above 1, got inf"),
+        ({"seeds": 10**9}, "seeds: wanted at most 100,000 trials in all, got"),
+        ({"workers": 10**9}, "workers: wanted at least 1, at most 1,000, got"),
+        ({"heartbeat": 10**30}, "heartbeat: wanted at least 1 second, at most a day, got"),
+        ({"max_length": 2**62}, "max_length: wanted at least 4 tokens, at most 1,000,000, got"),
+        ({"out": " "}, "out: wanted a folder, got ' '"),
     ],
 )
 def test_bad_settings_are_refused_by_name(given, message):
@@ -64,8 +75,13 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="^out: wanted a folder, got .*file is a file"):
         complete(Settings(out=str(tmp_path / "file" / "study")))
+    with pytest.raises(ValueError, match="^out: wanted a folder, got .*File name too long"):
+        complete(Settings(out=str(tmp_path / (300 * "x"))))
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="^out: wanted a folder, got .*a link to nothing"):
+        complete(Settings(out=str(tmp_path / "link")))
     complete(Settings(out=str(tmp_path / "a" / "b")))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # nothing was made
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]  # nothing was made
 
 
 def test_defaults_come_from_the_task():
@@ -102,6 +118,12 @@ def test_dims_are_spaced_evenly_on_a_log_scale():
         ({"lambda_lr": "fast"}, "lambda_lr: wanted a number, got 'fast'"),
         ({"prune": "yes"}, "prune: wanted true or false, got 'yes'"),
         ({"task": 3}, "task: wanted a text, got 3"),
+        ({"task": "a\0b"}, "task: wanted a text without control characters, got 'a"),
+        ({"task": "\udcff"}, "task: wanted a text without control characters, got"),
+        ({"task": [5000 * "x"]}, r"task: wanted a text, got .{300}\.\.\.$"),
+        ({"lambda_lr": 10**400}, "lambda_lr: wanted a number, got 1000"),
+        ({"seeds": 2**63}, "seeds: wanted a number of 64 bits, got 9223"),
+        ({"dims": "1:" + 400 * "9" + ":5"}, "dims: wanted a number of 64 bits, got '?9999"),
     ],
 )
 def test_unreadable_settings_are_refused_by_name(given, message):

@@ -154,6 +154,7 @@ def test_relative_gaps_are_of_accuracies_by_seed():
         ("/models/roberta", "main", "roberta@main"),
         ("out/pretrained/vit-16/step-800", None, "vit-16 step-800"),
         ("step-800", None, "step-800"),
+        (".", None, "."),
     ],
 )
 def test_models_are_named_so_that_they_differ(model, revision, name):

@@ -92,6 +92,42 @@ def test_the_small_scale_replaces_settings_one_by_one_and_the_rest_as_a_whole(re
     assert settings.lambda_lr == Settings.lambda_lr
 
 
+def test_a_recipe_builds_on_another_key_by_key(recipe, tmp_path):
+    (tmp_path / "below").mkdir()
+    text = 'base = "../mine.toml"\n[settings]\nseeds = 7\n[small]\nsettings = { lambda_lr = 0.3 }'
+    (tmp_path / "below" / "built.toml").write_text(text)
+    planned = recipes.read("below/built.toml", "full", {})
+    assert (planned.name, planned.title, planned.kind) == ("built", "two tasks", "figure1")
+    assert len(planned.measures) == len(recipes.read(recipe, "full", {}).measures) == 6
+    assert {(s.seeds, s.dims) for _, _, s in planned.measures} == {(7, (10, 100))}
+    ((_, _, settings),) = recipes.read("below/built.toml", "small", {}).measures
+    assert (settings.model, settings.seeds, settings.lambda_lr) == ("other", 3, 0.3)
+    text = 'base = "figure2"\n[vary]\nmodel = ["one"]\ntask = ["glue/mrpc"]'
+    (tmp_path / "short.toml").write_text(text)
+    ((_, _, settings),) = recipes.read("short.toml", "full", {}).measures
+    assert settings.search == "bisect" and settings.bracket == (100, 4_000_000)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ('"mine.toml"', r"base: wanted a recipe that is not .*got 'mine.toml' in .*mine\.toml"),
+        ('"twice.toml"', r"base: wanted a recipe that is not .*got 'mine.toml' in .*twice\.toml"),
+        ('"figure9"', "base: wanted a TOML file or one of figure1, .*, got 'figure9'"),
+        ('"bad.toml"', "base: wanted TOML in bad.toml, got"),
+        (r'"a\u0000b"', "base: wanted a recipe's name or file in mine.toml, got 'a"),
+        ("3", "base: wanted a recipe's name or file in mine.toml, got 3"),
+    ],
+)
+def test_a_bad_base_is_refused(tmp_path, monkeypatch, base, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(f"base = {base}")
+    (tmp_path / "twice.toml").write_text('base = "mine.toml"')
+    (tmp_path / "bad.toml").write_text("[")
+    with pytest.raises(ValueError, match="^" + message):
+        recipes.read("mine.toml", "full", {})
+
+
 def test_given_settings_replace_those_of_the_recipe(recipe):
     planned = recipes.read(recipe, "small", {"dims": "7", "out": "there", "seeds": 2})
     ((_, _, settings),) = planned.measures
@@ -117,15 +153,41 @@ def test_checkpoints_have_their_place_along_pretraining():
         ("kind = 'd90'\n[small]\nx = 1", r"recipe: wanted keys among .*, got \['x'\]"),
         ("kind = 'd90'\n[settings]\nseed = 1", "seed: wanted a setting, one of"),
         ("kind = 'd90'\n[settings]\nseeds = 'x'", "seeds: wanted a whole number, got 'x'"),
-        ("kind = 'd90'\n[vary]\nseeds = 3", "vary: wanted lists, got seeds = 3"),
+        ("kind = 'd90'\n[vary]\nseeds = 3", "vary: wanted a list for seeds, got 3"),
         ("kind = 'd90'\n[vary]\nmodel = ['pretrained/a/*']", "vary: wanted a model of a table"),
         ("kind = 'd90'\n[[pretrain]]\ntask = 'digits'", "pretrain: wanted a name in each table"),
         ("kind = 'd90'\n[[pretrain]]\nname = 'a'\nstep = 1", "step: wanted a setting, one of out"),
-        ("kind = 'd90'\n[[pretrain]]\nname = 'a'\nlayers = 0", "layers: wanted at least 1, got 0"),
+        (
+            "kind = 'd90'\n[[pretrain]]\nname = 'a'\nlayers = 0",
+            "layers: wanted at least 1, at most 1,000, got 0",
+        ),
         ("kind = 'd90'\nsettings = 3", "recipe: wanted a table settings"),
         ("kind = 'd90'\nvary = [1]", "recipe: wanted a table vary"),
         ("kind = 'd90'\npretrain = {a = 1}", "recipe: wanted tables pretrain"),
         ("kind = 'd90'\nsmall = 1", "recipe: wanted a table small"),
+        ("kind = 'd90'\nsmall = {settings = 1}", "recipe: wanted a table settings"),
+        (
+            "kind = 'd90'\nsmall = {base = 'table1'}",
+            r"recipe: wanted keys among .*, got \['base'\]",
+        ),
+        ("kind = 'd90'\n[small]\nvary = 1", "recipe: wanted a table vary"),
+        ("kind = 'd90'\n[small]\nkind = 1", "recipe: wanted kind = one of d90"),
+        ("kind = 'd90'\n[small.small]", r"recipe: wanted keys among .*, got \['small'\]"),
+        ("kind = " + 3000 * "[", "recipe: wanted TOML in mine.toml, got"),
+        ("kind = " + 5000 * "9", "recipe: wanted TOML in mine.toml, got"),
+        ("kind = 'd90'\ntitle = 1", "recipe: wanted a text title in mine.toml, got 1"),
+        ("kind = 'd90'\nnote = \"\\u0007\"", "recipe: wanted a text note in mine.toml, got"),
+        ("kind = 'd90'\n[vary]\nmodel = [1]", "model: wanted a text, got 1"),
+        ("kind = 'd90'\n[[pretrain]]\nname = '../a'", "pretrain: wanted a name in each table, of"),
+        ("kind = 'd90'\n[[pretrain]]\nname = '/a'", "pretrain: wanted a name in each table, of"),
+        (
+            "kind = 'd90'\n[[pretrain]]\nname = 'a'\n[[pretrain]]\nname = 'a'",
+            "pretrain: wanted another name in each table, got",
+        ),
+        (
+            f"kind = 'd90'\n[vary]\nseeds = {[1] * 40}\nmax_steps = {[1] * 40}",
+            "vary: wanted at most 1,000 measurements, got 1600",
+        ),
     ],
 )
 def test_bad_recipes_are_refused_by_key(tmp_path, monkeypatch, text, message):
@@ -134,6 +196,12 @@ def test_bad_recipes_are_refused_by_key(tmp_path, monkeypatch, text, message):
     with pytest.raises(ValueError, match="^" + message):
         recipes.read("mine.toml", "full", {})
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_recipe_that_is_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    with pytest.raises(ValueError, match="^recipe: wanted a TOML file or one of .*loop"):
+        recipes.read(str(tmp_path / "loop.toml"), "full", {})
 
 
 def test_an_unknown_recipe_or_scale_is_refused(recipe):

@@ -8,8 +8,10 @@ import optuna
 import pytest
 import study_driver
 
+from fastfood.experiments import database
+from fastfood.experiments.database import sqlite_url
 from fastfood.experiments.plan import trial_key, trials
-from fastfood.experiments.record import open_record, sqlite_url
+from fastfood.experiments.record import open_record
 from fastfood.experiments.workers import environment
 
 RESULT = {"validation": 0.5, "test": 0.25, "seconds": 3.0}
@@ -213,6 +215,32 @@ def test_a_damaged_database_is_refused(tmp_path):
     assert open_record(sqlite_url(path), "s").known() == {} and path.exists()
 
 
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
+    _execute(tmp_path, "create table recipes (title text)")
+    before = (tmp_path / "trials.db").read_bytes()
+    with pytest.raises(ValueError, match="^storage: wanted an Optuna .* of something else"):
+        open_record(sqlite_url(tmp_path / "trials.db"), "s")
+    assert (tmp_path / "trials.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update trial_user_attributes set value_json = '{' where key = 'config'",
+        "update trial_user_attributes set value_json = '[]' where key = 'result'",
+        "update trial_user_attributes set value_json = '{}' where key = 'result'",
+        "delete from trial_user_attributes where key = 'result'",
+        "delete from trial_user_attributes where key = 'config'",
+    ],
+)
+def test_rows_that_were_changed_by_hand_are_refused(url, asked, tmp_path, change):
+    record = open_record(url, "s")
+    record.finish(record.claim(asked[0]), RESULT)
+    _execute(tmp_path, change)
+    with pytest.raises(ValueError, match="^storage: wanted .* row 1, got "):
+        open_record(url, "s")
+
+
 def test_a_database_out_of_reach_is_refused_without_its_password():
     for url in ("postgresql://me:p%40ss{w}ord@127.0.0.1:1/db", "nosuch://me:p%40ssword@host/db"):
         with pytest.raises(ValueError, match=r"^storage: wanted an Optuna database at ") as caught:
@@ -228,7 +256,7 @@ def test_a_password_in_the_database_s_own_message_is_hidden(monkeypatch):
     def refuse(url, **options):
         raise RuntimeError(f"no such server: {url}, p@ssword")
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", refuse)
+    monkeypatch.setattr(database, "RDBStorage", refuse)
     with pytest.raises(ValueError, match=r"got no such server: .*me:\*\*\*@host") as caught:
         open_record("postgresql://me:p%40ssword@host/db", "s")
     assert "ssword" not in str(caught.value)

@@ -182,6 +182,22 @@ def test_a_folder_without_a_study_is_refused(tmp_path, content):
             write(tmp_path)
 
 
+def test_a_description_without_one_of_its_keys_is_refused(tmp_path, undrawn):
+    record = write_study(tmp_path, "d90", measures_of("d90", seeds=1))
+    whole = json.loads((tmp_path / "study.json").read_text())
+    for name in whole.keys() - {"note", "pretrainings"}:
+        content = {key: value for key, value in whole.items() if key != name}
+        (tmp_path / "study.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"with a whole study.json, .*{name}"):
+            writer.write_report(tmp_path, record)
+    del whole["measures"][0]["settings"]["task"]  # has a default
+    (tmp_path / "study.json").write_text(json.dumps(whole))
+    assert writer.write_report(tmp_path, record)
+    (tmp_path / "study.json").write_text(json.dumps({**whole, "kind": "figure6"}))
+    with pytest.raises(ValueError, match="with a whole study.json, .*kind: wanted one of d90"):
+        writer.write_report(tmp_path, record)
+
+
 def test_the_terminal_shows_points_and_d90s(tmp_path, undrawn):
     from rich.console import Console
 
@@ -320,7 +336,7 @@ def test_a_stopped_watch_leaves_a_page_that_stands_still(tmp_path, undrawn, monk
     with pytest.raises(KeyboardInterrupt):
         writer.watch(tmp_path / "s", 2.5)
     assert ["http-equiv" in page for page in pages] == [True, False]
-    with pytest.raises(ValueError, match="^every: wanted seconds above 0, got 0"):
+    with pytest.raises(ValueError, match="^every: wanted seconds above 0, at most a day, got 0"):
         writer.watch(tmp_path / "s", 0)
 
 

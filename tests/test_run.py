@@ -11,7 +11,8 @@ import study_driver
 from study_driver import alive, behave, finish, measures, name_of, names, started, wait_for
 
 from fastfood.experiments import plan, run
-from fastfood.experiments.record import open_record, sqlite_url
+from fastfood.experiments.database import sqlite_url
+from fastfood.experiments.record import open_record
 
 TRIALS = 2 + 2 * 2 * 2 * 2  # full in two seeds; two values of d, methods, rates and seeds
 
@@ -190,8 +191,16 @@ def test_a_killed_worker_takes_only_its_own_trial_along(driver, study):
     assert len({pid for _, pid in started(study)}) == 3  # the two workers and one in its place
 
 
-@pytest.mark.parametrize("moment", ["sleep", "import"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "moment"),
+    [
+        (signal.SIGINT, 130, "sleep"),
+        (signal.SIGINT, 130, "import"),
+        (signal.SIGTERM, 143, "sleep"),
+        (signal.SIGTERM, 143, "import"),
+        (signal.SIGHUP, 129, "sleep"),
+    ],
+)
 def test_a_stopped_driver_ends_its_workers_and_gives_their_trials_back(
     driver, study, number, code, moment
 ):

@@ -85,11 +85,35 @@ def test_a_missing_validation_part_is_carved_from_train(model_folder, data, unla
         ({"sentence": "good", "label": 2}, r"glue/sst2 train: wanted labels in 0..1, got 2"),
         ({"sentence": "good", "label": -1}, r"glue/sst2 train: wanted labels in 0..1, got -1"),
         (["good", 1], r"line 41: wanted a JSON object, got list"),
+        (
+            {"sentence": "good", "label": 10**30},
+            r"train.jsonl could not be read \(.* too (big|large)",
+        ),
+        ({"sentence": "\ud800", "label": 1}, r"train.jsonl could not be read \(.* surrogates not"),
     ],
 )
 def test_bad_rows_are_refused_by_place(model_folder, data, row, message):
     write_rows(data / "glue" / "sst2" / "train.jsonl", [*rows(40), row])
     with pytest.raises(ValueError, match="^data: .*" + message):
+        tasks.load_task(_settings(model_folder, data))
+
+
+@pytest.mark.parametrize("line", [b"\xff", 10**5 * b"[", 5000 * b"9"])
+def test_bad_lines_are_refused_by_number(model_folder, data, line):
+    path = data / "glue" / "sst2" / "train.jsonl"
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(ValueError, match="^data: .*train.jsonl line 41: wanted a JSON object, got"):
+        tasks.load_task(_settings(model_folder, data))
+
+
+@pytest.mark.parametrize("column", ["sentence", "label"])
+@pytest.mark.parametrize("value", [[1], {"a": 1}])
+def test_nested_columns_are_refused(model_folder, data, column, value):
+    folder = data / "glue" / "sst2"
+    (folder / "train.jsonl").unlink()
+    table = datasets.Dataset.from_list([row | {column: value} for row in rows(40)])
+    table.to_parquet(folder / "train.parquet")
+    with pytest.raises(ValueError, match=f"^data: .*in column '{column}', got "):
         tasks.load_task(_settings(model_folder, data))
 
 
@@ -330,6 +354,9 @@ def test_what_is_known_of_a_model_is_noted(model, task, known):
 def test_a_folder_is_known_by_its_configuration(tmp_path):
     (tmp_path / "config.json").write_text('{"_name_or_path": "x/all-mpnet-base-v2"}')
     assert contamination(Settings(task="glue/qqp", model=str(tmp_path)))
+    for broken in (b"[]", b"{", b"\xff", b'{"_name_or_path": 5}', 10**5 * b"["):
+        (tmp_path / "config.json").write_bytes(broken)
+        assert not contamination(Settings(task="glue/qqp", model=str(tmp_path)))
 
 
 def test_scores_are_those_computed_by_hand():

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .files import as_os_errors
+from .refusal import one_line
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -48,7 +49,7 @@ def adapter() -> None:
 @app.command()
 def inspect(file: File, as_json: Json = False) -> None:
     """Shows what a file holds, down to the bits that each of its tensors takes."""
-    with _one_line("inspect"):
+    with one_line("adapter inspect"):
         facts = _facts(file)
     if as_json:
         _print_json(facts)
@@ -72,13 +73,13 @@ def verify(
     `fastfood adapter verify FILE --model roberta-base --labels 2 --seed 0 --task-class
     AutoModelForSequenceClassification`
     """
-    with _one_line("verify"):
+    with one_line("adapter verify"):
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such file or folder")
         base = _base(model, task_class, labels, seed, dtype)
     from fastfood.adapter import load
 
-    with _one_line("verify", "refused", exit_code=1):
+    with one_line("adapter verify", "refused", code=1):
         load(base, file)
     print(f"OK: {file} was trained on {model}")
 
@@ -97,7 +98,7 @@ def merge(
 
     It computes what the model with the adapter computes, bit for bit.
     """
-    with _one_line("merge"):
+    with one_line("adapter merge"):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise ValueError(f"out must be a new or empty folder, got {out}")
         base = _base(model, task_class, labels, seed, dtype)
@@ -114,7 +115,7 @@ def diff(first: File, second: File, as_json: Json = False) -> None:
 
     Exit codes: 0 the same settings, base and numbers, 1 different, 2 bad input.
     """
-    with _one_line("diff"):
+    with one_line("adapter diff"):
         found = _difference(first, second)
     if as_json:
         _print_json(found)
@@ -126,17 +127,6 @@ def diff(first: File, second: File, as_json: Json = False) -> None:
             rows += [[f"{name} {key}", *_cells(value)] for key, value in found[name].items()]
         _print_table(rows)
     raise typer.Exit(0 if found["same"] else 1)
-
-
-@contextmanager
-def _one_line(command: str, outcome: str = "error", exit_code: int = 2) -> Iterator[None]:
-    """Ends the program with one line on stderr where its body refuses something."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        print(f"fastfood adapter {command}: {outcome}: {reason}", file=sys.stderr)
-        raise typer.Exit(exit_code) from error
 
 
 def _facts(file: Path) -> dict:
@@ -195,10 +185,12 @@ def _base(model: str, task_class: str | None, labels: int | None, seed: int, dty
     import torch
     import transformers
 
+    from .models import SAFELY
+
     transformers.utils.logging.set_verbosity_error()  # a new head is no news here
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(model)
+        config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         name = task_class or (config.architectures or [None])[0]
         if name is None:
             raise ValueError("its configuration has no architectures, give --task-class")
@@ -208,7 +200,7 @@ def _base(model: str, task_class: str | None, labels: int | None, seed: int, dty
         options = {} if labels is None else {"num_labels": labels}
         transformers.set_seed(seed)
         return cls.from_pretrained(
-            model, dtype=getattr(torch, dtype), ignore_mismatched_sizes=True, **options
+            model, dtype=getattr(torch, dtype), ignore_mismatched_sizes=True, **SAFELY, **options
         )
     except Exception as error:  # the loaders raise many unrelated types
         raise ValueError(f"model: {model!r} cannot be loaded: {error}") from error
@@ -220,12 +212,13 @@ def _write_checkpoint(merged, model: str, out: Path) -> None:
     temporary = out.parent / f".{out.name}.{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
-        merged.save_pretrained(temporary)
         tokenizer = _tokenizer(model)
+        with as_os_errors():
+            merged.save_pretrained(temporary)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
         if tokenizer is None:
             print(f"{model} has no tokenizer: none is written", file=sys.stderr)
-        else:
-            tokenizer.save_pretrained(temporary)
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -236,7 +229,7 @@ def _tokenizer(model: str):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     # where its files are missing, some classes make one that knows no word

@@ -12,6 +12,7 @@ from . import adapters, pretrain, recipes
 from .bound import command
 from .config import Settings, complete, read_settings
 from .options import with_options
+from .refusal import exit_on_signals, one_line
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +28,10 @@ app.command()(pretrain.pretrain)
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    exit_on_signals()
     app(prog_name="fastfood")
 
 
@@ -70,11 +75,8 @@ def d90(given: dict) -> None:
     Stop it at any time: the same command goes on where it stopped. Exit codes: 0 done, 1 a trial
     failed, 2 bad input, 130 interrupted.
     """
-    try:
-        settings = complete(read_settings(given))
-        planned = recipes.single(settings)
-    except ValueError as error:
-        _fail("d90", error)
+    with one_line("d90"):
+        planned = recipes.single(complete(read_settings(given)))
     raise typer.Exit(_conduct("d90", planned))
 
 
@@ -100,10 +102,8 @@ def study(
     Stop it at any time: the same command goes on where it stopped. With a database that is shared,
     start it on as many machines as there are. Exit codes as for `fastfood d90`.
     """
-    try:
+    with one_line("study"):
         planned = recipes.read(recipe, scale, given)
-    except ValueError as error:
-        _fail("study", error)
     raise typer.Exit(_conduct("study", planned))
 
 
@@ -124,14 +124,13 @@ def report(
     """Writes report.md, report.html, results.json and the figures, also while the study runs."""
     from .report import writer
 
-    try:
-        if watch:
-            writer.watch(folder, every, storage)
-        written = writer.write_report(folder, storage=storage)
-    except ValueError as error:
-        _fail("report", error)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    with one_line("report"):
+        try:
+            if watch:
+                writer.watch(folder, every, storage)
+            written = writer.write_report(folder, storage=storage)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
     for path in written:
         print(f"wrote {path}")
 
@@ -139,12 +138,5 @@ def report(
 def _conduct(command: str, planned) -> int:
     from . import study as studies
 
-    try:
+    with one_line(command):
         return studies.conduct(planned)
-    except ValueError as error:
-        return _fail(command, error)
-
-
-def _fail(command: str, error: Exception) -> None:
-    print(f"fastfood {command}: error: {error}", file=sys.stderr)
-    raise typer.Exit(2)

@@ -3,22 +3,28 @@ The checks here need neither torch nor data."""
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .options import option, read, require
+from .sources import SOURCES
 
 SUBSPACE_METHODS = ("did", "said")
 SIZED_METHODS = ("lora", "vera", "tinylora")  # their d follows from a rank or a length
 METHODS = (*SUBSPACE_METHODS, "unilora", *SIZED_METHODS)
 NORMALIZATIONS = ("global", "tensor")
 METRICS = ("accuracy", "f1")
-TEXT_TASKS = ("glue/mrpc", "glue/qqp", "glue/sst2", "glue/mnli", "yelp_polarity", "anli")
-TASKS = ("digits", *TEXT_TASKS)
+TASKS = ("digits", *SOURCES)
+KINDS = ("d90", "table1", "figure1", "figure2", "figure3", "figure4", "figure5")  # of studies
 
 # The best rate of theta falls as d^-1/2; these are the tried multiples of it, by normalization.
 LR_FACTORS = {"global": (4.0, 10.0), "tensor": (0.4, 1.0)}
+MOST_TRIALS = 100_000
+MOST_WORKERS = 1_000
+MOST_TOKENS = 1_000_000
+DAY = 24 * 3600  # seconds
 DIGITS_ONE_RATE_BELOW = 1000  # there the largest always won; trying it alone keeps the demo short
 
 DIGITS_DEFAULTS = {
@@ -170,11 +176,9 @@ def complete(settings: Settings) -> Settings:
     settings = replace(
         settings, **{k: v for k, v in defaults.items() if getattr(settings, k) is None}
     )
-    _check_task(settings)
-    _check_sweep(settings)
-    _check_rates(settings)
-    _check_training(settings)
-    _check_machine(settings)
+    check(settings)
+    data, wanted = settings.data, "an existing folder"
+    require(data is None or (bool(data) and _is_folder(data)), "data", wanted, data)
     check_out(Path(settings.out))
     return replace(
         settings,
@@ -182,6 +186,16 @@ def complete(settings: Settings) -> Settings:
         sizes=tuple(sorted(set(settings.sizes))),
         methods=tuple(dict.fromkeys(settings.methods)),
     )
+
+
+def check(settings: Settings) -> None:
+    """Checks every value for itself, and no folder; raises ValueError as `complete` does."""
+    _check_task(settings)
+    _check_sweep(settings)
+    _check_rates(settings)
+    _check_training(settings)
+    _check_machine(settings)
+    require(bool(settings.out.strip()), "out", "a folder", settings.out)
 
 
 def _require_one_of(settings: Settings, name: str, choices: tuple[str, ...]) -> None:
@@ -208,9 +222,14 @@ def _check_task(settings: Settings) -> None:
     else:
         wanted = f"a model's folder or hub name for the task {settings.task}"
         require(bool(settings.model), "model", wanted, settings.model)
-    if settings.data is not None:
-        require(Path(settings.data).is_dir(), "data", "an existing folder", settings.data)
     _require_one_of(settings, "metric", METRICS)
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # too long a name, or no right to look
+        return False
 
 
 def _check_sweep(settings: Settings) -> None:
@@ -228,7 +247,8 @@ def _check_sweep(settings: Settings) -> None:
     ends = settings.bracket
     ascending = len(ends) == 2 and 1 <= ends[0] < ends[1]
     require(ascending, "bracket", "two whole numbers, 1 <= least < largest", ends)
-    require(settings.precision > 1, "precision", "a ratio above 1", settings.precision)
+    fits = 1 < settings.precision < math.inf
+    require(fits, "precision", "a finite ratio above 1", settings.precision)
 
 
 def _check_rates(settings: Settings) -> None:
@@ -248,35 +268,50 @@ def _is_rate(value: float) -> bool:
 def _check_training(settings: Settings) -> None:
     for name in ("seeds", "max_steps", "batch_size"):
         require(getattr(settings, name) >= 1, name, "at least 1", getattr(settings, name))
-    require(settings.max_length >= 4, "max_length", "at least 4 tokens", settings.max_length)
+    count = _most_trials(settings)
+    require(count <= MOST_TRIALS, "seeds", f"at most {MOST_TRIALS:,} trials in all", count)
+    fits = 4 <= settings.max_length <= MOST_TOKENS
+    wanted = f"at least 4 tokens, at most {MOST_TOKENS:,}"
+    require(fits, "max_length", wanted, settings.max_length)
     require(0 <= settings.warmup < 1, "warmup", "a share in [0, 1)", settings.warmup)
     rows = settings.eval_rows
     require(rows is None or rows >= 1, "eval_rows", "at least 1", rows)
     require(settings.gap_rows >= 0, "gap_rows", "at least 0", settings.gap_rows)
 
 
+def _most_trials(settings: Settings) -> int:
+    """An upper bound on the trials of a grid, the least number of those of a bisection."""
+    rates = [settings.lrs, settings.lr_factors, settings.full_lrs, settings.peft_lrs]
+    cells = max(len(settings.dims), len(settings.sizes)) if settings.search == "grid" else 1
+    most_rates = max(len(some or ()) for some in rates)
+    return settings.seeds * most_rates * (1 + cells * len(settings.methods))
+
+
 def _check_machine(settings: Settings) -> None:
     device = settings.device
-    require(
-        device in ("auto", "cpu", "cuda") or device.removeprefix("cuda:").isdecimal(),
-        "device",
-        "auto, cpu, cuda or cuda:N",
-        device,
-    )
+    known = device in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:[0-9]{1,4}", device)
+    require(bool(known), "device", "auto, cpu, cuda or cuda:N", device)
     workers = settings.workers
-    require(workers is None or workers >= 1, "workers", "at least 1", workers)
+    fits = workers is None or 1 <= workers <= MOST_WORKERS
+    require(fits, "workers", f"at least 1, at most {MOST_WORKERS:,}", workers)
     share = settings.gpu_share
     require(0 < share <= 1, "gpu_share", "a share in (0, 1]", share)
-    require(settings.heartbeat >= 1, "heartbeat", "at least 1 second", settings.heartbeat)
+    fits = 1 <= settings.heartbeat <= DAY
+    require(fits, "heartbeat", "at least 1 second, at most a day", settings.heartbeat)
     url = settings.storage
-    require(url is None or "://" in url, "storage", "a database URL, scheme://...", url)
+    fits = url is None or re.match(r"[\w+]+://", url)
+    require(bool(fits), "storage", "a database URL, scheme://...", url)
 
 
 def check_out(out: Path) -> None:
     """Raises ValueError unless `out` is a writable folder or can be made; writes nothing."""
     existing = out.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    try:
+        while not existing.exists() and existing != existing.parent:
+            require(not existing.is_symlink(), "out", "a folder", f"{out} (a link to nothing)")
+            existing = existing.parent
+    except OSError as error:
+        raise ValueError(f"out: wanted a folder, got {error}") from None
     require(existing.is_dir(), "out", "a folder", f"{out} ({existing} is a file)")
     writable = os.access(existing, os.W_OK | os.X_OK)
     require(writable, "out", "a writable folder", f"{out} ({existing} is read-only)")

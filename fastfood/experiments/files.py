@@ -1,4 +1,5 @@
-"""Files that a reader finds whole or as they were before, whoever else writes them."""
+"""Files that a reader finds whole or as they were before, whoever else writes them, and one kind of
+error for all that cannot be written."""
 
 import os
 import secrets
@@ -17,3 +18,15 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Has safetensors and torch raise OSError, as everything else, for what cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        own = type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in str(error)
+        if own and not isinstance(error, OSError):
+            raise OSError(str(error)) from error
+        raise

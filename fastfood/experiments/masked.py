@@ -106,12 +106,14 @@ def _load_model(pretraining: "Pretraining"):
     import torch
     from transformers import AutoModelForMaskedLM
 
+    from .models import SAFELY
+
     name = pretraining.model
     try:
         return AutoModelForMaskedLM.from_pretrained(
-            name, revision=pretraining.revision or "main", dtype=torch.float32
+            name, revision=pretraining.revision or "main", dtype=torch.float32, **SAFELY
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the loaders raise many unrelated types
         reason = " ".join(str(error).split())[:200]
         wanted = "a folder or hub name of a masked language model"
         raise ValueError(f"model: wanted {wanted}, got {name!r} ({reason})") from error

@@ -13,6 +13,8 @@ from torch import nn
 from .config import SIZED_METHODS, SUBSPACE_METHODS, Settings
 
 UNILORA_RANK = 4  # of the low-rank matrices that theta is spread over; PEFT's default
+# for from_pretrained: no pickle is loaded and no code of the checkpoint's is run
+SAFELY = {"use_safetensors": True, "trust_remote_code": False}
 LAYERS_AT_MOST = 100_000  # TinyLoRA seeds layer i by its seed + i: no two trials share a matrix
 
 
@@ -45,8 +47,9 @@ def _load(settings: Settings, num_labels: int) -> nn.Module:
             num_labels=num_labels,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
+            **SAFELY,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the loaders raise many unrelated types
         reason = " ".join(str(error).split())[:200]
         kind = "an image" if images else "a sequence"
         wanted = f"a folder or hub name of {kind} classification model"

@@ -6,10 +6,13 @@ import inspect
 import math
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 
 MOST_SPACED = 10_000
+MOST_SHOWN = 300  # characters of what was got
+LARGEST = 2**63 - 1  # what files and databases can hold
 
 
 def option(panel: str, text: str, default=MISSING, flag: str | None = None, metavar=None):
@@ -22,7 +25,15 @@ def option(panel: str, text: str, default=MISSING, flag: str | None = None, meta
 def require(condition: bool, name: str, wanted: str, got) -> None:
     """Raises ValueError saying what was wanted and what was got, unless the condition holds."""
     if not condition:
-        raise ValueError(f"{name}: wanted {wanted}, got {got!r}")
+        text = repr(got)
+        text = text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
+        raise ValueError(f"{name}: wanted {wanted}, got {text}")
+
+
+def is_plain(text: str) -> bool:
+    """Whether any file and terminal can hold the text: it has neither control characters nor
+    halves of characters."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 def kinds(cls: type) -> dict[str, tuple[type, bool]]:
@@ -63,15 +74,19 @@ def _read(name: str, value, kind: type, several: bool):
 
 def _read_one(name: str, value, kind: type):
     wanted = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
-    if isinstance(value, str) and kind is not bool:
-        try:
-            return kind(value)
-        except ValueError:
-            raise ValueError(f"{name}: wanted {wanted}, got {value!r}") from None
-    accepted = (int, float) if kind is float else kind
+    accepted = (int, float, str) if kind is float else (kind, str) if kind is int else kind
     fits = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
     require(fits, name, wanted, value)
-    return kind(value)
+    if kind is str:
+        require(is_plain(value), name, "a text without control characters", value)
+        return value
+    try:
+        read = kind(value)
+    except (ValueError, OverflowError):
+        read = None
+    require(read is not None, name, wanted, value)
+    require(kind is not int or abs(read) <= LARGEST, name, "a number of 64 bits", value)
+    return read
 
 
 def _log_spaced(name: str, text: str) -> tuple[int, ...]:

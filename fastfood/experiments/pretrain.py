@@ -8,22 +8,23 @@ import fcntl
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import typer
-
 from .config import Settings
 from .config import complete as complete_settings
-from .files import whole
+from .files import as_os_errors, whole
 from .masked import SIZE_NAMES
 from .options import option, read, require, with_options
+from .refusal import end, one_line
 
 RECORD, RESUME, LOCK = "pretrain.json", "resume", "pretrain.lock"
 DEVICES = ("auto", "cpu", "cuda")
 RESUME_EVERY = 500  # steps
+MOST_OF = {"hidden_size": 65_536, "intermediate_size": 262_144, "layers": 1_000}
+MOST_OF |= {"heads": 1_000, "threads": 1_000}
+MOST_PIECES = 10_000_000  # of a vocabulary
 LOSS_STEPS = 50  # a checkpoint's loss is the mean of so many steps
 TEXT_DEFAULTS = {
     "hidden_size": 128,
@@ -112,7 +113,8 @@ def run(pretraining: Pretraining, say: Callable[[str], None] = lambda line: None
     threads = torch.get_num_threads()
     torch.set_num_threads(pretraining.threads)
     try:
-        _train(pretraining, record, say)
+        with as_os_errors():
+            _train(pretraining, record, say)
     finally:
         torch.set_num_threads(threads)
     return folders
@@ -134,14 +136,16 @@ def complete(pretraining: Pretraining) -> Pretraining:
         one = bool(given.tokenizer) != (given.vocabulary is not None)
         require(one, "tokenizer", wanted, given.tokenizer)
         size = given.vocabulary
-        require(size is None or size >= 10, "vocabulary", "at least 10 pieces", size)
+        fits = size is None or 10 <= size <= MOST_PIECES
+        require(fits, "vocabulary", f"10 to {MOST_PIECES:,} pieces", size)
         given = replace(given, architecture=given.architecture or "bert")
     defaults = DIGITS_DEFAULTS if digits else TEXT_DEFAULTS
     filled = {"mask"} if given.model else set(defaults)
     given = replace(given, **{n: defaults[n] for n in filled if getattr(given, n) is None})
     for name in (*(SIZE_NAMES if not given.model else ()), "threads"):
-        value = getattr(given, name)
-        require(isinstance(value, int) and value >= 1, name, "at least 1", value)
+        value, most = getattr(given, name), MOST_OF[name]
+        fits = isinstance(value, int) and 1 <= value <= most
+        require(fits, name, f"at least 1, at most {most:,}", value)
     if not given.model:
         wanted = f"a multiple of heads = {given.heads}"
         require(given.hidden_size % given.heads == 0, "hidden_size", wanted, given.hidden_size)
@@ -149,6 +153,9 @@ def complete(pretraining: Pretraining) -> Pretraining:
     whole = bool(steps) and all(isinstance(step, int) and step >= 0 for step in steps)
     require(whole, "checkpoints", "whole numbers of steps", steps)
     require(given.warmup >= 0, "warmup", "a number of steps", given.warmup)
+    require(0 <= given.seed < 2**32, "seed", "a number of 32 bits", given.seed)
+    decay = given.weight_decay
+    require(0 <= decay < math.inf, "weight_decay", "a finite number of at least 0", decay)
     require(0 < given.mask < 1, "mask", "a share in (0, 1)", given.mask)
     rate = given.learning_rate
     require(math.isfinite(rate) and rate > 0, "learning_rate", "a finite rate above 0", rate)
@@ -163,7 +170,10 @@ def _check_record(pretraining: Pretraining) -> dict:
     settings = {k: v for k, v in settings.items() if k not in ("out", "checkpoints")}
     path = Path(pretraining.out, RECORD)
     if path.is_file():
-        known = json.loads(path.read_text())["settings"]
+        try:
+            known = dict(json.loads(path.read_text())["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"out: wanted a whole {path}, got {error!r}") from None
         changed = [name for name in settings if known.get(name) != settings[name]]
         if changed:
             got = f"{changed[0]} = {settings[changed[0]]!r}, not {known.get(changed[0])!r}"
@@ -208,11 +218,14 @@ def _saver(pretraining, record, model, tokenizer, say) -> Callable[[int, list[fl
         recent = losses[-LOSS_STEPS:]
         loss = sum(recent) / len(recent) if recent else None
         partial = out / f".step-{step}"
-        for part in (model, tokenizer):
-            if part is not None:
-                part.save_pretrained(partial)
-        _write_json(partial / RECORD, record | {"step": step, "loss": loss})
-        partial.rename(out / f"step-{step}")
+        try:
+            for part in (model, tokenizer):
+                if part is not None:
+                    part.save_pretrained(partial)
+            _write_json(partial / RECORD, record | {"step": step, "loss": loss})
+            partial.rename(out / f"step-{step}")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         say(f"wrote {out / f'step-{step}'}" + (f", loss {loss:.4f}" if recent else ""))
 
     return save
@@ -312,16 +325,10 @@ def pretrain(given: dict) -> None:
     used. Stop it at any time: the same command goes on where it stopped. Exit codes: 0 done, 1
     diverged, 2 bad input, 130 interrupted.
     """
-    try:
-        run(read(Pretraining, given), say=lambda line: print(line, flush=True))
-    except ValueError as error:
-        _fail(str(error), 2)
-    except FloatingPointError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here", 130)
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"fastfood pretrain: error: {message}", file=sys.stderr)
-    raise typer.Exit(code)
+    with one_line("pretrain"):
+        try:
+            run(read(Pretraining, given), say=lambda line: print(line, flush=True))
+        except FloatingPointError as error:
+            end("pretrain", error, code=1)
+        except KeyboardInterrupt:
+            end("pretrain", "stopped; the same command goes on from here", code=130)

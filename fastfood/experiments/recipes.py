@@ -5,10 +5,13 @@ to be pre-trained for them. The folder `recipes` holds those of the paper's tabl
 A recipe has `title`, `kind` (which figure its report draws), `note`, a table `settings`, a table
 `vary` and tables `pretrain`. The measurements are the product of the lists in `vary`, whose entries
 are values of a setting or tables of several. A table `small` holds the same keys once more, which
-replace those above at `--scale small`. A model "pretrained/NAME/*" stands for every checkpoint of
-the pre-training NAME."""
+replace those above at `--scale small`. `base` names a recipe of the package, or a file beside this
+one, whose keys hold where this one has none. `settings` and `small` are replaced key by key, all
+else as a whole. A model "pretrained/NAME/*" stands for all checkpoints of the pre-training NAME."""
 
 import itertools
+import math
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import options, pretrain
-from .config import Settings, check_out, complete, read_settings
+from .config import KINDS, Settings, check_out, complete, read_settings
 from .pretrain import Pretraining
 from .report.display import model_name
 
@@ -27,9 +30,9 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "recipes"
-KINDS = ("d90", "table1", "figure1", "figure2", "figure3", "figure4", "figure5")
-KEYS = ("title", "kind", "note", "settings", "vary", "pretrain", "small")
+KEYS = ("title", "kind", "note", "settings", "vary", "pretrain")
 PRETRAINED = "pretrained"
+MOST = 1_000  # measurements of a study
 
 
 class Planned(NamedTuple):
@@ -71,11 +74,14 @@ def read(recipe: str, scale: str, given: Mapping[str, object]) -> Planned:
     if scale == "small":
         if small is None:
             raise ValueError(f"scale: wanted full, because {path.name} has no small, got 'small'")
-        parsed = {**parsed, **small, "settings": parsed["settings"] | small.get("settings", {})}
+        parsed = _replaced(parsed, small)
     name = path.stem + ("-small" if scale == "small" else "")
     out = Path(given.get("out") or name)
     check_out(out)
     pretrainings = [_pretraining(table, out, given) for table in parsed["pretrain"]]
+    folders = [pretraining.out for pretraining in pretrainings]
+    once = len(set(folders)) == len(folders)
+    options.require(once, "pretrain", "another name in each table", folders)
     measures = []
     for varied in _product(parsed["vary"], pretrainings):
         for key in set(varied) & set(given):
@@ -95,47 +101,83 @@ def read(recipe: str, scale: str, given: Mapping[str, object]) -> Planned:
 
 
 def _parse(recipe: str) -> tuple[Path, dict]:
-    path = FOLDER / f"{recipe}.toml" if recipe in names() else Path(recipe)
+    path = _path(recipe)
+    parsed = {"note": "", "vary": {}, "settings": {}, "pretrain": []} | _load(path, recipe, ())
+    parsed.setdefault("title", path.stem)
+    for table in (parsed, {"kind": parsed.get("kind"), **parsed.get("small", {})}):
+        wanted = f"kind = one of {', '.join(KINDS)} in {path}"
+        options.require(table.get("kind") in KINDS, "recipe", wanted, table.get("kind"))
+    return path, parsed
+
+
+def _path(recipe: str, folder: Path = Path()) -> Path:
+    return FOLDER / f"{recipe}.toml" if recipe in names() else folder / recipe
+
+
+def _load(path: Path, recipe: str, above: tuple[Path, ...]) -> dict:
+    """The checked tables of a recipe, over those that it builds on; `above` are the files that
+    build on it."""
+    what = "base" if above else "recipe"
+    real = Path(os.path.realpath(path))  # also of a link to itself
+    if real in above:
+        wanted = "a recipe that is not built on itself"
+        raise ValueError(f"base: wanted {wanted}, got {recipe!r} in {above[-1]}")
     try:
         parsed = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         wanted = f"a TOML file or one of {', '.join(names())}"
-        raise ValueError(f"recipe: wanted {wanted}, got {recipe!r} ({error})") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"recipe: wanted TOML in {path}, got {error}") from None
+        raise ValueError(f"{what}: wanted {wanted}, got {recipe!r} ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
+        raise ValueError(f"{what}: wanted TOML in {path}, got {error}") from None
     _check_tables(parsed, path)
-    parsed = {"note": "", "vary": {}, "settings": {}, "pretrain": []} | parsed
-    parsed.setdefault("title", path.stem)
-    if parsed.get("kind") not in KINDS:
-        wanted = f"kind = one of {', '.join(KINDS)}"
-        raise ValueError(f"recipe: wanted {wanted} in {path}, got {parsed.get('kind')!r}")
-    return path, parsed
+    base = parsed.pop("base", None)
+    if base is None:
+        return parsed
+    below = _load(_path(base, path.parent), base, (*above, real))
+    return _replaced(below, parsed)
+
+
+def _replaced(tables: dict, by: dict) -> dict:
+    """`tables` with the keys of `by` in the place of its own."""
+    merged = {
+        key: _replaced(tables[key], by[key])
+        for key in ("settings", "small")
+        if isinstance(tables.get(key), dict) and isinstance(by.get(key), dict)
+    }
+    return tables | by | merged
 
 
 def _check_tables(parsed: dict, path: Path) -> None:
-    for key in ("settings", "vary", "small"):
-        if not isinstance(parsed.get(key, {}), dict):
-            raise ValueError(f"recipe: wanted a table {key} in {path}, got {parsed[key]!r}")
-    for table in (parsed, parsed.get("small", {})):
-        unknown = set(table) - set(KEYS)
-        if unknown:
-            wanted = f"keys among {', '.join(KEYS)}"
-            raise ValueError(f"recipe: wanted {wanted} in {path}, got {sorted(unknown)}")
+    base, small = parsed.get("base", ""), parsed.get("small", {})
+    plain = isinstance(base, str) and options.is_plain(base)
+    options.require(plain, "base", f"a recipe's name or file in {path}", base)
+    options.require(isinstance(small, dict), "recipe", f"a table small in {path}", small)
+    for table, keys in ((parsed, (*KEYS, "small", "base")), (small, KEYS)):
+        wanted = f"keys among {', '.join(keys)} in {path}"
+        options.require(set(table) <= set(keys), "recipe", wanted, sorted(set(table) - set(keys)))
+        for key in ("title", "note"):
+            text = table.get(key, "")
+            fits = isinstance(text, str) and options.is_plain(text.replace("\n", ""))
+            options.require(fits, "recipe", f"a text {key} in {path}", text)
+        for key in ("settings", "vary"):
+            inner = table.get(key, {})
+            options.require(isinstance(inner, dict), "recipe", f"a table {key} in {path}", inner)
         many = table.get("pretrain", [])
-        if not isinstance(many, list) or not all(isinstance(one, dict) for one in many):
-            raise ValueError(f"recipe: wanted tables pretrain in {path}, got {many!r}")
+        fits = isinstance(many, list) and all(isinstance(one, dict) for one in many)
+        options.require(fits, "recipe", f"tables pretrain in {path}", many)
 
 
 def _pretraining(
     table: Mapping[str, object], out: Path, given: Mapping[str, object]
 ) -> Pretraining:
     """One pre-training, which goes into OUT/pretrained/NAME."""
-    if "name" not in table:
-        raise ValueError(f"pretrain: wanted a name in each table, got {dict(table)}")
+    name = str(table.get("name", ""))
+    fits = re.fullmatch(r"[\w.+ -]+", name) and name.strip(". ") == name
+    options.require(bool(fits), "pretrain", "a name in each table, of one folder", dict(table))
     arguments = {key: value for key, value in table.items() if key != "name"}
     if "data" in given and arguments.get("task", Pretraining.task) != "digits":
         arguments["data"] = given["data"]
-    arguments["out"] = str(out / PRETRAINED / table["name"])
+    arguments["out"] = str(out / PRETRAINED / name)
     return pretrain.complete(options.read(Pretraining, arguments))
 
 
@@ -143,10 +185,12 @@ def _product(vary: Mapping[str, list], pretrainings: list[Pretraining]) -> list[
     """The settings that distinguish each measurement."""
     lists = []
     for key, values in vary.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"vary: wanted lists, got {key} = {values!r}")
+        full = isinstance(values, list) and values
+        options.require(bool(full), "vary", f"a list for {key}", values)
         tables = [value if isinstance(value, dict) else {key: value} for value in values]
         lists.append([e for table in tables for e in _checkpoints(table, pretrainings)])
+    count = math.prod(map(len, lists))
+    options.require(count <= MOST, "vary", f"at most {MOST:,} measurements", count)
     return [
         {name: value for table in choice for name, value in table.items()}
         for choice in itertools.product(*lists)
@@ -155,7 +199,9 @@ def _product(vary: Mapping[str, list], pretrainings: list[Pretraining]) -> list[
 
 def _checkpoints(table: dict, pretrainings: list[Pretraining]) -> list[dict]:
     """[table], or one table for each checkpoint that its model "pretrained/NAME/*" stands for."""
-    model = table.get("model", "")
+    model = table.get("model")
+    if not isinstance(model, str):
+        return [table]  # refused where the setting is read
     if not (model.startswith(PRETRAINED + "/") and model.endswith("/*")):
         return [table]
     folder = model.removesuffix("/*")

@@ -1,63 +1,21 @@
 """The record of a study: an Optuna study with a row for each attempt at a trial, which any number
-of drivers on any number of machines write. Rows are written through Optuna's storage interface;
-reading goes to its tables, for new rows alone, since a row as an Optuna object takes ten times as
-long."""
+of drivers on any number of machines write through Optuna's storage interface."""
 
 import hashlib
 import json
 import time
 import warnings
 from collections.abc import Callable
-from importlib import util
-from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote_plus
 
 import optuna
-import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from .database import GRACE, Attempt, new_rows, open_database, refusal
 from .plan import trial_key
 
 MOST_KILLED = 3  # attempts at a trial whose worker dies each time
-GRACE = 3  # heartbeats that a driver may miss
 PATIENCE = 20.0  # seconds that a write waits for a database that does not answer
-
-_TRIALS = sa.table(
-    "trials",
-    sa.column("trial_id", sa.Integer),
-    sa.column("study_id", sa.Integer),
-    sa.column("state", sa.String),
-    sa.column("datetime_start", sa.DateTime),
-    sa.column("datetime_complete", sa.DateTime),
-)
-_ATTRIBUTES = sa.table(
-    "trial_user_attributes",
-    sa.column("trial_id", sa.Integer),
-    sa.column("key", sa.String),
-    sa.column("value_json", sa.Text),
-)
-_IS_NEW = (_TRIALS.c.study_id == sa.bindparam("study")) & (
-    (_TRIALS.c.trial_id > sa.bindparam("last"))
-    | _TRIALS.c.trial_id.in_(sa.bindparam("running", expanding=True))
-)
-_NEW_ROWS = sa.select(
-    _TRIALS.c.trial_id, _TRIALS.c.state, _TRIALS.c.datetime_start, _TRIALS.c.datetime_complete
-).where(_IS_NEW)
-_NEW_ATTRIBUTES = (
-    sa.select(*_ATTRIBUTES.c)
-    .join_from(_ATTRIBUTES, _TRIALS, _ATTRIBUTES.c.trial_id == _TRIALS.c.trial_id)
-    .where(_IS_NEW)
-)
-
-
-class Attempt(NamedTuple):
-    """A row: one try at one trial. `state` is Optuna's name of it."""
-
-    number: int
-    state: str
-    attributes: dict
-    seconds: float | None  # wall time, None while it runs
 
 
 class Entry(NamedTuple):
@@ -75,22 +33,6 @@ class Entry(NamedTuple):
     environment: dict  # versions and hardware of a complete trial
 
 
-def sqlite_url(path: Path) -> str:
-    """The database URL of a file."""
-    return sa.URL.create("sqlite", database=str(path.absolute())).render_as_string()
-
-
-def _parse(url: str) -> sa.URL:
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        wanted = "a database URL such as postgresql://USER@HOST/NAME"
-        raise ValueError(f"storage: wanted {wanted}, got another text") from None
-    if parsed.drivername == "postgresql" and util.find_spec("psycopg2") is None:
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    return parsed
-
-
 def open_record(url: str, name: str, heartbeat: int | None = None) -> "Record":
     """Opens or makes the Optuna study `name` at a database URL; changes no row.
 
@@ -98,43 +40,11 @@ def open_record(url: str, name: str, heartbeat: int | None = None) -> "Record":
     beats are taken for dead. With None this is the only driver, or a reader. Raises ValueError
     when the database is damaged or out of reach; it never shows the password.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    parsed = _parse(url)
-    backend = parsed.get_backend_name()
-    arguments = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}}
-    options = {"connect_args": arguments.get(backend, {}), "pool_pre_ping": backend != "sqlite"}
-    # Optuna formats the URL, so braces in a folder's name or a password are doubled
-    text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    tries_left = 4  # drivers that make the tables at once disturb each other
-    while True:
-        tries_left -= 1
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                storage = optuna.storages.RDBStorage(
-                    text,
-                    engine_kwargs=dict(options),
-                    heartbeat_interval=heartbeat,
-                    grace_period=heartbeat and GRACE * heartbeat,
-                )
-                study = optuna.create_study(
-                    storage=storage, study_name=name, direction="maximize", load_if_exists=True
-                )
-            return Record(storage, study, heartbeat)
-        except Exception as error:  # SQLAlchemy, alembic and Optuna each have their own types
-            if not tries_left:
-                raise ValueError(_refusal(parsed, error)) from None
-        time.sleep(0.25)
-
-
-def _refusal(url: sa.URL, error: Exception) -> str:
-    """What to say of a database that cannot be opened, without its password."""
-    reason = " ".join(str(error).split())[:200]
-    if url.password:
-        for secret in (url.password, quote_plus(url.password)):
-            reason = reason.replace(secret, "***")
-    shown = url.render_as_string(hide_password=True)
-    return f"storage: wanted an Optuna database at {shown}, got {reason}"
+    storage, study = open_database(url, name, heartbeat)
+    try:
+        return Record(storage, study, heartbeat)
+    except (optuna.exceptions.OptunaError, KeyError) as error:
+        raise ValueError(refusal(storage.engine.url, error)) from None
 
 
 class Record:
@@ -149,7 +59,6 @@ class Record:
         self.alone = heartbeat is None
         self._storage, self._study = storage, study
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._engine = storage.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._attempts: dict[str, dict[int, Attempt]] = {}
         self._keys: dict[int, str] = {}  # of the rows that had not ended when they were read
         self._entries: dict[str, Entry] = {}
@@ -167,19 +76,11 @@ class Record:
 
     def read(self) -> None:
         """Takes in the rows that are new or were running."""
-        wanted = {"study": self._study_id, "last": self._last, "running": list(self._keys)}
-        with self._engine.connect() as connection:
-            rows = connection.execute(_NEW_ROWS, wanted).all()
-            texts = connection.execute(_NEW_ATTRIBUTES, wanted).all()
-        attributes: dict[int, dict] = {}
-        for number, name, text in texts:
-            attributes.setdefault(number, {})[name] = json.loads(text)
-        for number, state, start, end in rows:
-            mine = attributes.get(number, {})
-            seconds = (end - start).total_seconds() if start and end else None
-            self._last = max(self._last, number)
-            if "key" in mine:
-                self._take_in(Attempt(number, state, mine, seconds))
+        running = list(self._keys)
+        for attempt in new_rows(self._storage, self._study_id, self._last, running):
+            self._last = max(self._last, attempt.number)
+            if "key" in attempt.attributes:
+                self._take_in(attempt)
 
     def _take_in(self, attempt: Attempt) -> None:
         key = attempt.attributes["key"]
@@ -292,7 +193,7 @@ class Record:
         )
         number = self._write(self._storage.create_new_trial, self._study_id, row)
         self._mine.add(number)
-        self.beat([number])
+        self._write(self.beat, [number])
         self.read()
         rivals = [row for row in self._attempts[key].values() if row.number < number]
         if any(_stands_before(row, prune) for row in rivals):
@@ -310,7 +211,7 @@ class Record:
         where = where or {}
         name = "environment " + hashlib.sha256(json.dumps(where).encode()).hexdigest()[:8]
         if name not in self._environments:
-            self._study.set_user_attr(name, where)
+            self._write(self._study.set_user_attr, name, where)
             self._environments[name] = where
         attributes = {"result": result | {"environment": name}}
         if self._end(number, TrialState.COMPLETE, attributes, result["validation"]):
@@ -353,14 +254,15 @@ class Record:
         return True
 
     def _write(self, write: Callable, *arguments):
-        """Writes, and waits some seconds for a database that does not answer."""
+        """Writes, and waits some seconds for a database that does not answer; raises ValueError
+        when it never does, as on a full disk."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
                 return write(*arguments)
-            except optuna.exceptions.StorageInternalError:
+            except optuna.exceptions.StorageInternalError as error:
                 if time.monotonic() > end:
-                    raise
+                    raise ValueError(refusal(self._storage.engine.url, error)) from None
                 time.sleep(1.0)
 
     def beat(self, numbers: list[int]) -> None:

@@ -89,13 +89,14 @@ def _read(paths: list[Path], columns: Columns):
     from datasets import Dataset, disable_progress_bars
 
     place = str(paths[0])
-    if place.endswith(".jsonl"):
-        return _checked(place, Dataset.from_list(_read_json_lines(paths[0], columns)), columns)
+    listed = _read_json_lines(paths[0], columns) if place.endswith(".jsonl") else None
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as cache:  # the rows end up in memory
         options = {"cache_dir": cache, "keep_in_memory": True}
         try:
-            if place.endswith(".csv"):
+            if listed is not None:
+                rows = Dataset.from_list(listed)
+            elif place.endswith(".csv"):
                 # texts stay as they are written: "NA" and "007" are texts too
                 options |= {"keep_default_na": False, "na_values": {columns.label: [""]}}
                 options["converters"] = dict.fromkeys(columns.texts, str)
@@ -111,14 +112,14 @@ def _read(paths: list[Path], columns: Columns):
 def _read_json_lines(path: Path, columns: Columns) -> list[dict]:
     """The rows of a file, so checked that an error names its line."""
     rows, names, kinds = [], [*columns.texts, columns.label], columns.kinds
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             place = f"data: {path} line {number}"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{place}: wanted a JSON object, got {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{place}: wanted a JSON object, got {type(row).__name__}")
@@ -147,7 +148,8 @@ def _checked(place: str, rows, columns: Columns):
         is_label = column == columns.label
         kinds = columns.kinds if is_label else (str,)
         wanted = f"{' or '.join(kind.__name__ for kind in kinds)} in column {column!r}"
-        dtype = rows.features[column].dtype
+        feature = rows.features[column]
+        dtype = getattr(feature, "dtype", type(feature).__name__)  # a struct is a dict
         if DTYPES.get(dtype) not in kinds and not (is_label and dtype == "null"):
             raise ValueError(f"data: {place}: wanted {wanted}, got {dtype}")
         values = rows.data.column(column)

@@ -4,9 +4,10 @@ have, and which models were trained on them before."""
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .config import Settings
+if TYPE_CHECKING:
+    from .config import Settings
 
 PARTS = ("train", "validation", "test")
 
@@ -24,8 +25,8 @@ class Source(NamedTuple):
 
 SOURCES = {
     "glue/mrpc": Source(("nyu-mll/glue", "mrpc"), ("sentence1", "sentence2"), 2),
-    "glue/sst2": Source(("nyu-mll/glue", "sst2"), ("sentence",), 2),
     "glue/qqp": Source(("nyu-mll/glue", "qqp"), ("question1", "question2"), 2),
+    "glue/sst2": Source(("nyu-mll/glue", "sst2"), ("sentence",), 2),
     "glue/mnli": Source(
         ("nyu-mll/glue", "mnli"),
         ("premise", "hypothesis"),
@@ -63,7 +64,7 @@ KNOWN_TRAINING_DATA = (
 )
 
 
-def source_of(settings: Settings) -> Source:
+def source_of(settings: "Settings") -> Source:
     """The data set of a text task: a known one, or the one that the settings describe."""
     if settings.task in SOURCES:
         return SOURCES[settings.task]
@@ -81,15 +82,21 @@ def source_of(settings: Settings) -> Source:
     return source
 
 
-def contamination(settings: Settings) -> tuple[str, ...]:
+def contamination(settings: "Settings") -> tuple[str, ...]:
     """What the names of a model tell of its training on the data of the task."""
-    names = [settings.model or ""]
-    config = Path(names[0], "config.json")
-    if config.is_file():
-        names.append(json.loads(config.read_text()).get("_name_or_path") or "")
+    names = [settings.model or "", _name_before(Path(settings.model or "", "config.json"))]
     names = [name.lower().replace("_", "-").rstrip("/") for name in names]
     return tuple(
         note
         for words, tasks, note in KNOWN_TRAINING_DATA
         if settings.task in tasks and any(re.search(words, name) for name in names)
     )
+
+
+def _name_before(config: Path) -> str:
+    """The name that a model's configuration says it had, or "" where it says none."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        return str(settings["_name_or_path"])
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        return ""

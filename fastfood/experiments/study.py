@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from .config import Settings
 from .files import whole
@@ -27,21 +27,19 @@ def conduct(planned: Planned) -> int:
 
     Raises ValueError naming the argument for what can be seen before training.
     """
-    from . import run
-
     console = Console()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    shared = planned.measures[0][2].storage is not None
+    shared, record = planned.measures[0][2].storage is not None, None
     try:
-        if not planned.pretrainings:
-            measures = _inspect(console, planned)  # before anything is written
+        if not planned.pretrainings:  # before anything is written
+            measures = _inspect(console, planned)
+            record = open_record(planned.out, planned.measures[0][2]) if shared else None
         with locked_folder(planned.out, shared):
             if planned.pretrainings:
                 _pretrain(console, planned)
                 measures = _inspect(console, planned)
-            record = open_record(planned.out, planned.measures[0][2])
+            record = record or open_record(planned.out, planned.measures[0][2])
             describe(planned, measures)
-            failed = _run(console, measures, record, run.run_study)
+            failed = _run(console, measures, record)
             _report(console, planned.out, record)
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from here", style="yellow")
@@ -55,11 +53,17 @@ def conduct(planned: Planned) -> int:
 def locked_folder(out: Path, shared: bool) -> Iterator[None]:
     """Makes the folder and, unless it is shared by drivers of one database, holds its lock.
 
-    Raises ValueError when another process holds it or the folder cannot be written.
+    Raises ValueError when another process holds it, when the folder cannot be written, and when
+    files of the names that a study gives its own are in it that are none of a study.
     """
+    names = (DATABASE, DESCRIPTION, "results.json", "report.md", "report.html")
+    other = [name for name in names if (out / name).exists()]
+    if other and not (out / LOCK).exists():
+        wanted = "the folder of a study, or one without files of its names"
+        raise ValueError(f"out: wanted {wanted}, got {out}, whose {other[0]} is another's")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("a+")
+        lock = (out / LOCK).open("a+", errors="replace")
     except OSError as error:
         raise ValueError(f"out: wanted a writable folder, got {out} ({error})") from error
     with lock:
@@ -78,10 +82,10 @@ def locked_folder(out: Path, shared: bool) -> Iterator[None]:
 
 def open_record(out: Path, settings: Settings):
     """The record of the study in `out`: a file of its own, or one of a shared database."""
-    from . import record
+    from . import database, record
 
     if settings.storage is None:
-        return record.open_record(record.sqlite_url(out / DATABASE), STUDY)  # the lock is held
+        return record.open_record(database.sqlite_url(out / DATABASE), STUDY)  # the lock is held
     return record.open_record(settings.storage, settings.name or out.name, settings.heartbeat)
 
 
@@ -126,21 +130,21 @@ def _pretrain(console: Console, planned: Planned) -> None:
     from .pretrain import run
 
     for pretraining in planned.pretrainings:
-        with console.status(f"pre-training {Path(pretraining.out).name} ..."):
+        with console.status(f"pre-training {escape(Path(pretraining.out).name)} ..."):
             run(pretraining)
 
 
 def _inspect(console: Console, planned: Planned) -> list[Measure]:
     measures = []
     for label, x, settings in planned.measures:
-        with console.status(f"loading the data and the model of {label} ..."):
-            from .run import inspect
+        with console.status(f"loading the data and the model of {escape(label)} ..."):
+            from .run import inspect  # takes seconds, the first time
 
             measures.append(Measure(label, settings, inspect(settings), x))
     return measures
 
 
-def _run(console: Console, measures: list[Measure], record, run_study) -> int:
+def _run(console: Console, measures: list[Measure], record) -> int:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -149,6 +153,8 @@ def _run(console: Console, measures: list[Measure], record, run_study) -> int:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+
+    from .run import run_study
 
     progress = Progress(
         TextColumn("{task.description}"),

@@ -279,8 +279,10 @@ def load_tokenizer(name: str, revision: str | None = None):
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False
+        )
+    except Exception as error:  # the loaders raise many unrelated types
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"model: no tokenizer in {name!r} ({reason})") from error
 

@@ -4,7 +4,6 @@ read."""
 
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +13,11 @@ import typer
 from fastfood.quantize import MAX_LEVELS
 
 from ..config import Settings, check_out, complete, read_settings
-from ..options import option, read, with_options
+from ..files import whole
+from ..options import option, read, require, with_options
+from ..refusal import one_line
 
+MESSAGE = ".message"  # what the file of the bits ends in
 TASK = ("task", "text_columns", "label_column", "splits", "model", "revision", "data")
 TASK += ("max_length", "batch_size", "device")
 
@@ -98,27 +100,34 @@ def bound(
     rows are seen: what was chosen by them, and is not in the message, counts in --choices.
     Exit codes: 0 done, 2 bad input.
     """
-    try:
+    with one_line("bound"):
         settings, options = complete(read_settings(given)), read(Options, chosen)
+        options.check()
         if out is not None:
-            check_out(out.parent)
+            _check_out(out)
         from .certify import certify
 
         found = certify(settings, adapter, options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        print(f"fastfood bound: error: {reason}", file=sys.stderr)
-        raise typer.Exit(2) from error
     _print(found)
     if out is not None:
-        _write(found, out)
+        with one_line("bound"):
+            _write(found, out)
+
+
+def _check_out(out: Path) -> None:
+    """Raises ValueError unless `out` and the message beside it can be files of ours."""
+    fits = out.name and not out.is_dir() and out.suffix != MESSAGE
+    require(bool(fits), "out", f"a file's name that does not end in {MESSAGE}", str(out))
+    check_out(out.parent)
 
 
 def _write(found: dict, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    message = out.with_suffix(".message")
-    message.write_bytes(bytes.fromhex(found["message"]))
-    out.write_text(json.dumps(found, indent=2) + "\n")
+    message = out.with_suffix(MESSAGE)
+    with whole(message) as partial:
+        partial.write_bytes(bytes.fromhex(found["message"]))
+    with whole(out) as partial:
+        partial.write_text(json.dumps(found, indent=2) + "\n")
     print(f"wrote {out} and {message}")
 
 

@@ -106,7 +106,8 @@ def model_name(settings: dict) -> str:
     NAME/step-N of a pre-training with its NAME."""
     if settings.get("model") is None:
         return SMALL_VIT
-    parts, revision = Path(settings["model"]).parts, settings.get("revision")
+    revision = settings.get("revision")
+    parts = Path(settings["model"]).parts or (settings["model"],)  # "." has none
     name = " ".join(parts[-2:] if re.fullmatch(r"step-\d+", parts[-1]) else parts[-1:])
     return name + (f"@{revision}" if revision else "")
 

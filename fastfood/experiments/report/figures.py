@@ -61,18 +61,33 @@ def draw(results: dict, folder: Path) -> list[Path]:
         "figure5": _figure5,
         "table1": _table1,
     }
-    kind = results["kind"]
+    kind, results = results["kind"], _literal(results)
     drawings = {kind: own[kind]} if kind in own else {}
     drawings["figure1"] = figure_curves.draw
     paths = []
     with pyplot.rc_context(SHAPE):
         for name, make in drawings.items():
             figure = make(pyplot, results)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once for both files
-            paths += [_save(figure, Path(folder, f"{name}.{form}")) for form in ("png", "svg")]
-            pyplot.close(figure)
+            try:
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # laid out once for both files
+                paths += [_save(figure, Path(folder, f"{name}.{form}")) for form in ("png", "svg")]
+            finally:
+                pyplot.close(figure)
     return paths
+
+
+def _literal(results: dict) -> dict:
+    """The results with the dollars of names as characters, which else begin a formula."""
+
+    def plain(text):
+        return text.replace("$", r"\$") if isinstance(text, str) else text
+
+    measures = []
+    for measure in results["measures"]:
+        settings = {name: plain(value) for name, value in measure["settings"].items()}
+        measures.append(measure | {"label": plain(measure["label"]), "settings": settings})
+    return results | {"title": plain(results["title"]), "measures": measures}
 
 
 def _save(figure, path: Path) -> Path:

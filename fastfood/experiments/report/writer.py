@@ -10,11 +10,13 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..config import read_settings
+from ..config import DAY, read_settings
 from ..curves import curve_points, summarise
 from ..files import whole
+from ..options import is_plain, require
 from ..plan import trial_key, trials
 from . import display
+from .description import described
 
 RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
 
@@ -33,11 +35,10 @@ def watch(folder: Path, every: float = 30.0, storage: str | None = None) -> None
     """Writes the report, and again whenever the study changed, until no trial is missing.
 
     `every` is in seconds, between two looks; as long as it goes on the page loads itself anew.
-    Stopped by Ctrl-C it leaves a page that does not and raises KeyboardInterrupt. Raises
+    Stopped by Ctrl-C or an exit it leaves a page that does not, and raises what stopped it. Raises
     ValueError when `folder` holds no study.
     """
-    if not (math.isfinite(every) and every > 0):
-        raise ValueError(f"every: wanted seconds above 0, got {every}")
+    require(0 < every <= DAY, "every", "seconds above 0, at most a day", every)
     record, seen = _open(folder, _read_description(folder), storage), None
     try:
         while True:
@@ -49,7 +50,7 @@ def watch(folder: Path, every: float = 30.0, storage: str | None = None) -> None
             if not results["progress"]["missing"]:
                 return
             time.sleep(every)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         write_report(folder, record)
         raise
 
@@ -123,13 +124,12 @@ def _read_description(folder: Path) -> dict:
     """study.json; raises ValueError when it is missing or not one of this form."""
     from ..study import DESCRIPTION
 
+    plain = is_plain(str(folder))
+    require(plain, "folder", "a text without control characters", str(folder))
     path = Path(folder, DESCRIPTION)
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        if described["measures"]:
-            return described
-        raise KeyError("a measurement")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return described(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         wanted = f"the folder of a study, with a whole {DESCRIPTION}"
         raise ValueError(f"folder: wanted {wanted}, got {folder} ({error!r})") from None
 
@@ -235,13 +235,14 @@ def _git_commit() -> str | None:
 def print_report(console, folder: Path) -> None:
     """Prints what `folder`'s results.json holds to a rich console: for each measure the points,
     the d90s and the remarks."""
+    from rich.markup import escape
     from rich.table import Table
 
     results = json.loads(Path(folder, RESULTS).read_text(encoding="utf-8"))
     for measure in results["measures"]:
         metric = measure["settings"]["metric"]
         title = f"{measure['label']}: test {metric} in %, rates chosen on validation"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         for name in ("method", "d", metric, "±", "rate"):
             table.add_column(name, justify="left" if name == "method" else "right")
         for point in sorted(measure["points"], key=lambda point: (point["d"], point["method"])):
