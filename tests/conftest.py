@@ -1,7 +1,10 @@
 """What tests share: the devices at hand, a fixed seed, no hub, no compile cache, a small text model
-and its data."""
+and its data, and the table of `make fuzz`."""
 
 import os
+import re
+import sys
+from collections import Counter
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -10,6 +13,12 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# new inputs in each run, but the same ones in CI
+settings.register_profile("fuzz", deadline=None, suppress_health_check=list(HealthCheck))
+if "HYPOTHESIS_PROFILE" in os.environ:
+    settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -70,3 +79,21 @@ def data(tmp_path):
     }.items():
         write_rows(folder / f"{name}.jsonl", rows(count, start))
     return tmp_path / "data"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A line for each test whose module counts its inputs: TRIED, by the test's name."""
+    if settings.get_current_profile_name() != "fuzz":
+        return
+    tried = Counter()
+    for module in list(sys.modules.values()):
+        tried.update(vars(module).get("TRIED", {}))
+    failed = terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", [])
+    names = [name for report in failed for name in re.split(r"::(?:test_)?|\[", report.nodeid)]
+    rows = [("target", "inputs tried", "faults found")]
+    for name, count in sorted(tried.items()):
+        rows.append((name, f"{count:,}", names.count(name.removeprefix("test_"))))
+    rows += [("in all", f"{tried.total():,}", len(failed))]
+    for target, count, faults in rows:
+        target = target.removeprefix("test_").replace("_", " ")
+        terminalreporter.write_line(f"{target:<36}{count:>14}{faults:>14}")

@@ -1,0 +1,329 @@
+"""Adapters in any order: a SubspaceModel beside a plain account of what it should hold, compared
+after every step of sequences that hypothesis makes up."""
+
+import copy
+import functools
+import pickle
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from test_adapter import Net
+
+from fastfood.projection import Dense, Fastfood, Sparse
+from fastfood.quantize import quantize
+from fastfood.subspace import SubspaceConfig, SubspaceModel, get_subspace_model
+
+pytest.importorskip("safetensors.torch")
+TRIED = Counter()
+FUZZ = settings.get_current_profile_name() == "fuzz"
+
+IDS = torch.tensor([[0, 1, 2], [4, 3, 1]])
+NAMES = ["first", "second", "third"]
+GROUPS = {  # what shares a scale of SAID, in the order of the groups
+    "layer": ["embeddings", "layer.0", "layer.0", "layer.1", "layer.1", "head", "head"],
+    "tensor": [*range(7)],
+}
+PROJECTIONS = {"fastfood": Fastfood, "dense": Dense, "sparse": Sparse}
+
+
+def net():
+    torch.manual_seed(0)
+    return Net(words=5, width=4, layers=2)
+
+
+class Held(NamedTuple):
+    """What an adapter should be."""
+
+    config: SubspaceConfig
+    theta: torch.Tensor
+    lambda_: torch.Tensor | None
+
+    def to(self, dtype):
+        return Held(self.config, *(p if p is None else p.to(dtype) for p in self[1:]))
+
+    def equals(self, adapter):
+        pairs = zip(self[1:], (adapter.theta, adapter.lambda_), strict=True)
+        same = all(p is q is None or p.dtype == q.dtype and torch.equal(p, q) for p, q in pairs)
+        return same and self.config == adapter.config
+
+
+@functools.lru_cache(maxsize=64)
+def matrix(projection, d, D, seed):
+    return PROJECTIONS[projection](d, D, seed).to_dense(torch.float64)
+
+
+def trainable(model):
+    return [p for p in model.parameters() if p is not model.frozen]
+
+
+def weights_of(held, base):
+    """theta_0 + lambda * (P theta) as equations 2 and 3 say, tensor by tensor, in float64."""
+    tensors, config = trainable(base), held.config
+    D = sum(p.numel() for p in tensors)
+    P = matrix(config.projection, len(held.theta), D, config.seed)
+    rows = (P @ held.theta.double()).split([p.numel() for p in tensors])
+    groups = list(dict.fromkeys(GROUPS[config.groups]))
+    made = []
+    for label, p, step in zip(GROUPS[config.groups], tensors, rows, strict=True):
+        if config.normalization == "tensor":
+            step = step * (D / p.numel()) ** 0.5
+        if held.lambda_ is not None:
+            step = step * held.lambda_[groups.index(label)].double()
+        made.append(p.detach().double() + step.view(p.shape))
+    return made
+
+
+def gradients_of(held, base):
+    """Those of theta and lambda_ by the plain model's own backward, in float64."""
+    leaves = [p.double().requires_grad_() for p in held[1:] if p is not None]
+    weights = weights_of(Held(held.config, *(*leaves, None)[:2]), base)
+    names = [name for name, _ in base.named_parameters() if name != "frozen"]
+    double = copy.deepcopy(base).double()
+    out = torch.func.functional_call(double, dict(zip(names, weights, strict=True)), IDS)
+    return torch.autograd.grad(loss_of(out), leaves)
+
+
+def loss_of(logits):
+    return (logits.float() if logits.dtype == torch.bfloat16 else logits).square().mean()
+
+
+@torch.no_grad()
+def logits(model):
+    return model(IDS)
+
+
+def same_weights(model, base):
+    pairs = zip(model.state_dict().values(), base.state_dict().values(), strict=True)
+    return all(p.dtype == q.dtype and torch.equal(p, q) for p, q in pairs)
+
+
+configs = st.builds(
+    SubspaceConfig,
+    d=st.integers(7, 20),
+    method=st.sampled_from(["said", "did"]),
+    seed=st.sampled_from([0, 1, 2**64 - 1]),
+    normalization=st.sampled_from(["global", "tensor"]),
+    groups=st.sampled_from(sorted(GROUPS)),
+    projection=st.sampled_from(sorted(PROJECTIONS)),
+)
+ways = st.one_of(
+    st.builds(
+        dict, dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+    ),
+    st.builds(dict, levels=st.integers(1, 256)),
+)
+names = st.sampled_from(NAMES)
+
+
+class SubspaceMachine(RuleBasedStateMachine):
+    """A SubspaceModel of Net; `truth` holds its adapters, `base` is theta_0 as a model."""
+
+    def __init__(self):
+        super().__init__()
+        TRIED["TestSequencesOfAdapters"] += 1
+        self.folder = Path(tempfile.mkdtemp())
+        self.base, self.files = net(), []
+        self.generator = torch.Generator().manual_seed(0)
+
+    def teardown(self):
+        shutil.rmtree(self.folder)
+
+    @initialize(name=names, config=configs, weights=st.sampled_from(["resident", "streamed"]))
+    def start(self, name, config, weights):
+        self.weights, self.truth = weights, {}
+        self.wrap(name, config)
+
+    def wrap(self, name, config):
+        self.model = get_subspace_model(copy.deepcopy(self.base), config, name, self.weights)
+        self.active = name
+        self.note_new(name, config)
+
+    @property
+    def wide(self):
+        """The type of theta beside theta_0."""
+        return torch.float64 if self.base.head.weight.dtype == torch.float64 else torch.float32
+
+    def note_new(self, name, config):
+        m = len(set(GROUPS[config.groups])) if config.method == "said" else 0
+        theta, lambda_ = torch.zeros(config.d - m), torch.ones(m)
+        self.truth[name] = Held(config, theta, lambda_ if m else None).to(self.wide)
+
+    def note_active(self):
+        theta, lambda_ = self.model.theta.detach(), self.model.lambda_
+        lambda_ = None if lambda_ is None else lambda_.detach().clone()
+        self.truth[self.active] = Held(self.truth[self.active].config, theta.clone(), lambda_)
+
+    @rule(name=names, config=configs)
+    def add(self, name, config):
+        if name in self.truth:
+            with pytest.raises(ValueError, match="there is an adapter"):
+                self.model.add_adapter(name, config)
+        else:
+            self.model.add_adapter(name, config)
+            self.note_new(name, config)
+
+    @rule(name=names)
+    def switch(self, name):
+        if name not in self.truth:
+            with pytest.raises(ValueError, match="wanted one of"):
+                self.model.set_adapter(name)
+        else:
+            self.model.set_adapter(name)
+            self.active = name
+
+    @rule(name=names)
+    def delete(self, name):
+        if name == self.active or name not in self.truth:
+            with pytest.raises(ValueError, match="active adapter|wanted one of"):
+                self.model.delete_adapter(name)
+        else:
+            self.model.delete_adapter(name)
+            del self.truth[name]
+
+    @rule()
+    def move(self):
+        with torch.no_grad():
+            for p in (self.model.theta, self.model.lambda_):
+                if p is not None:
+                    p.add_(torch.randn(p.shape, generator=self.generator))
+        self.note_active()
+
+    @rule()
+    def train(self):
+        optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.1)
+        self.model.zero_grad()
+        loss_of(self.model(IDS)).backward()
+        if self.base.head.weight.dtype != torch.bfloat16:
+            tolerance = 1e-9 if self.base.head.weight.dtype == torch.float64 else 1e-3
+            leaves = [p for p in (self.model.theta, self.model.lambda_) if p is not None]
+            for p, wanted in zip(
+                leaves, gradients_of(self.truth[self.active], self.base), strict=True
+            ):
+                scale = wanted.abs().max().item()
+                torch.testing.assert_close(p.grad.double(), wanted, rtol=0, atol=tolerance * scale)
+        optimizer.step()
+        self.note_active()
+
+    @rule(how=ways, place=st.integers(0, 2))
+    def save(self, how, place):
+        self.model.save_pretrained(self.folder / str(place), **how)
+        held = self.truth[self.active]
+        parts = [p for p in held[1:] if p is not None]
+        if "levels" in how:
+            parts = [quantize(p, how["levels"]).dequantize() for p in parts]
+        else:
+            parts = [p.to(how["dtype"]) for p in parts]
+        kept = Held(held.config, *(*parts, None)[:2]).to(self.wide)
+        self.files = [file for file in self.files if file[0] != place]
+        self.files.append((place, kept, copy.deepcopy(self.base)))
+
+    @precondition(lambda self: self.files)
+    @rule(name=names, data=st.data())
+    def load(self, name, data):
+        place, held, base = data.draw(st.sampled_from(self.files))
+        path = self.folder / str(place)
+        if name in self.truth or not same_weights(base, self.base):
+            with pytest.raises(ValueError, match="there is an adapter|was trained on"):
+                self.model.load_adapter(path, name)
+        else:
+            self.model.load_adapter(path, name)
+            self.truth[name] = held
+            fresh = SubspaceModel.from_pretrained(copy.deepcopy(base), path)
+            self.model.set_adapter(name)
+            self.active = name
+            assert torch.equal(logits(fresh), logits(self.model))
+
+    @rule()
+    def disable(self):
+        with self.model.disable_adapter():
+            assert torch.equal(logits(self.model), logits(self.base))
+
+    @rule(dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    def convert(self, dtype):
+        self.model.to(dtype)
+        self.base.to(dtype)
+        if dtype != torch.bfloat16:  # beside which theta stays as it is
+            self.truth = {name: held.to(dtype) for name, held in self.truth.items()}
+
+    @rule(how=st.sampled_from([copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]))
+    def copy(self, how):
+        before, self.model = self.model, how(self.model)
+        assert torch.equal(logits(before), logits(self.model))
+
+    @rule()
+    def restore(self):
+        state = {name: p.clone() for name, p in self.model.state_dict().items()}
+        with torch.no_grad():
+            self.model.theta.zero_()
+        logits(self.model)
+        self.model.load_state_dict(state)
+
+    @rule(name=names, config=configs, merged=st.booleans())
+    def take_out(self, name, config, merged):
+        """And put the model that came out into a subspace of its own."""
+        before = logits(self.model)
+        if merged:
+            taken = self.model.merge_and_unload()
+            assert torch.equal(logits(taken), before)
+        else:
+            taken = self.model.unload()
+            assert same_weights(taken, self.base)
+        trained = [p.requires_grad for p in taken.parameters()]
+        assert trained == [p.requires_grad for p in net().parameters()]
+        assert not any(module._forward_pre_hooks for module in taken.modules())
+        self.base, self.truth = copy.deepcopy(taken), {}
+        self.wrap(name, config)
+
+    @invariant()
+    def holds_the_adapters(self):
+        assert self.model.active_adapter == self.active
+        assert self.model.adapters.keys() == self.truth.keys()
+        for name, adapter in self.model.adapters.items():
+            assert self.truth[name].equals(adapter)
+
+    @invariant()
+    def trains_the_active_adapter_alone(self):
+        trained = {id(p) for p in self.model.parameters() if p.requires_grad}
+        own = {id(p) for p in (self.model.theta, self.model.lambda_) if p is not None}
+        assert trained == own
+
+    @invariant()
+    def makes_the_weights(self):
+        made = logits(self.model)
+        held, plain = self.truth[self.active], copy.deepcopy(self.base)
+        shown = copy.deepcopy(self.model).merge_and_unload()
+        eps = torch.finfo(self.base.head.weight.dtype).eps
+        wanted = weights_of(held, self.base)
+        for p, q, w in zip(trainable(plain), trainable(shown), wanted, strict=True):
+            scale = 8 * eps * (1 + w.abs().max().item())
+            torch.testing.assert_close(q.double(), w, rtol=0, atol=scale)
+            p.data.copy_(q)
+        assert torch.equal(made, logits(plain))
+
+
+def sequences(machine, examples, steps, fuzz):
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=fuzz if FUZZ else examples,
+        stateful_step_count=steps,
+        deadline=None,
+        derandomize=not FUZZ,
+    )
+    return case
+
+
+TestSequencesOfAdapters = sequences(SubspaceMachine, examples=10, steps=25, fuzz=60)

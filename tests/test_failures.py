@@ -1,0 +1,449 @@
+"""What machines do to programs: full disks, folders without rights, several processes on one
+folder, signals, a clock that is set back, and terminals that cannot show what is printed."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import study_driver
+import study_folders
+import torch
+from study_driver import behave, names, wait_for
+from typer.testing import CliRunner
+
+import fastfood
+from fastfood.experiments import cli, config, plan, recipes, run, study
+from fastfood.experiments import record as records
+from fastfood.experiments.bound import certify, command
+from fastfood.experiments.config import Settings
+from fastfood.experiments.database import sqlite_url
+from fastfood.experiments.report import figures, writer
+
+TINY = ["--checkpoints", "0,4", "--hidden-size", "16", "--heads", "2", "--layers", "1"]
+TINY += ["--intermediate-size", "16", "--batch-size", "4"]
+NOBODY = 65534
+
+
+@contextmanager
+def full_disk(room):
+    """No file can grow beyond `room` bytes, as on a disk that is full."""
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def without_rights():
+    """As a user who may read but not write what this one has made."""
+    if os.geteuid() == 0:
+        os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        if os.getresuid()[2] == 0:
+            os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def read_only():
+    """A folder that `without_rights` can only read."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def seal(folder):
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if not isinstance(result.exception, SystemExit | None):
+        raise result.exception
+    return result
+
+
+def refused(*arguments):
+    """A command's only line on stderr, as it ends with exit code 2."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def small_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 2))
+
+
+def adapted():
+    return fastfood.get_subspace_model(small_model(), fastfood.SubspaceConfig(d=10))
+
+
+def written_study(folder):
+    """A folder of a study half of whose trials are done, and its record."""
+    given = {"task": "digits", "dims": (10, 100), "lrs": (0.1,), "seeds": 1}
+    measures = [("ViT, digits", None, given, study_folders.facts(), {})]
+    return study_folders.write_study(folder, "d90", measures, share=0.5)
+
+
+# disk full
+
+
+def test_on_a_full_disk_an_adapter_stays_as_it_was(tmp_path):
+    model = adapted()
+    model.save_pretrained(tmp_path)
+    before = contents(tmp_path)
+    with torch.no_grad():
+        model.theta.add_(1)
+    with full_disk(100), pytest.raises(OSError):
+        model.save_pretrained(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("room", [100, 3000, 30_000])
+def test_on_a_full_disk_a_report_s_files_stay_whole(tmp_path, monkeypatch, room):
+    held = written_study(tmp_path / "study")
+    writer.write_report(tmp_path / "study", held)
+    before = contents(tmp_path)
+    monkeypatch.setattr(study, "open_record", lambda out, settings: held)
+    with full_disk(room):
+        assert "File too large" in refused("report", tmp_path / "study")
+    after = contents(tmp_path)
+    assert after.keys() == before.keys() and json.loads(after["study/results.json"])
+    assert after["study/report.html"] == before["study/report.html"]
+
+
+def test_on_a_full_disk_the_record_says_so_and_loses_one_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "PATIENCE", 0.0)
+    url = sqlite_url(tmp_path / "trials.db")
+    record = records.open_record(url, "s")
+    asked = plan.trials(*study_driver.measures(tmp_path)[0][1:3], {})
+    assert record.finish(record.claim(asked[0]), {"validation": 0.5, "test": 0.25})
+    number = record.claim(asked[1])
+    with full_disk(4096), pytest.raises(ValueError, match="^storage: wanted .*got "):
+        record.finish(number, {"validation": 0.5, "test": 0.25, "text": 20_000 * "x"})
+    assert not list(tmp_path.glob("*.tmp"))
+    later = records.open_record(url, "s")
+    later.free_stale()
+    assert list(later.known()) == [plan.trial_key(asked[0])]
+    assert later.finish(later.claim(asked[1]), {"validation": 0.5, "test": 0.25})
+
+
+@pytest.mark.parametrize("room", [20, 2000])
+def test_on_a_full_disk_a_pretraining_leaves_no_half_checkpoint_and_goes_on(tmp_path, room):
+    arguments = ["pretrain", "--out", tmp_path / "vit", *TINY]
+    with full_disk(room):
+        assert "File too large" in refused(*arguments)
+    left = {path.name for path in (tmp_path / "vit").iterdir()}
+    assert left <= {"pretrain.json", "pretrain.lock", "resume"}
+    assert invoke(*arguments).exit_code == 0
+    assert (tmp_path / "vit" / "step-4" / "model.safetensors").is_file()
+
+
+def test_on_a_full_disk_a_merged_model_is_not_written(tmp_path, model_folder):
+    import transformers
+
+    base = transformers.AutoModel.from_pretrained(model_folder)
+    fastfood.get_subspace_model(base, fastfood.SubspaceConfig(d=20)).save_pretrained(tmp_path / "a")
+    arguments = ["adapter", "merge", tmp_path / "a", "--model", model_folder, "--out"]
+    before = contents(tmp_path)
+    with full_disk(5000):
+        assert "File too large" in refused(*arguments, tmp_path / "merged")
+    assert contents(tmp_path) == before
+
+
+def test_on_a_full_disk_a_bound_s_files_stay_as_they_were(tmp_path):
+    found = {"message": "00" * 50, "numbers": list(range(1000))}
+    command._write(found, tmp_path / "bound.json")
+    before = contents(tmp_path)
+    for room in (10, 1000):
+        with full_disk(room), pytest.raises(OSError):
+            command._write(found | {"message": "01" * 50}, tmp_path / "bound.json")
+        left = contents(tmp_path)
+        assert left.keys() == before.keys() and left["bound.json"] == before["bound.json"]
+
+
+@pytest.mark.parametrize("out", ["", "folder", "a.message", "file/below"])
+def test_a_bound_s_file_is_checked_before_the_work(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(certify, "certify", lambda *arguments: pytest.fail("too late"))
+    assert refused("bound", "a", "--out", out).startswith("fastfood bound: error: out: wanted ")
+
+
+# no rights
+
+
+def test_a_folder_without_rights_is_refused_before_the_work(read_only, monkeypatch):
+    monkeypatch.setattr(study, "_inspect", lambda *arguments: pytest.fail("too late"))
+    seal(read_only)
+    before = contents(read_only)
+    with without_rights():
+        for arguments in (["d90"], ["study", "figure2", "--scale", "small"], ["pretrain"]):
+            message = refused(*arguments, "--out", read_only / "new")
+            assert "out: wanted a writable folder, got" in message
+        assert "writable" in refused("bound", "a", "--out", read_only / "bound.json")
+        with pytest.raises(PermissionError):
+            adapted().save_pretrained(read_only / "adapter")
+    assert contents(read_only) == before
+
+
+def test_a_report_of_a_folder_without_rights_is_refused(read_only, monkeypatch):
+    held = written_study(read_only / "study")
+    monkeypatch.setattr(study, "open_record", lambda out, settings: held)
+    monkeypatch.setattr(figures, "draw", study_folders.draw_nothing)
+    seal(read_only)
+    before = contents(read_only)
+    with without_rights():
+        assert "Permission denied" in refused("report", read_only / "study")
+    assert contents(read_only) == before
+
+
+def test_a_model_s_folder_without_rights_is_enough(read_only, model_folder, data):
+    shutil.copytree(model_folder, read_only / "model")
+    seal(read_only)
+    given = {"task": "glue/sst2", "model": str(read_only / "model"), "data": str(data)}
+    settings = config.complete(Settings(**given, dims=(20,), out=str(data / "out")))
+    for path in (data, *data.parents):
+        if path.owner() != "root" or path == Path("/"):
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+    with without_rights():
+        assert run.inspect(settings)["num_labels"] == 2
+
+
+# several processes
+
+
+def in_process(function, *arguments):
+    """Starts a function in a copy of this process, which has loaded everything."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def conduct(out, changes):
+    """A driver whose trainings are made up."""
+    facts = study_folders.facts()
+    run.inspect = lambda settings: facts
+    run.open_workers = lambda settings, device: study_driver.Threads(2)
+    run.POLL = 0.05
+    from fastfood.experiments import train
+
+    train.train_trial = study_driver.pretend
+    settings = study_driver.measures(out, **changes)[0].settings
+    try:
+        code = study.conduct(recipes.single(settings))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        code = 2
+    os._exit(code)
+
+
+def test_two_drivers_and_a_watcher_on_one_folder_end_well(tmp_path):
+    out, url = tmp_path / "study", sqlite_url(tmp_path / "shared.db")
+    behave(out, sleep=0.05)
+    common = {"storage": url, "heartbeat": 60, "methods": ["did"], "seeds": 1}
+    drivers = [in_process(conduct, out, common | {"dims": dims}) for dims in ([10], [10, 100])]
+    wait_for((out / "study.json").exists)
+    watcher = in_process(lambda: writer.watch(out, 0.1))
+    for process in (*drivers, watcher):
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(names(out)) == len(set(names(out))) == 1 + 2 * 2
+    results = json.loads((out / "results.json").read_text())
+    assert results["progress"]["missing"] == 0
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_driver_without_a_shared_database_is_refused(tmp_path, capfd):
+    out = tmp_path / "study"
+    behave(out, sleep=1.0)
+    common = {"methods": ["did"], "seeds": 1, "dims": [10]}
+    first = in_process(conduct, out, common)
+    wait_for(lambda: names(out))
+    second = in_process(conduct, out, common | {"dims": [100]})
+    second.join(60)
+    assert second.exitcode == 2 and "that no other run uses" in capfd.readouterr().err
+    first.join(60)
+    assert first.exitcode == 0 and len(names(out)) == len(set(names(out))) == 3
+    assert json.loads((out / "results.json").read_text())["progress"]["missing"] == 0
+
+
+def test_a_folder_with_files_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "report.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"^out: wanted .*report\.md is another's"):
+        study.locked_folder(tmp_path, shared=False).__enter__()
+    assert contents(tmp_path) == {"report.md": b"mine"}
+
+
+# signals
+
+
+def started_by(arguments, log):
+    """The console script in a copy of this process; its stderr goes to the file `log`."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stream = log.open("w")
+    os.dup2(stream.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(os.dup(2), "w"), os.fdopen(os.dup(2), "w")
+    sys.argv = ["fastfood", *map(str, arguments)]
+    code = 1
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def stopped(process, number, log):
+    for _ in range(4):  # one that comes while a destructor runs is lost
+        if process.is_alive():
+            os.kill(process.pid, number)
+            process.join(10)
+    text = log.read_text()
+    if process.is_alive():
+        process.kill()
+        process.join()
+        text += "Traceback: none, it did not end"
+    assert process.exitcode is not None and "Traceback" not in text, text
+    return process.exitcode
+
+
+SIGNALS = [(signal.SIGINT, (1, 130)), (signal.SIGTERM, (143,)), (signal.SIGHUP, (129,))]
+
+
+@pytest.mark.parametrize(("number", "codes"), SIGNALS)
+def test_a_stopped_pretraining_goes_on(tmp_path, number, codes):
+    out, log = tmp_path / "vit", tmp_path / "log"
+    process = in_process(
+        started_by, ["pretrain", "--out", out, *TINY, "--checkpoints", "0,99999"], log
+    )
+    wait_for((out / "step-0").is_dir)
+    assert stopped(process, number, log) in codes
+    assert not list(out.glob(".*"))
+    assert invoke("pretrain", "--out", out, *TINY).exit_code == 0
+
+
+@pytest.mark.parametrize(("number", "codes"), SIGNALS)
+def test_a_stopped_bound_and_a_stopped_watcher_end(tmp_path, monkeypatch, number, codes):
+    def sleep(*arguments):
+        (tmp_path / "begun").touch()
+        time.sleep(60)
+
+    monkeypatch.setattr(certify, "certify", sleep)
+    log = tmp_path / "log"
+    process = in_process(started_by, ["bound", "a", "--out", tmp_path / "bound.json"], log)
+    wait_for((tmp_path / "begun").exists)
+    assert stopped(process, number, log) in codes and not (tmp_path / "bound.json").exists()
+
+    held, out = written_study(tmp_path / "study"), tmp_path / "study"
+    monkeypatch.setattr(study, "open_record", lambda out, settings: held)
+    monkeypatch.setattr(figures, "draw", study_folders.draw_nothing)
+    process = in_process(started_by, ["report", out, "--watch"], log)
+    wait_for((out / "report.html").exists)
+    time.sleep(0.1)
+    assert stopped(process, number, log) in codes
+    assert 'http-equiv="refresh"' not in (out / "report.html").read_text()
+    assert not list(out.glob(".*"))
+
+
+def test_nohup_is_respected(monkeypatch):
+    from fastfood.experiments.refusal import exit_on_signals
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
+    try:
+        exit_on_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+# the clock
+
+
+def test_a_clock_that_is_set_back_makes_no_time_negative_and_no_driver_dead(tmp_path, monkeypatch):
+    import datetime as real
+
+    from optuna.storages._rdb import storage
+
+    class Clock(real.datetime):
+        hours = 0
+
+        @classmethod
+        def now(cls, tz=None):
+            cls.hours += 1  # every look at the clock finds it an hour earlier
+            return real.datetime.now(tz) - real.timedelta(hours=cls.hours)
+
+    monkeypatch.setattr(storage, "datetime", Clock)
+    url = sqlite_url(tmp_path / "trials.db")
+    record, other = records.open_record(url, "s", 60), records.open_record(url, "s", 60)
+    asked = plan.trials(*study_driver.measures(tmp_path)[0][1:3], {})
+    number, running = record.claim(asked[0]), record.claim(asked[1])
+    assert record.finish(number, {"validation": 0.5, "test": 0.25}) and Clock.hours
+    assert record.states()[plan.trial_key(asked[0])].seconds == 0.0
+    other.free_stale()
+    assert other.claim(asked[1]) is None and record.finish(running, {"validation": 1, "test": 1})
+
+
+# terminals and homes
+
+
+def test_a_command_needs_no_home_no_temporary_folder_and_no_unicode_terminal(tmp_path):
+    out = tmp_path / "study"
+    written_study(out)
+    variables = os.environ | study_driver.package_without_torch(tmp_path)
+    variables |= {"HOME": "/proc/nothing", "TMPDIR": "/proc/nothing", "PYTHONIOENCODING": "ascii"}
+    for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        variables.pop(name, None)
+    program = [sys.executable, "-c", "from fastfood.experiments import cli; cli.main()"]
+    read, closed = os.pipe()
+    os.close(read)  # as by | head, which has read enough
+    for arguments, stdout, code in (
+        (["report", out], subprocess.PIPE, 0),
+        (["report", out], closed, 1),
+        (["d90", "--help"], subprocess.PIPE, 0),
+    ):
+        ran = subprocess.run(
+            [*program, *map(str, arguments)],
+            env=variables,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert ran.returncode == code and "Traceback" not in ran.stderr, ran.stderr
+    os.close(closed)
+    assert "\\u03b8" in ran.stdout and (out / "report.html").is_file()  # theta
+
+
+def test_a_folder_whose_name_no_file_can_hold_is_refused():
+    assert "folder: wanted a text without control characters" in refused("report", "a\udcffb")
