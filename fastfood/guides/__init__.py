@@ -1,0 +1,18 @@
+"""Runnable examples, notes on migration, and the definition of format 1.
+
+.. include:: gallery.md
+.. include:: from_fast_hadamard_transform.md
+.. include:: from_the_authors_code.md
+.. include:: format_1.md
+"""
+
+GUIDES = {
+    "rotation": "--rows 128",
+    "random_features": "--features 64,1024 --rows 500",
+    "trainer": "--steps 20",
+    "peft_adapters": "--steps 5 --d 100",
+    "intrinsic_dimension": "--dims 30,1000 --steps 5",
+    "error_bound": "--steps 30 --d 100 --qat-steps 5",
+    "custom_model": "--steps 30",
+}
+"""Each guide with the small setting at which CI runs it."""

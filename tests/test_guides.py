@@ -1,0 +1,66 @@
+"""The guides: the gallery lists each, each says what it takes, the cheapest run, and so does every
+line of the pages that needs no other package."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from fastfood import guides
+
+FOLDER = Path(guides.__file__).parent
+PAGES = ["from_fast_hadamard_transform.md", "from_the_authors_code.md"]
+
+
+def guide(name):
+    for package in ("sklearn", "transformers", "peft", "optuna"):
+        pytest.importorskip(package)
+    return importlib.import_module(f"fastfood.guides.{name}")
+
+
+def test_the_gallery_lists_each_guide_and_page():
+    scripts = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "__main__"}
+    gallery = (FOLDER / "gallery.md").read_text()
+    assert scripts == set(guides.GUIDES)
+    assert scripts == set(re.findall(r"\| \[(\w+)\]\(guides/\1\.html\)", gallery))
+    pages = {path.name for path in FOLDER.glob("*.md")}
+    assert pages == set(re.findall(r"\.\. include:: (.*)", guides.__doc__))
+    assert set(PAGES) < pages
+
+
+@pytest.mark.parametrize("name", guides.GUIDES)
+def test_each_guide_says_what_it_takes(name, capsys):
+    module = guide(name)
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    told = capsys.readouterr().out
+    for option in re.findall(r"--[\w-]+", guides.GUIDES[name]):
+        assert option in told
+    assert "Expect " in module.__doc__
+
+
+def test_rotation_makes_rounding_three_times_better():
+    found = guide("rotation").main(["--rows", "64"])
+    assert 3 * found["rotated"] < found["plain"]
+
+
+def test_random_features_come_close_to_the_kernel():
+    found = guide("random_features").main(["--rows", "300", "--features", "64,1024"])
+    (coarse, _), (fine, accuracy) = found.values()
+    assert 3 * fine < coarse and accuracy > 0.8
+
+
+def test_the_custom_model_streams_the_weights_it_would_hold():
+    assert guide("custom_model").main(["--steps", "3"])["same"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs(page):
+    """A block marked `python` is ours, and one marked `py` is another package's."""
+    blocks = re.findall(r"```python\n(.*?)```", (FOLDER / page).read_text(), re.S)
+    assert len(blocks) > 2
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
