@@ -7,7 +7,7 @@ namespace fastfood {
 namespace {
 
 void parallel_for(int64_t count, int64_t grain, cpu::Body body, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
 }
 
 struct Cpu {

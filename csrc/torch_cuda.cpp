@@ -21,7 +21,7 @@ void run(const Tensor& like, const std::function<int64_t()>& bytes,
   const auto device = like.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const Tensor workspace = new_tensor(like, {bytes()}, ScalarType::Byte);
   const char* error = launch(workspace.mutable_data_ptr(), stream);
   STD_TORCH_CHECK(!error, "fastfood on CUDA: ", error);

@@ -72,10 +72,10 @@ inline Tensor make_contiguous(const Tensor& x) {
 inline Tensor empty_as(const Tensor& x) {
   int32_t type = 0, device = 0;
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      x.dim(), x.sizes().data(), x.strides().data(), type, device, x.get_device_index(), &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), x.sizes().data(), x.strides().data(),
+                                                  type, device, x.get_device_index(), &made));
   return Tensor(made);
 }
 
@@ -140,7 +140,7 @@ void hadamard_transform_out(const Tensor& x_in, Tensor out, double scale, int64_
   const Tensor x = make_contiguous(x_in);
   check_type(out, "out", x.scalar_type());
   check_same_device(x, "x", out);
-  STD_TORCH_CHECK(out.is_contiguous() && out.sizes() == x.sizes(),
+  STD_TORCH_CHECK(out.is_contiguous() && out.sizes().equals(x.sizes()),
                   "out: wanted a contiguous tensor of the shape of x");
   transform_into<Backend>(out, x, scale, K, transpose, before, after);
 }
@@ -201,7 +201,7 @@ template <class Backend>
 void project_rows_out(const Tensor& v, Tensor out, int64_t seed, int64_t start) {
   STD_TORCH_CHECK(v.dim() > 0, "v: wanted at least one dimension, got a scalar");
   STD_TORCH_CHECK(out.is_contiguous() && out.dim() == v.dim() &&
-                      out.sizes().slice(0, out.dim() - 1) == v.sizes().slice(0, v.dim() - 1),
+                      out.sizes().slice(0, out.dim() - 1).equals(v.sizes().slice(0, v.dim() - 1)),
                   "out: wanted a contiguous tensor of v's shape but for the last dimension");
   project_into<Backend>(out, v, seed, start);
 }
