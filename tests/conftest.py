@@ -15,10 +15,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# new inputs in each run, but the same ones in CI
+# New inputs in each run of `make fuzz`, the same ones in each run of the suite.
 settings.register_profile("fuzz", deadline=None, suppress_health_check=list(HealthCheck))
-if "HYPOTHESIS_PROFILE" in os.environ:
-    settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
+settings.register_profile("suite", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -18,8 +18,6 @@ from fastfood.experiments.report import writer
 pytest_plugins = ["fuzz_commands"]  # its fixtures
 few = settings(
     max_examples=40,
-    derandomize=True,
-    database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -90,7 +90,7 @@ class PeftMachine(RuleBasedStateMachine):
         layer = self.model.base_model.layer
         with torch.no_grad():
             theta = layer.theta[self.active]
-            theta.add_(torch.randn(theta.shape, generator=self.generator))
+            theta.copy_(torch.randn(theta.shape, generator=self.generator))
             layer.lambda_[self.active].add_(0.25)
         self.note(self.active, self.truth[self.active].config)
 

@@ -179,7 +179,7 @@ def complete(settings: Settings) -> Settings:
     check(settings)
     data, wanted = settings.data, "an existing folder"
     require(data is None or (bool(data) and _is_folder(data)), "data", wanted, data)
-    check_out(Path(settings.out))
+    check_folder(Path(settings.out))
     return replace(
         settings,
         dims=tuple(sorted(set(settings.dims))),
@@ -303,7 +303,7 @@ def _check_machine(settings: Settings) -> None:
     require(bool(fits), "storage", "a database URL, scheme://...", url)
 
 
-def check_out(out: Path) -> None:
+def check_folder(out: Path) -> None:
     """Raises ValueError unless `out` is a writable folder or can be made; writes nothing."""
     existing = out.absolute()
     try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import options, pretrain
-from .config import KINDS, Settings, check_out, complete, read_settings
+from .config import KINDS, Settings, check_folder, complete, read_settings
 from .pretrain import Pretraining
 from .report.display import model_name
 
@@ -77,7 +77,7 @@ def read(recipe: str, scale: str, given: Mapping[str, object]) -> Planned:
         parsed = _replaced(parsed, small)
     name = path.stem + ("-small" if scale == "small" else "")
     out = Path(given.get("out") or name)
-    check_out(out)
+    check_folder(out)
     pretrainings = [_pretraining(table, out, given) for table in parsed["pretrain"]]
     folders = [pretraining.out for pretraining in pretrainings]
     once = len(set(folders)) == len(folders)

@@ -12,7 +12,7 @@ import typer
 
 from fastfood.quantize import MAX_LEVELS
 
-from ..config import Settings, check_out, complete, read_settings
+from ..config import Settings, check_folder, complete, read_settings
 from ..files import whole
 from ..options import option, read, require, with_options
 from ..refusal import one_line
@@ -104,7 +104,7 @@ def bound(
         settings, options = complete(read_settings(given)), read(Options, chosen)
         options.check()
         if out is not None:
-            _check_out(out)
+            _check_file(out)
         from .certify import certify
 
         found = certify(settings, adapter, options)
@@ -114,11 +114,11 @@ def bound(
             _write(found, out)
 
 
-def _check_out(out: Path) -> None:
+def _check_file(out: Path) -> None:
     """Raises ValueError unless `out` and the message beside it can be files of ours."""
     fits = out.name and not out.is_dir() and out.suffix != MESSAGE
     require(bool(fits), "out", f"a file's name that does not end in {MESSAGE}", str(out))
-    check_out(out.parent)
+    check_folder(out.parent)
 
 
 def _write(found: dict, out: Path) -> None:
