@@ -1,5 +1,6 @@
 """Installs one wheel under many Pythons and torches, runs there the tests that need torch alone,
-and prints the table: `python tests/matrix.py dist/NAME.whl --python 3.10,3.14 --torch 2.10,newest`.
+lets a compiler read our sources with the headers of each torch, as the sdist would, and prints the
+table: `python tests/matrix.py dist/NAME.whl --python 3.10,3.14 --torch 2.10,newest`.
 
 Environments are made with uv in the folder --out, one at a time, and removed again. A cell that is
 done stays there as a file, so that whatever is killed goes on, and the table holds all cells of the
@@ -11,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +36,7 @@ print(json.dumps({
     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     "registered": "yes" if ops.has_kernels("cuda") else "no",
     "installed": fastfood.__file__,
+    "headers": torch.__path__[0] + "/include",
 }))
 """
 # Sizes and instruction sets depend on neither, and take most of the time.
@@ -45,6 +48,7 @@ COLUMNS = {
     "torch's CUDA": "cuda",
     "GPU": "gpu",
     "CUDA library registered": "registered",
+    "its headers fit": "fit",
     "passed": "passed",
     "skipped": "skipped",
     "failed": "failed",
@@ -96,6 +100,15 @@ def count(report):
     }
 
 
+def fit(headers):
+    """Whether the sources that include torch's headers compile with these."""
+    target = re.search(r"TORCH_TARGET_VERSION=\w+", (ROOT / "CMakeLists.txt").read_text())[0]
+    for source in ("torch_cpu.cpp", "torch_cuda.cpp"):
+        command = ["c++", "-std=c++17", "-fsyntax-only", "-D" + target, "-isystem", headers]
+        run(*command, ROOT / "csrc" / source)
+    return "yes"
+
+
 def try_cell(room, cache, wheel, python, torch):
     """One row of the table, from an environment in `room`."""
     wanted = "torch" if torch == "newest" else f"torch=={torch}.*"
@@ -108,6 +121,7 @@ def try_cell(room, cache, wheel, python, torch):
     facts = json.loads(run(program, "-W", QUIET, "-c", FACTS, cwd=room, env=environment))
     if not Path(facts.pop("installed")).is_relative_to(room / "venv"):
         raise CellFailed("fastfood was not imported from the wheel")
+    facts["fit"] = fit(facts.pop("headers"))
     command = [program, "-m", "pytest", "--junitxml", room / "report.xml", "--durations=25"]
     command += ["-k", EXCEPT, "-p", "no:cacheprovider"]
     command += [f"tests/{name}.py" for name in TESTS]
