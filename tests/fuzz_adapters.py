@@ -163,6 +163,12 @@ def try_file(content):
         untouched(model.unload())
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A current folder where no name that is made up is a file."""
+    monkeypatch.chdir(tmp_path)
+
+
 @settings(max_examples=3000)
 @given(st.sampled_from(FILES), damages)
 def test_adapter_file_bytes(content, changes):

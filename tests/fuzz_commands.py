@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_inputs import (
+    PATHS,
     PRETRAININGS,
     SETTINGS,
     URLS,
@@ -30,7 +31,7 @@ from fastfood.experiments import pretrain, record, run, study
 from fastfood.experiments.bound import certify, command
 from fastfood.experiments.cli import app
 from fastfood.experiments.config import Settings
-from fastfood.experiments.database import sqlite_url
+from fastfood.experiments.database import _parse, sqlite_url
 from fastfood.experiments.pretrain import Pretraining
 from fastfood.experiments.record import open_record
 from fastfood.experiments.report import figures
@@ -131,9 +132,13 @@ def place(tmp_path, monkeypatch, model_folder, adapter_folder):
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
+    def open_nothing(out, settings):
+        if settings.storage is not None:
+            _parse(settings.storage)
+
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(run, "run_study", stop)
-    monkeypatch.setattr(study, "open_record", lambda out, settings: None)
+    monkeypatch.setattr(study, "open_record", open_nothing)
     monkeypatch.setattr(study, "_pretrain", stop)
     monkeypatch.setattr(pretrain, "_trainer", stop)
     monkeypatch.setattr(certify, "_message", stop)
@@ -143,7 +148,12 @@ def place(tmp_path, monkeypatch, model_folder, adapter_folder):
     return Place(tmp_path / "place", model_folder, adapter_folder)
 
 
-outs = one_in(4, paths, st.just("new")).map(lambda text: text.replace("\0", ""))
+def _in_the_room(text):
+    """A path to write at, which must not be the machine's top folder."""
+    return text.replace("\0", "") if text in PATHS[3:] else text.replace("\0", "").lstrip("/")
+
+
+outs = one_in(4, paths, st.just("new")).map(_in_the_room)
 machines = st.fixed_dictionaries(
     {},
     optional={
