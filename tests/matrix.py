@@ -23,9 +23,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("hypothesis", "numpy", "pytest", "pytest-timeout", "safetensors")
+PACKAGES = ("hypothesis", "numpy", "pytest", "pytest-timeout", "safetensors", "setuptools")
 # Operators, projection, golden values, loading: what depends on Python and torch.
-TESTS = ("test_loading", "test_ops", "test_hadamard", "test_projection", "test_golden")
+TESTS = (
+    "test_loading",
+    "test_ops",
+    "test_hadamard",
+    "test_hadamard_autograd",
+    "test_projection",
+    "test_golden",
+)
 FACTS = """
 import json, platform, torch, fastfood
 from fastfood import ops
