@@ -87,7 +87,10 @@ class Processes:
 
     def _new_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, _start_worker, (self._device,))
+        try:
+            return ProcessPoolExecutor(1, context, _start_worker, (self._device,))
+        except OSError as error:  # which names no file
+            raise OSError(f"wanted semaphores for the workers in /dev/shm, got {error}") from error
 
     def collect(self, future: Future) -> BaseException | None:
         """Frees the worker of a future that is done; returns what the trial raised, if anything."""
