@@ -182,6 +182,33 @@ def test_a_folder_without_a_study_is_refused(tmp_path, content):
             write(tmp_path)
 
 
+def places(content):
+    """Every container within and each of its keys."""
+    keys = list(content) if isinstance(content, dict) else range(len(content))
+    for key in keys:
+        yield content, key
+        if isinstance(content[key], dict | list):
+            yield from places(content[key])
+
+
+def test_a_description_with_a_value_of_another_form_is_refused_or_reported(tmp_path, undrawn):
+    record = write_study(tmp_path, "d90", measures_of("d90", seeds=1))
+    whole = json.loads((tmp_path / "study.json").read_text())
+    refused = 0
+    for holder, key in list(places(whole)):
+        kept = holder[key]
+        for other in ([], {}, None, "x", -1):
+            holder[key] = other
+            (tmp_path / "study.json").write_text(json.dumps(whole))
+            try:
+                writer.write_report(tmp_path, record)
+            except ValueError as error:
+                assert "with a whole study.json" in str(error)
+                refused += 1
+        holder[key] = kept
+    assert refused > 200
+
+
 def test_a_description_without_one_of_its_keys_is_refused(tmp_path, undrawn):
     record = write_study(tmp_path, "d90", measures_of("d90", seeds=1))
     whole = json.loads((tmp_path / "study.json").read_text())

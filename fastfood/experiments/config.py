@@ -189,7 +189,10 @@ def complete(settings: Settings) -> Settings:
 
 
 def check(settings: Settings) -> None:
-    """Checks every value for itself, and no folder; raises ValueError as `complete` does."""
+    """Checks every value of complete settings for itself, and no folder; raises ValueError as
+    `complete` does."""
+    for name in (*TEXT_DEFAULTS, "metric", "out"):
+        require(getattr(settings, name) is not None, name, "a value", None)
     _check_task(settings)
     _check_sweep(settings)
     _check_rates(settings)

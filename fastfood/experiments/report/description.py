@@ -29,7 +29,9 @@ def described(content: dict) -> dict:
         _require_text("label", measure["label"])
         place = measure["x"]
         require(place is None or _is_number(place), "x", "a number", place)
-        settings = read_settings(measure["settings"])
+        given = measure["settings"]
+        require(isinstance(given, dict), "settings", "a table", given)
+        settings = read_settings(given)
         check(settings)
         _check_facts(measure["facts"], settings)
         measure["settings"] = asdict(settings)
