@@ -307,7 +307,8 @@ def test_peft_folders(data):
         path = Path(folder, "adapter_config.json")
         kept = json.loads(path.read_text())
         ours = "d seed normalization groups projection gradient weights base_hash".split()
-        for name in data.draw(st.lists(st.sampled_from(ours), min_size=1, max_size=3)):
+        changed = data.draw(st.lists(st.sampled_from(ours), min_size=1, max_size=3))
+        for name in changed:
             kept[name] = data.draw(values)
         path.write_text(json.dumps(kept))
         weights = Path(folder, "adapter_model.safetensors")
@@ -318,7 +319,7 @@ def test_peft_folders(data):
         except (TypeError, ValueError):  # of a setting: before anything is changed
             assert not hasattr(PEFT_BASE, "peft_config")
         except Exception:  # PEFT's own, of the file: the model is wrapped by then
-            assert content
+            assert content or {"d", "groups"} & set(changed)  # theta and lambda_ of another size
             layers = [m for m in PEFT_BASE.modules() if m._forward_pre_hooks]
             next(iter(layers[0]._forward_pre_hooks.values())).__self__.unload()
             del PEFT_BASE.peft_config
