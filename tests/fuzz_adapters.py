@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from subspace_models import SMALL, bert
+from subspace_models import bert
 from test_adapter import net
 from test_peft import said
 from typer.testing import CliRunner
@@ -268,9 +268,7 @@ def test_adapter_inspect_and_diff(content):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(**SMALL, num_labels=2)
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    bert().float().save_pretrained(folder)
     return folder
 
 
