@@ -228,6 +228,17 @@ def test_merging_in_place():
         streamed.merge_adapter()
 
 
+def test_merging_an_adapter_that_is_not_active():
+    model = tuned()
+    adapted, plain = logits(model), logits(bert().float().eval())
+    model.add_adapter("other", said())  # theta = 0
+    model.set_adapter("other")
+    model.merge_adapter(["default"])
+    assert torch.equal(logits(model), adapted) and model.active_adapters == ["other"]
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), plain) and model.active_adapters == ["other"]
+
+
 # Refusals
 
 
