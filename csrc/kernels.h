@@ -56,14 +56,24 @@ struct Projection {
   uint64_t seed;
 };
 
-// z = sum_b G_b * H_L(g_b), L entries, g the gradient of rows [start, start + count) and zero
-// elsewhere. The order of summation is fixed: the same bits for every number of threads.
-struct Adjoint {
+// A gradient of rows [start, start + count), to be multiplied by `factor`.
+struct Piece {
   const void* g;
-  void* z;    // f64 if `type` is, else f32
-  Type type;  // of g
-  int64_t L, start, count;
-  uint64_t seed;
+  Type type;
+  double factor;
+  int64_t start, count;
+};
+
+// z = the sum over the pieces of factor * sum_b G_b * H_L(g_b), L entries, g_b the piece's rows of
+// block b and zero elsewhere. The order of summation is fixed: the same bits for every number of
+// threads.
+struct Adjoint {
+  const Piece* pieces;
+  int64_t size;  // of pieces
+  void* z = nullptr;
+  Type type = Type::f32;  // of z: f32, or f64, in which the sums are computed then
+  int64_t L = 0;
+  uint64_t seed = 0;
 };
 
 namespace cpu {
@@ -92,18 +102,22 @@ const Kernels& kernels();
 
 namespace cuda {
 
+struct Stream {
+  void* handle;  // a cudaStream_t
+  int device;
+};
+
 // Each launches on `stream` and returns null, or the name of what failed and CUDA's reason.
 // `workspace` holds the bytes that the function of the same prefix asks for; it is free again when
 // the stream has passed.
-using StreamHandle = void*;  // a cudaStream_t
-int64_t transform_workspace(const Transform&);
-const char* transform(const Transform&, void* workspace, StreamHandle stream);
-const char* words(const Draw&, uint32_t* out, StreamHandle stream);
-const char* normals(const Draw&, float* out, StreamHandle stream);
-int64_t project_workspace(const Projection&);
-const char* project(const Projection&, void* workspace, StreamHandle stream);
-int64_t adjoint_workspace(const Adjoint&);
-const char* adjoint(const Adjoint&, void* workspace, StreamHandle stream);
+int64_t transform_workspace(const Transform&, int device);
+const char* transform(const Transform&, void* workspace, Stream stream);
+const char* words(const Draw&, uint32_t* out, Stream stream);
+const char* normals(const Draw&, float* out, Stream stream);
+int64_t project_workspace(const Projection&, int device);
+const char* project(const Projection&, void* workspace, Stream stream);
+int64_t adjoint_workspace(const Adjoint&, int device);
+const char* adjoint(const Adjoint&, void* workspace, Stream stream);
 
 }  // namespace cuda
 }  // namespace fastfood

@@ -41,6 +41,9 @@ STABLE_TORCH_LIBRARY(fastfood, m) {
   m.def("project_rows_out(Tensor v, Tensor(a!) out, int seed, SymInt start) -> ()");
   m.def("project_rows_adjoint(Tensor g, SymInt L, int seed, SymInt start) -> Tensor");
   m.def(
+      "project_rows_adjoint_sum(Tensor[] gs, SymInt[] starts, float[] factors, SymInt L, int seed) "
+      "-> Tensor");
+  m.def(
       "perturb_(Tensor(a!) out, Tensor base, Tensor v, Tensor offsets, Tensor scales, int seed, "
       "SymInt start) -> ()");
 }

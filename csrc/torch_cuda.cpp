@@ -2,7 +2,7 @@
 // errors.
 #include <torch/csrc/stable/accelerator.h>
 
-#include <functional>
+#include <optional>
 
 #include "torch_ops.h"
 
@@ -15,49 +15,45 @@ namespace fastfood {
 namespace {
 
 // Calls launch(workspace, stream) on the device of `like`, with as many bytes from torch's caching
-// allocator as `bytes` says, which may ask the device.
-void run(const Tensor& like, const std::function<int64_t()>& bytes,
-         const std::function<const char*(void*, cuda::StreamHandle)>& launch) {
+// allocator as bytes(device) says.
+template <class Bytes, class Launch>
+void run(const Tensor& like, Bytes bytes, Launch launch) {
   const auto device = like.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const Tensor workspace = new_tensor(like, {bytes()}, ScalarType::Byte);
-  const char* error = launch(workspace.mutable_data_ptr(), stream);
+  cuda::Stream stream{nullptr, device};
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream.handle));
+  const int64_t size = bytes(device);
+  const auto workspace =
+      size > 0 ? std::optional(new_tensor(like, {size}, ScalarType::Byte)) : std::nullopt;
+  const char* error = launch(workspace ? workspace->mutable_data_ptr() : nullptr, stream);
   STD_TORCH_CHECK(!error, "fastfood on CUDA: ", error);
 }
+
+int64_t nothing(int) { return 0; }
 
 struct Cuda {
   static void transform(const Transform& t, const Tensor& like) {
     run(
-        like, [&] { return cuda::transform_workspace(t); },
-        [&](void* workspace, cuda::StreamHandle stream) {
+        like, [&](int device) { return cuda::transform_workspace(t, device); },
+        [&](void* workspace, cuda::Stream stream) {
           return cuda::transform(t, workspace, stream);
         });
   }
   static void words(const Draw& d, uint32_t* out, const Tensor& like) {
-    run(
-        like, [] { return int64_t{0}; },
-        [&](void*, cuda::StreamHandle stream) { return cuda::words(d, out, stream); });
+    run(like, nothing, [&](void*, cuda::Stream stream) { return cuda::words(d, out, stream); });
   }
   static void normals(const Draw& d, float* out, const Tensor& like) {
-    run(
-        like, [] { return int64_t{0}; },
-        [&](void*, cuda::StreamHandle stream) { return cuda::normals(d, out, stream); });
+    run(like, nothing, [&](void*, cuda::Stream stream) { return cuda::normals(d, out, stream); });
   }
   static void project(const Projection& p, const Tensor& like) {
     run(
-        like, [&] { return cuda::project_workspace(p); },
-        [&](void* workspace, cuda::StreamHandle stream) {
-          return cuda::project(p, workspace, stream);
-        });
+        like, [&](int device) { return cuda::project_workspace(p, device); },
+        [&](void* workspace, cuda::Stream stream) { return cuda::project(p, workspace, stream); });
   }
   static void adjoint(const Adjoint& a, const Tensor& like) {
     run(
-        like, [&] { return cuda::adjoint_workspace(a); },
-        [&](void* workspace, cuda::StreamHandle stream) {
-          return cuda::adjoint(a, workspace, stream);
-        });
+        like, [&](int device) { return cuda::adjoint_workspace(a, device); },
+        [&](void* workspace, cuda::Stream stream) { return cuda::adjoint(a, workspace, stream); });
   }
 };
 

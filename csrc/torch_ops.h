@@ -206,6 +206,9 @@ void project_rows_out(const Tensor& v, Tensor out, int64_t seed, int64_t start) 
   project_into<Backend>(out, v, seed, start);
 }
 
+// The type of the adjoint of gradients of `type`.
+inline Type sum_type(Type type) { return type == Type::f64 ? Type::f64 : Type::f32; }
+
 template <class Backend>
 Tensor project_rows_adjoint(const Tensor& g_in, int64_t L, int64_t seed, int64_t start) {
   const Type type = type_of(g_in, "g");
@@ -215,11 +218,45 @@ Tensor project_rows_adjoint(const Tensor& g_in, int64_t L, int64_t seed, int64_t
   const Tensor g = make_contiguous(g_in);
   const int64_t count = g.size(g.dim() - 1);
   Tensor z = new_tensor(g, with_last(g, L), arithmetic(type));
-  if (count == 0) return torch::stable::zero_(z);
-  for (int64_t row = 0; row < z.numel() / L; ++row)
-    Backend::adjoint({at_row(g, row, count), at_row(z, row, L), type, L, start, count,
-                      static_cast<uint64_t>(seed)},
-                     g);
+  for (int64_t row = 0; row < z.numel() / L; ++row) {
+    const Piece piece{at_row(g, row, count), type, 1.0, start, count};
+    Adjoint a{&piece, 1};
+    a.z = at_row(z, row, L);
+    a.type = sum_type(type);
+    a.L = L;
+    a.seed = static_cast<uint64_t>(seed);
+    Backend::adjoint(a, g);
+  }
+  return z;
+}
+
+template <class Backend>
+Tensor project_rows_adjoint_sum(std::vector<Tensor> gs, std::vector<int64_t> starts,
+                                std::vector<double> factors, int64_t L, int64_t seed) {
+  STD_TORCH_CHECK(!gs.empty(), "gs: wanted at least one tensor, got none");
+  STD_TORCH_CHECK(starts.size() == gs.size() && factors.size() == gs.size(),
+                  "starts, factors: wanted one for each of ", gs.size(), " tensors, got ",
+                  starts.size(), " and ", factors.size());
+  check_block_length(L);
+  Type sums = Type::f32;
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < gs.size(); ++i) {
+    const Type type = type_of(gs[i], "gs");
+    STD_TORCH_CHECK(gs[i].dim() == 1, "gs: wanted tensors of one dimension, got one of ",
+                    gs[i].dim());
+    STD_TORCH_CHECK(starts[i] >= 0, "starts: wanted no negative number, got ", starts[i]);
+    check_same_device(gs[i], "gs", gs[0]);
+    if (!gs[i].is_contiguous()) gs[i] = make_contiguous(gs[i]);
+    if (type == Type::f64) sums = Type::f64;
+    pieces.push_back({gs[i].const_data_ptr(), type, factors[i], starts[i], gs[i].numel()});
+  }
+  Tensor z = new_tensor(gs[0], {L}, arithmetic(sums));
+  Adjoint a{pieces.data(), static_cast<int64_t>(pieces.size())};
+  a.z = z.mutable_data_ptr();
+  a.type = sums;
+  a.L = L;
+  a.seed = static_cast<uint64_t>(seed);
+  Backend::adjoint(a, gs[0]);
   return z;
 }
 
@@ -260,6 +297,7 @@ void register_operators(torch::stable::detail::StableLibrary& m) {
   m.impl("project_rows", TORCH_BOX(&project_rows<Backend>));
   m.impl("project_rows_out", TORCH_BOX(&project_rows_out<Backend>));
   m.impl("project_rows_adjoint", TORCH_BOX(&project_rows_adjoint<Backend>));
+  m.impl("project_rows_adjoint_sum", TORCH_BOX(&project_rows_adjoint_sum<Backend>));
   m.impl("perturb_", TORCH_BOX(&perturb_<Backend>));
 }
 

@@ -112,7 +112,14 @@ def run_project(
 
 def run_adjoint(cuda, g, kind, L, start, shift=0):
     source, z = Array(g, shift), garbage(L, arithmetic(kind))
-    native.adjoint(cuda, source.address, z.address, kind, L, start, g.size, SEED)
+    native.adjoint(
+        cuda,
+        [(source.address, kind, 1.0, start, g.size)],
+        z.address,
+        1 if kind == F64 else 0,
+        L,
+        SEED,
+    )
     return z.take()
 
 
@@ -120,7 +127,7 @@ def run_adjoint(cuda, g, kind, L, start, shift=0):
 def cuda(request):
     """Which kernels; the emulated ones with the threads of a block in either order, and limits so
     small that nothing fits at once."""
-    native.configure(3, 2**15, 3, 48 * 1024, request.param == "backwards")
+    native.configure(3, 2**15, 3 << 10, 48 * 1024, request.param == "backwards")
     return request.param != "cpu"
 
 
@@ -143,7 +150,7 @@ def cuda(request):
 )
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_emulator_finds_mistakes(mistake, said, backwards):
-    native.configure(3, 2**15, 3, 48 * 1024, backwards)
+    native.configure(3, 2**15, 3 << 10, 48 * 1024, backwards)
     assert re.search(said, native.run_faulty(mistake))
 
 
@@ -213,13 +220,13 @@ def test_transform_with_more_shared_memory(kind, log_n):
     """All tiles: 100 KB is what small GPUs have, 227 KB an H200."""
     x = random(2 << log_n, kind)
     for shared in (100 * 1024, 227 * 1024):
-        native.configure(3, 2**15, 3, shared, False)
+        native.configure(3, 2**15, 3 << 10, shared, False)
         check_transform(True, x, kind, 2**log_n, diagonals_for(2**log_n, kind))
 
 
 def test_transform_of_many_short_rows():
     """Several rows in flight for each thread."""
-    native.configure(2**20, 2**15, 3, 48 * 1024, False)
+    native.configure(2**20, 2**15, 3 << 10, 48 * 1024, False)
     check_transform(True, random((1 << 22) + 64, F16), F16, 64, diagonals_for(64, F16))
 
 
@@ -241,7 +248,7 @@ def test_transform_of_orders(cuda, kind, orders):
 @pytest.mark.parametrize("n, orders", [(14336, (28,)), (29568, (84, 44)), (12 << 14, (12,))])
 def test_transform_of_orders_with_more_shared_memory(n, orders):
     for shared in (48 * 1024, 227 * 1024):
-        native.configure(3, 2**15, 3, shared, False)
+        native.configure(3, 2**15, 3 << 10, shared, False)
         for kind in (F32, BF16):
             check_transform(True, random(n, kind), kind, n, diagonals_for(n, kind), orders)
 
@@ -307,10 +314,10 @@ def check_adjoint(z, g, kind, L, start):
 @pytest.mark.parametrize("L", [2**8, 2**14])
 def test_adjoint_does_not_depend_on_the_launch(L):
     g = random(20 * 2**14, F32, seed=6)
-    native.configure(3, 2**18, 20, 48 * 1024, False)
+    native.configure(3, 2**18, 20 << 10, 48 * 1024, False)
     z = run_adjoint(True, g, F32, L, 5)
     check_adjoint(z, g, F32, L, 5)
-    native.configure(100, 2**18, 20, 48 * 1024, True)
+    native.configure(100, 2**18, 20 << 10, 48 * 1024, True)
     np.testing.assert_array_equal(run_adjoint(True, g, F32, L, 5), z)
 
 

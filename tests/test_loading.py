@@ -207,7 +207,8 @@ FIRST_LAUNCH = """
 #include <cstdio>
 #include "cuda/launch.cuh"
 __global__ void nothing(int) {}
-int main() { std::puts(fastfood::cuda::launch<int>("nothing", nothing, 1, 32, 0, nullptr, 1)); }
+using namespace fastfood::cuda;
+int main() { std::puts(Launch<nothing>::run("nothing", {1, 32, 0, {nullptr, 0}}, 1)); }
 """
 OLD_DRIVER = "int cuDriverGetVersion(int* number) { *number = 11040; return 0; }"
 

@@ -212,26 +212,40 @@ void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
 
 // --- Adjoint -------------------------------------------------------------------------------------
 
+// A piece (kernels.h) in blocks of L, for sums of type T.
+template <class T>
+struct Rows {
+  const void* g;
+  int64_t start, count, L;
+  T factor;
+
+  int64_t first_block() const { return start / L; }
+  int64_t blocks() const { return count > 0 ? (start + count - 1) / L - first_block() + 1 : 0; }
+};
+
 // Consecutive entries of the gradient from i on, zero where there are none.
-template <class S>
-FASTFOOD_INLINE Vector<Arithmetic<S>> take(const Adjoint& a, int64_t i) {
-  using T = Arithmetic<S>;
+template <class S, class T>
+FASTFOOD_INLINE Vector<T> take(const Rows<T>& a, int64_t i) {
   constexpr int64_t lanes = kLanes<T>;
   const S* g = static_cast<const S*>(a.g) + i;
-  if (i >= 0 && i + lanes <= a.count) return load_wide(g);
+  if constexpr (std::is_same<T, Arithmetic<S>>::value)
+    if (i >= 0 && i + lanes <= a.count) return load_wide(g);
   Vector<T> r{};
   for (int64_t e = 0; e < lanes; ++e)
-    if (i + e >= 0 && i + e < a.count) r[e] = widen(g[e]);
+    if (i + e >= 0 && i + e < a.count) r[e] = static_cast<T>(widen(g[e]));
   return r;
 }
 
-// Rows j, j + 1, ... of the kSplit parts of the block that begins at `row`, after the levels
-// between these parts.
-template <class S>
-FASTFOOD_INLINE void take_parts(const Adjoint& a, int64_t row, int64_t j,
-                                Vector<Arithmetic<S>>* r) {
+// Rows j, j + 1, ... of the kSplit parts of the block that begins at `row`, times the factor, after
+// the levels between these parts.
+template <class S, class T>
+FASTFOOD_INLINE void take_parts(const Rows<T>& a, int64_t row, int64_t j, Vector<T>* r) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kSplit; ++i) r[i] = take<S>(a, row - a.start + i * (a.L / kSplit) + j);
+  for (int i = 0; i < kSplit; ++i) r[i] = take<S, T>(a, row - a.start + i * (a.L / kSplit) + j);
+  if (a.factor != T{1}) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kSplit; ++i) r[i] = r[i] * a.factor;
+  }
   butterflies<kSplit>(r);
 }
 
@@ -249,16 +263,15 @@ FASTFOOD_INLINE void accumulate(const Calls& calls, int64_t row, int64_t j, cons
 }
 
 // Adds G * H_L g of blocks [begin, end), which registers hold, to sums, in lanes.
-template <class S>
-__attribute__((noinline)) void adjoint_squares(const Adjoint& a, const Calls& calls, int64_t begin,
-                                               int64_t end, Arithmetic<S>* sums) {
-  using T = Arithmetic<S>;
+template <class S, class T>
+__attribute__((noinline)) void adjoint_squares(const Rows<T>& a, const Calls& calls, int64_t begin,
+                                               int64_t end, T* sums) {
   for (int64_t block = begin; block < end; ++block) {
     const S* later = static_cast<const S*>(a.g) + (block + 8) * a.L - a.start;
 #pragma GCC unroll 16
     for (int i = 0; i < kSplit; ++i) __builtin_prefetch(later + i * kLanes<T>);
     Vector<T> r[kSplit];
-    take_parts<S>(a, block * a.L, 0, r);
+    take_parts<S, T>(a, block * a.L, 0, r);
     transpose<T>(r);
     butterflies<kLanes<T>>(r);
     accumulate<kSplit, T>(calls, block * a.L, 0, r, sums);
@@ -267,17 +280,16 @@ __attribute__((noinline)) void adjoint_squares(const Adjoint& a, const Calls& ca
 
 // The same for one block of any length. The levels between the kSplit parts come first, before the
 // squares are transposed, the others in ascending order behind them.
-template <class S, class Phases>
-void adjoint_block(const Adjoint& a, const Calls& calls, int64_t row, Arithmetic<S>* x,
-                   Arithmetic<S>* sums, Phases phases) {
-  using T = Arithmetic<S>;
+template <class S, class T, class Phases>
+void adjoint_block(const Rows<T>& a, const Calls& calls, int64_t row, T* x, T* sums,
+                   Phases phases) {
   constexpr int lanes = kLanes<T>;
   constexpr int squares = kSplit / lanes;  // each takes every squares-th of the parts
   const int64_t apart = a.L / kSplit;
   phases(apart / lanes, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
       Vector<T> r[kSplit], square[lanes];
-      take_parts<S>(a, row, j, r);
+      take_parts<S, T>(a, row, j, r);
 #pragma GCC unroll 16
       for (int q = 0; q < squares; ++q) {
 #pragma GCC unroll 16
@@ -298,29 +310,55 @@ void adjoint_block(const Adjoint& a, const Calls& calls, int64_t row, Arithmetic
   });
 }
 
-template <class S>
-void adjoint_blocks(const Adjoint& a, cpu::ParallelFor parallel) {
-  using T = Arithmetic<S>;
-  const int64_t first = a.start / a.L, blocks = (a.start + a.count - 1) / a.L - first + 1;
+// The same for blocks [begin, end) of a piece.
+template <class T, class Phases>
+void adjoint_blocks(const Rows<T>& a, Type type, const Calls& calls, int64_t begin, int64_t end,
+                    T* scratch, T* sums, Phases phases) {
+  dispatch(type, [&](auto s) {
+    using S = decltype(s);
+    if constexpr (std::is_same<T, Arithmetic<S>>::value && kSplit == kLanes<T>)
+      if (a.L == kSplit * kSplit) return adjoint_squares<S, T>(a, calls, begin, end, sums);
+    for (int64_t block = begin; block < end; ++block)
+      adjoint_block<S, T>(a, calls, block * a.L, scratch, sums, phases);
+  });
+}
+
+// All pieces' blocks, one after the other, in partial sums of neighbours.
+template <class T>
+void adjoint_pieces(const Adjoint& a, cpu::ParallelFor parallel) {
+  const auto rows_of = [&](int64_t i) -> Rows<T> {
+    const Piece& p = a.pieces[i];
+    return {p.g, p.start, p.count, a.L, static_cast<T>(p.factor)};
+  };
+  int64_t blocks = 0;
+  for (int64_t i = 0; i < a.size; ++i) blocks += rows_of(i).blocks();
+  const bool together = piece_of<T>(a.L) < a.L;
   const int64_t most = kPartEntries / a.L < kParts ? kPartEntries / a.L : kParts;
-  const int64_t parts = piece_of<T>(a.L) < a.L ? 1 : (blocks < most ? blocks : most);
+  const int64_t wanted = blocks < most ? blocks : most;
+  const int64_t parts = together || wanted < 1 ? 1 : wanted;
   const int64_t bytes = a.L * static_cast<int64_t>(sizeof(T));
   const Calls calls = calls_of_blocks<T>(a.seed, a.L);
   const Scratch partial(parts * bytes);
   const auto sum_part = [&](int64_t part, auto phases) {
-    const int64_t begin = first + blocks * part / parts, end = first + blocks * (part + 1) / parts;
+    const int64_t begin = blocks * part / parts, end = blocks * (part + 1) / parts;
     T* sums = partial.as<T>() + part * a.L;
     for (int64_t j = 0; j < a.L; ++j) sums[j] = T{0};
-    if constexpr (kSplit == kLanes<T>)
-      if (a.L == kSplit * kSplit) return adjoint_squares<S>(a, calls, begin, end, sums);
     const Scratch scratch(bytes);
-    for (int64_t block = begin; block < end; ++block)
-      adjoint_block<S>(a, calls, block * a.L, scratch.as<T>(), sums, phases);
+    for (int64_t i = 0, before = 0; i < a.size && before < end; ++i) {
+      const Rows<T> rows = rows_of(i);
+      const int64_t shift = rows.first_block() - before;
+      const int64_t from = before > begin ? before : begin;
+      before += rows.blocks();
+      const int64_t to = before < end ? before : end;
+      if (from < to)
+        adjoint_blocks<T>(rows, a.pieces[i].type, calls, from + shift, to + shift, scratch.as<T>(),
+                          sums, phases);
+    }
   };
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) sum_part(part, Alone{});
   };
-  if (piece_of<T>(a.L) < a.L)
+  if (together)
     sum_part(0, Together{parallel});
   else
     for_each_range(parallel, parts, 1, body);
@@ -389,7 +427,7 @@ void project(const Projection& p, cpu::ParallelFor parallel) {
 }
 
 void adjoint(const Adjoint& a, cpu::ParallelFor parallel) {
-  dispatch(a.type, [&](auto s) { adjoint_blocks<decltype(s)>(a, parallel); });
+  a.type == Type::f64 ? adjoint_pieces<double>(a, parallel) : adjoint_pieces<float>(a, parallel);
 }
 
 }  // namespace fastfood::FASTFOOD_ISA

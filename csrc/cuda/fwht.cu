@@ -1,290 +1,234 @@
-// hadamard_transform on CUDA. Rows of 2^k entries: within the lanes of a warp where they are short,
-// else as fwht.cuh does it. Rows of K 2^k entries: in shared memory, where they fit, else their
-// pieces of 2^k entries as before, and then each matrix of order K over a few columns at a time.
-#include "fwht.cuh"
-#include "mix.cuh"
+// hadamard_transform on CUDA for rows of 2^k entries of one storage type: within a warp where they
+// are short, by one tile where shared memory holds them, else by tiles and passes over columns.
+// Compiled once for each type, FASTFOOD_TYPE, so that a build uses all cores.
+#include "columns.cuh"
+#include "rows.cuh"
+#include "transform.h"
 
 namespace fastfood::cuda {
 
+// Each compilation makes those of its own type, and calls the others.
+extern template const char* transform_rows<float>(const Transform&, void*, Stream);
+extern template const char* transform_rows<double>(const Transform&, void*, Stream);
+extern template const char* transform_work<float>(float*, int64_t, int, int, Stream);
+extern template const char* transform_work<double>(double*, int64_t, int, int, Stream);
+
 namespace {
 
-constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-constexpr int kLanes = 32;
-constexpr int kWarpThreads = 128;
-
-// --- Diagonals -----------------------------------------------------------------------------------
-
-// One factor for each entry of a row of n, or none.
-template <class C>
-struct Diagonal {
-  const C* values;
-  int64_t n;
-
-  template <int kCount>
-  __device__ __forceinline__ void multiply(int64_t index, C* r) const {
-    if (!values) return;
-    const int64_t first = (n & (n - 1)) == 0 ? index & (n - 1) : index % n;
-    if (first + kCount <= n) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) r[k] *= values[first + k];
-    } else {
-      for (int k = 0; k < kCount; ++k) r[k] *= values[(first + k) % n];
-    }
-  }
-};
-
+// Stores of the last pass over columns: the scale, then `after`.
 template <class T>
-struct ReadScaled : Read<T> {
-  using Value = typename Read<T>::Value;
-  Diagonal<Value> before;
-
-  __device__ __forceinline__ void run(int64_t index, Value* r, const NormalTable&) const {
-    run(index, r);
-  }
-  __device__ __forceinline__ void run(int64_t index, Value* r) const {
-    Read<T>::run(index, r);
-    before.template multiply<Read<T>::kRun>(index, r);
-  }
-  __device__ __forceinline__ Value one(int64_t index) const {
-    Value r = Read<T>::one(index);
-    before.template multiply<1>(index, &r);
-    return r;
+struct StoreColumn {
+  T* out;
+  Arithmetic<T> scale;
+  Diagonal<Arithmetic<T>> after;
+  __device__ __forceinline__ StoreColumn begin(int64_t) const { return *this; }
+  __device__ __forceinline__ void one(int64_t index, Arithmetic<T> y) const {
+    y *= scale;
+    out[index] = narrow<T>(after.values ? y * after.at(index) : y);
   }
 };
 
-// Scales before `after`, as the definition has it; the Write behind it has scale one.
+// work[i] = before * x[i], in the type that is computed in.
 template <class T>
-struct WriteScaled : Write<T> {
-  using Value = typename Write<T>::Value;
-  Diagonal<Value> after;
-  Value factor;
+__global__ void __launch_bounds__(256)
+    widen_kernel(const __grid_constant__ LoadAny<T> load, Arithmetic<T>* work) {
+  for (int64_t i = thread_index(); i < load.end; i += all_threads()) work[i] = load.one(i);
+}
 
-  __device__ __forceinline__ void run(int64_t index, const Value* y) const {
-    Value r[Write<T>::kRun];
-#pragma unroll
-    for (int k = 0; k < Write<T>::kRun; ++k) r[k] = y[k] * factor;
-    after.template multiply<Write<T>::kRun>(index, r);
-    Write<T>::run(index, r);
-  }
-  __device__ __forceinline__ void one(int64_t index, Value y) const {
-    y *= factor;
-    after.template multiply<1>(index, &y);
-    Write<T>::one(index, y);
-  }
-};
-
-// --- Short rows ----------------------------------------------------------------------------------
-
-// Rows of 2^log_n entries, at most those of a warp: a thread has kPackets runs, a warp apart. The
-// levels within a run are in registers, those above are exchanged between lanes.
-template <int kPackets, class T>
-__global__ void __launch_bounds__(kWarpThreads)
-    warp_kernel(const __grid_constant__ ReadScaled<T> load,
-                const __grid_constant__ WriteScaled<T> store, int64_t total, int log_n) {
+// Rows [0, rows) of one call, which `t` describes but for their number and place.
+template <class T>
+struct Rows {
   using C = Arithmetic<T>;
-  constexpr int kRun = Read<T>::kRun, kRunLog = kRun == 8 ? 3 : kRun == 4 ? 2 : 1;
-  constexpr int64_t kStep = int64_t{kLanes} * kRun;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int64_t warps = all_threads() / kLanes, sweep = kStep * kPackets;
-  for (int64_t i = thread_index() / kLanes * sweep; i < total; i += warps * sweep) {
-    C r[kPackets][kRun];
-#pragma unroll
-    for (int p = 0; p < kPackets; ++p) load.run(i + p * kStep + lane * kRun, r[p]);
-#pragma unroll
-    for (int p = 0; p < kPackets; ++p) butterflies(r[p], 0, log_n);
-    for (int level = kRunLog; level < log_n; ++level) {
-      const int distance = 1 << (level - kRunLog);
-      const C sign = lane & distance ? C{-1} : C{1};
-#pragma unroll
-      for (int p = 0; p < kPackets; ++p)
-#pragma unroll
-        for (int k = 0; k < kRun; ++k)
-          r[p][k] = fma(sign, r[p][k], __shfl_xor_sync(kAllLanes, r[p][k], distance));
+  const Transform& t;
+  const T* x;
+  T* out;
+  int64_t rows;
+
+  int log_n() const { return log2_of(t.n); }
+  int64_t total() const { return rows * t.n; }
+  C scale() const { return static_cast<C>(t.scale); }
+  Diagonal<C> before() const { return {static_cast<const C*>(t.before), t.n - 1}; }
+  Diagonal<C> after() const { return {static_cast<const C*>(t.after), t.n - 1}; }
+  bool has_diagonals() const { return t.before || t.after; }
+  bool aligned() const {
+    return is_aligned(x, 16) && is_aligned(out, 16) && is_aligned(t.before, 16);
+  }
+};
+
+template <int kLog, class T, class Load, class Store>
+const char* launch_tiles(const Load& load, const Store& store, int64_t tiles, Stream stream) {
+  using R = RowTile<kLog, T, typename Store::Storage>;
+  if (tiles == 0) return nullptr;
+  if constexpr (R::kShape.prefetch && !std::is_same_v<Load, LoadAny<T>>) {
+    const Device device = device_facts(stream.device);
+    if (R::bytes(true) <= device.shared) {
+      const int64_t blocks = int64_t{device.multiprocessors} * R::kShape.resident;
+      return Launch<tile_kernel<kLog, true, Load, Store>>::run(
+          "tile_kernel", {tiles < blocks ? tiles : blocks, R::S::kThreads, R::bytes(true), stream},
+          load, store, tiles);
     }
-#pragma unroll
-    for (int p = 0; p < kPackets; ++p) store.run(i + p * kStep + lane * kRun, r[p]);
+  }
+  return Launch<tile_kernel<kLog, false, Load, Store>>::run(
+      "tile_kernel", {tiles, R::S::kThreads, R::bytes(false), stream}, load, store, tiles);
+}
+
+// Rows of a tile's size or less: whole tiles at aligned addresses the fast way, all else the other.
+template <int kLog, class T>
+const char* transform_tiles_of(const Rows<T>& rows, Stream stream) {
+  using C = Arithmetic<T>;
+  constexpr Shape kShape = shape_of<T>(kLog);
+  const int64_t whole = rows.aligned() ? rows.total() >> kShape.tile_log : 0;
+  const int64_t done = whole << kShape.tile_log;
+  const C* before = rows.before().values;
+  const C* after = rows.after().values;
+  const char* error =
+      before || after
+          ? launch_tiles<kLog, T>(LoadWhole<T, kShape.once, kLog>{rows.x, before},
+                                  StoreWhole<T, kShape.once, kLog>{rows.out, rows.scale(), after},
+                                  whole, stream)
+          : launch_tiles<kLog, T>(
+                LoadWhole<T, kShape.once, kNoDiagonals>{rows.x, nullptr},
+                StoreWhole<T, kShape.once, kNoDiagonals>{rows.out, rows.scale(), nullptr}, whole,
+                stream);
+  const int64_t left = rows.total() - done;
+  if (error || left == 0) return error;
+  return launch_tiles<kLog, T>(LoadAny<T>{rows.x + done, left, rows.before()},
+                               StoreAny<T>{rows.out + done, left, rows.scale(), rows.after()},
+                               divide_up(left, int64_t{1} << kShape.tile_log), stream);
+}
+
+template <int kLog, class T>
+const char* transform_short(const Rows<T>& rows, Stream stream) {
+  const int64_t packets = divide_up(rows.total(), kPacket<T>);
+  if (rows.aligned() && !rows.has_diagonals() && rows.total() % kPacket<T> == 0)
+    return Launch<short_kernel<kLog, T>>::run(
+        "short_kernel", {divide_up(packets, 2 * kShortThreads), kShortThreads, 0, stream}, rows.x,
+        rows.out, packets, rows.scale());
+  return Launch<short_any_kernel<T>>::run(
+      "short_any_kernel", {divide_up(packets, kShortThreads), kShortThreads, 0, stream},
+      LoadAny<T>{rows.x, rows.total(), rows.before()},
+      StoreAny<T>{rows.out, rows.total(), rows.scale(), rows.after()}, kLog);
+}
+
+// f<log n>() for the log n that is not known before.
+template <int kFrom, int kTo, class F>
+const char* with_log(int log, F f) {
+  if constexpr (kFrom > kTo) {
+    __builtin_trap();
+  } else {
+    return log == kFrom ? f(std::integral_constant<int, kFrom>())
+                        : with_log<kFrom + 1, kTo>(log, f);
   }
 }
 
-// --- Rows of K 2^k entries -----------------------------------------------------------------------
-
-// Where entry i of a row lies in shared memory, so that no stride meets one bank alone.
-__host__ __device__ __forceinline__ constexpr int spread(int i) { return i + i / 16; }
-
-// Levels of strides stride, ... R stride / 2 over the n entries of x.
-template <int R, class C>
-__device__ __forceinline__ void row_pass(Shared<C> x, int n, int stride) {
-  for (int j = static_cast<int>(threadIdx.x); j < n / R; j += kMixThreads) {
-    const int base = j / stride * R * stride + j % stride;
-    C r[R];
-#pragma unroll
-    for (int i = 0; i < R; ++i) r[i] = x[spread(base + i * stride)];
-    butterflies(r, 0, kRadixLog);
-#pragma unroll
-    for (int i = 0; i < R; ++i) x[spread(base + i * stride)] = r[i];
-  }
-  __syncthreads();
+// Tiles of 2^tile_log entries of long rows, unscaled, to `work`; it may be the output.
+template <class T>
+const char* transform_low_levels(const Rows<T>& rows, Arithmetic<T>* work, int tile_log,
+                                 Stream stream) {
+  using C = Arithmetic<T>;
+  constexpr int kLeast = sizeof(T) == 8 ? 8 : 9;
+  const bool direct = is_aligned(rows.x, 16) && is_aligned(work, 16) && !rows.t.before;
+  if (direct)
+    return with_log<kLeast, kTileLogMost<T>>(tile_log, [&](auto log) {
+      constexpr Shape kShape = shape_of<T>(log);
+      return launch_tiles<log, T>(LoadWhole<T, kShape.once, kNoDiagonals>{rows.x, nullptr},
+                                  StoreWhole<C, kShape.once, kNoDiagonals>{work, C{1}, nullptr},
+                                  rows.total() >> kShape.tile_log, stream);
+    });
+  const char* error =
+      Launch<widen_kernel<T>>::run("widen_kernel", {divide_up(rows.total(), 256), 256, 0, stream},
+                                   LoadAny<T>{rows.x, rows.total(), rows.before()}, work);
+  if (error) return error;
+  const int64_t n = int64_t{1} << tile_log;
+  return transform_rows<C>({work, work, type_of<C>, rows.total() / n, n, 1.0}, nullptr, stream);
 }
 
-struct RowFactors {
-  Signs<kSmallWords> signs[2];
-};
-
-// Whole rows of n = K_1 K_0 m entries, one at a time, in shared memory; in twice as much of it if
-// K_1 is not one.
+// Rows that no tile holds. Those that are computed in their own type are worked on in `out`.
 template <class T>
-__global__ void __launch_bounds__(kMixThreads)
-    row_kernel(const __grid_constant__ ReadScaled<T> load,
-               const __grid_constant__ WriteScaled<T> store,
-               const __grid_constant__ RowFactors factors, int64_t rows, int n, int m) {
+const char* transform_long(const Rows<T>& rows, Arithmetic<T>* work, const Cut& cut,
+                           Stream stream) {
   using C = Arithmetic<T>;
-  constexpr int kRun = Read<T>::kRun;
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    Shared<C> x = shared_memory<C>();
-    for (int i = thread * kRun; i < n; i += kMixThreads * kRun) {
-      C r[kRun];
-      load.run(row * n + i, r);
-#pragma unroll
-      for (int k = 0; k < kRun; ++k)
-        if (i + k < n) x[spread(i + k)] = r[k];
-    }
-    __syncthreads();
-    for (int stride = 1; stride < m;) {
-      const int left = m / stride;
-      if (left >= 16) row_pass<16>(x, n, stride);
-      if (left == 8) row_pass<8>(x, n, stride);
-      if (left == 4) row_pass<4>(x, n, stride);
-      if (left == 2) row_pass<2>(x, n, stride);
-      stride *= left < 16 ? left : 16;
-    }
-    int stride = m;
-    for (int f = 0; f < 2; ++f) {
-      const auto& signs = factors.signs[f];
-      if (signs.K == 1) continue;
-      const bool last = stride * signs.K == n;
-      for (int item = thread; item < n / kSums; item += kMixThreads) {
-        const int groups = signs.K / kSums, j = item % stride, a = item / stride % groups * kSums;
-        const int base = item / stride / groups * signs.K * stride + j;
-        C sums[kSums];
-        signed_sums(signs, a, [&](int b) { return x[spread(base + b * stride)]; }, sums);
-#pragma unroll
-        for (int i = 0; i < kSums; ++i) {
-          const int to = base + (a + i) * stride;
-          if (last) {
-            store.one(row * n + to, sums[i]);
-          } else {
-            x[spread(n) + spread(to)] = sums[i];
-          }
-        }
-      }
-      __syncthreads();
-      x += last ? 0 : spread(n);
-      stride *= signs.K;
-    }
-  }
-}
-
-// --- Launches ------------------------------------------------------------------------------------
-
-// Of a transform: the length of its pieces, and what its row takes in shared memory.
-template <class C>
-struct Shape {
-  int64_t m;
-  int64_t row_bytes;
-  bool mixed, fits_row;
-  explicit Shape(const Transform& t) : m(t.n), row_bytes(0), mixed(t.factors[0]) {
-    bool small = true;
-    for (const SignMatrix* factor : t.factors) {
-      if (!factor) continue;
-      m /= factor->K;
-      small = small && factor->K * factor->words <= kSmallWords;
-      row_bytes += (t.n + t.n / 16 + 1) * static_cast<int64_t>(sizeof(C));
-    }
-    fits_row = mixed && small && row_bytes <= shared_limit();
-  }
-  bool needs_work() const { return !fits_row && (mixed || !fits_tile<C>(m)); }
-};
-
-// Rows of K 2^k entries, those with indices [first, end), by pieces and matrices.
-template <class T>
-const char* transform_mixed(const Transform& t, const ReadScaled<T>& load,
-                            const WriteScaled<T>& store, Arithmetic<T>* work, int64_t first,
-                            int64_t end, StreamHandle stream) {
-  using C = Arithmetic<T>;
-  const Read<C> from_work{work, first, end};
-  const Write<C> to_work{work, first, end, C{1}};
-  int64_t stride = Shape<C>(t).m;
-  const char* error = transform_range(load, to_work, work, first, end, log2_of(stride), stream);
-  for (const SignMatrix* factor : t.factors) {
-    if (!factor || error) continue;
-    error = stride * factor->K == t.n
-                ? launch_any_mix(*factor, from_work, store, first, end, stride, stream)
-                : launch_any_mix(*factor, from_work, to_work, first, end, stride, stream);
-    stride *= factor->K;
+  const char* error = transform_low_levels(rows, work, cut.tile_log, stream);
+  for (int pass = 0, log = cut.tile_log; pass < cut.passes && !error; ++pass) {
+    const int levels = cut.levels[pass];
+    error = pass + 1 < cut.passes
+                ? transform_work<C>(work, rows.total(), log, levels, stream)
+                : transform_columns<C>(Work<C>{work},
+                                       StoreColumn<T>{rows.out, rows.scale(), rows.after()},
+                                       rows.total(), log, levels, stream);
+    log += levels;
   }
   return error;
 }
 
+// log2 of the longest rows that one tile holds on this device.
 template <class T>
-const char* transform_short(const ReadScaled<T>& load, const WriteScaled<T>& store, int64_t total,
-                            int log_n, StreamHandle stream) {
-  constexpr int64_t kSweep = int64_t{kWarpThreads} * Read<T>::kRun;
-  constexpr int kMany = 4;  // runs in flight for each thread, once there are enough for all
-  if (total >= int64_t{1} << 22)
-    return launch("warp_kernel", warp_kernel<kMany, T>, divide_up(total, kMany * kSweep),
-                  kWarpThreads, 0, stream, load, store, total, log_n);
-  return launch("warp_kernel", warp_kernel<1, T>, divide_up(total, kSweep), kWarpThreads, 0, stream,
-                load, store, total, log_n);
+int longest_tile(const Device& device) {
+  int log = 0;
+  const auto try_log = [&](auto candidate) {
+    if (RowTile<candidate, T, T>::bytes(false) <= device.shared) log = candidate;
+    return static_cast<const char*>(nullptr);
+  };
+  for (int candidate = kShortLog<T> + 1; candidate <= kTileLogMost<T>; ++candidate)
+    with_log<kShortLog<T> + 1, kTileLogMost<T>>(candidate, try_log);
+  return log;
 }
 
 template <class T>
-const char* transform_rows(const Transform& t, void* workspace, StreamHandle stream) {
+Cut cut_long_row(int log_n, const Device& device) {
   using C = Arithmetic<T>;
-  const Shape<C> shape(t);
-  const int64_t total = t.rows * t.n;
-  const ReadScaled<T> load{{static_cast<const T*>(t.x), 0, total},
-                           {static_cast<const C*>(t.before), t.n}};
-  const WriteScaled<T> store{{static_cast<T*>(t.out), 0, total, C{1}},
-                             {static_cast<const C*>(t.after), t.n},
-                             static_cast<C>(t.scale)};
-  if (shape.fits_row)
-    return launch(
-        "row_kernel", row_kernel<T>, t.rows, kMixThreads, static_cast<size_t>(shape.row_bytes),
-        stream, load, store,
-        RowFactors{{copy_signs<kSmallWords>(t.factors[0]), copy_signs<kSmallWords>(t.factors[1])}},
-        t.rows, static_cast<int>(t.n), static_cast<int>(shape.m));
-  if (!shape.mixed && t.n <= int64_t{kLanes} * Read<T>::kRun)
-    return transform_short(load, store, total, log2_of(t.n), stream);
-  const int64_t wave = shape.needs_work() ? wave_size(t.n, total) : total;
-  for (int64_t first = 0; first < total; first += wave) {
-    const int64_t end = first + wave < total ? first + wave : total;
-    C* work = std::is_same_v<T, C> ? static_cast<C*>(t.out) + first : static_cast<C*>(workspace);
-    const char* error = shape.mixed
-                            ? transform_mixed(t, load, store, work, first, end, stream)
-                            : transform_range(load, store, work, first, end, log2_of(t.n), stream);
-    if (error) return error;
+  const int most = longest_tile<T>(device), best = sizeof(T) == 8 ? 12 : 13;
+  return cut_row(log_n, best < most ? best : most, most, most_column_levels<C>(device));
+}
+
+template <class T>
+const char* transform_by_length(const Transform& t, void* workspace, Stream stream) {
+  using C = Arithmetic<T>;
+  const Rows<T> all{t, static_cast<const T*>(t.x), static_cast<T*>(t.out), t.rows};
+  const int log_n = all.log_n();
+  if (log_n <= kShortLog<T>)
+    return with_log<0, kShortLog<T>>(
+        log_n, [&](auto log) { return transform_short<log, T>(all, stream); });
+  const Device device = device_facts(stream.device);
+  if (log_n <= longest_tile<T>(device))
+    return with_log<kShortLog<T> + 1, kTileLogMost<T>>(
+        log_n, [&](auto log) { return transform_tiles_of<log, T>(all, stream); });
+  const Cut cut = cut_long_row<T>(log_n, device);
+  const int64_t wave = std::is_same_v<T, C> ? t.rows : wave_size(t.n, all.total()) / t.n;
+  for (int64_t row = 0; row < t.rows; row += wave) {
+    const int64_t here = row + wave < t.rows ? wave : t.rows - row;
+    const Rows<T> rows{t, all.x + row * t.n, all.out + row * t.n, here};
+    C* work = static_cast<C*>(workspace);
+    if constexpr (std::is_same_v<T, C>) work = rows.out;
+    if (const char* error = transform_long(rows, work, cut, stream)) return error;
   }
   return nullptr;
 }
 
 }  // namespace
 
-// Rows that take several passes are transformed in `out` itself, if it has the type that they are
-// computed in.
-int64_t transform_workspace(const Transform& t) {
-  return with_type(t.type, [&](auto* element) -> int64_t {
-    using T = std::remove_pointer_t<decltype(element)>;
-    using C = Arithmetic<T>;
-    if (std::is_same_v<T, C> || !Shape<C>(t).needs_work()) return 0;
-    return wave_size(t.n, t.rows * t.n) * static_cast<int64_t>(sizeof(C));
-  });
+template <class T>
+int64_t rows_workspace(const Transform& t, int device) {
+  using C = Arithmetic<T>;
+  if (std::is_same_v<T, C> || log2_of(t.n) <= longest_tile<T>(device_facts(device))) return 0;
+  return wave_size(t.n, t.rows * t.n) * static_cast<int64_t>(sizeof(C));
 }
 
-const char* transform(const Transform& t, void* workspace, StreamHandle stream) {
-  return with_type(t.type, [&](auto* element) -> const char* {
-    return transform_rows<std::remove_pointer_t<decltype(element)>>(t, workspace, stream);
-  });
+template <class T>
+const char* transform_rows(const Transform& t, void* workspace, Stream stream) {
+  return transform_by_length<T>(t, workspace, stream);
 }
+
+// For the types that rows are computed in.
+template <class C>
+const char* transform_work(C* work, int64_t total, int log, int levels, Stream stream) {
+  if constexpr (std::is_same_v<C, Arithmetic<C>>)
+    return transform_columns<C>(Work<C>{work}, Work<C>{work}, total, log, levels, stream);
+  __builtin_trap();
+}
+
+template const char* transform_work<FASTFOOD_TYPE>(FASTFOOD_TYPE*, int64_t, int, int, Stream);
+template int64_t rows_workspace<FASTFOOD_TYPE>(const Transform&, int);
+template const char* transform_rows<FASTFOOD_TYPE>(const Transform&, void*, Stream);
 
 }  // namespace fastfood::cuda

@@ -1,11 +1,11 @@
-// What the kernels ask of the machine, in one place: launches, limits, shared memory, storage
-// types. nvcc compiles the CUDA runtime's; any other compiler gets those of the tests' emulator, so
-// that the same kernels run without a GPU.
+// What the kernels ask of the machine, in one place: launches, limits, shared memory. nvcc compiles
+// the CUDA runtime's; any other compiler gets those of the tests' emulator, so that the same
+// kernels run without a GPU.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
-#include <type_traits>
 
 #include "../kernels.h"
 
@@ -20,18 +20,60 @@
 namespace fastfood::cuda {
 
 struct Limits {
-  int64_t blocks;  // in one launch; kernels loop over what is left
-  int64_t wave;    // entries in the workspace of a transform that takes several passes
-  int64_t
-      parts;  // partial sums of the adjoint: part of its definition, not to be fitted to a device
+  int64_t blocks;    // in one launch; kernels loop over what is left
+  int64_t wave;      // entries in the workspace of what takes several passes
+  int64_t partials;  // entries of the adjoint's partial sums; changing it changes their rounding,
+                     // so it is never tuned for a device
 };
 
-constexpr size_t kSharedBytes = 48 * 1024;  // what a block gets without asking
+// Facts about one GPU that never change.
+struct Device {
+  int64_t shared;  // bytes of shared memory that a block may have
+  int multiprocessors;
+};
+
+struct Grid {
+  int64_t blocks;
+  int threads;     // of a block
+  int64_t shared;  // bytes of a block
+  Stream stream;
+};
+
+constexpr int kLanes = 32;  // threads of a warp
+
+// kCount neighbouring entries that one access moves.
+template <int kCount, class T>
+struct alignas(kCount * sizeof(T)) Run {
+  T x[kCount];
+};
 
 #if defined(__CUDACC__)
 
-constexpr Limits kLimits = {int64_t{1} << 20, int64_t{1} << 24, 1024};
+constexpr Limits kLimits = {int64_t{1} << 30, int64_t{1} << 26, int64_t{1} << 21};
 inline Limits limits() { return kLimits; }
+
+constexpr int kKnownDevices = 64;  // those above it are asked anew each time
+
+inline Device ask_device(int index) {
+  int shared = 48 * 1024, multiprocessors = 1;
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index);
+  return {shared, multiprocessors};
+}
+
+// Asks the driver once for each device: a launch has no time for it.
+inline Device device_facts(int index) {
+  static std::atomic<uint64_t> known[kKnownDevices];
+  if (index < 0 || index >= kKnownDevices) return ask_device(index);
+  uint64_t packed = known[index].load(std::memory_order_relaxed);
+  if (!packed) {
+    const Device asked = ask_device(index);
+    packed =
+        static_cast<uint64_t>(asked.shared) << 32 | static_cast<uint32_t>(asked.multiprocessors);
+    known[index].store(packed, std::memory_order_relaxed);
+  }
+  return {static_cast<int64_t>(packed >> 32), static_cast<int>(packed & 0xFFFFFFFFu)};
+}
 
 template <class T>
 __device__ __forceinline__ T* shared_memory() {
@@ -39,20 +81,42 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(fastfood_shared_memory);
 }
 
-// How kernels point to it: the emulator looks at every access.
+// How kernels point to shared memory: the emulator looks at every access.
 template <class T>
 using Shared = T*;
 
-// Bytes of shared memory that a block of the current device may have.
-inline int64_t shared_limit() {
-  int device = 0, bytes = 48 * 1024;
-  if (cudaGetDevice(&device) == cudaSuccess)
-    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes;
+// kCount neighbouring entries of shared memory, at most 16 bytes, by one access.
+template <int kCount, class T>
+__device__ __forceinline__ void load_run(Shared<T> p, T* r) {
+  const auto run = *reinterpret_cast<const Run<kCount, T>*>(p);
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) r[k] = run.x[k];
+}
+template <int kCount, class T>
+__device__ __forceinline__ void store_run(Shared<T> p, const T* r) {
+  Run<kCount, T> run;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) run.x[k] = r[k];
+  *reinterpret_cast<Run<kCount, T>*>(p) = run;
 }
 
-// What the runtime says of an error, and of those that come from the machine what to do. Kept for
-// this thread until the next one.
+// Copies 16 bytes to shared memory while the thread goes on, until await_copies().
+__device__ __forceinline__ void copy_async(Shared<uint4> to, const uint4* from) {
+#if __CUDA_ARCH__ >= 800
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from));
+#else
+  *to = *from;
+#endif
+}
+__device__ __forceinline__ void await_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// CUDA's text for `error`, with advice where the driver or the GPU is the cause. It belongs to this
+// thread and is valid until the next call.
 inline const char* explain(cudaError_t error) {
   static thread_local std::string message;
   message = cudaGetErrorString(error);
@@ -78,20 +142,30 @@ inline const char* explain(cudaError_t error) {
   return message.c_str();
 }
 
-template <class... Parameters>
-const char* launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads,
-                          size_t shared_bytes, StreamHandle stream, Parameters... parameters) {
-  void* pointers[] = {&parameters...};
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > kSharedBytes)  // more has to be asked for, kernel by kernel
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
+// More shared memory than every kernel has must be asked for: once a kernel and device.
+constexpr int64_t kSharedBytes = 48 * 1024;
+
+inline cudaError_t allow_shared(const void* kernel, const Grid& grid,
+                                std::atomic<uint64_t>& allowed) {
+  const int device = grid.stream.device;
+  const uint64_t bit = device >= 0 && device < kKnownDevices ? uint64_t{1} << device : 0;
+  if (grid.shared <= kSharedBytes || (allowed.load(std::memory_order_relaxed) & bit))
+    return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(device_facts(device).shared));
+  if (error == cudaSuccess) allowed.fetch_or(bit, std::memory_order_relaxed);
+  return error;
+}
+
+inline const char* run_on_device(const void* kernel, const Grid& grid, void** parameters,
+                                 std::atomic<uint64_t>& allowed) {
+  cudaError_t error = allow_shared(kernel, grid, allowed);
   if (error == cudaSuccess)
-    error =
-        cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                         dim3(static_cast<unsigned>(threads)), pointers, shared_bytes,
-                         static_cast<cudaStream_t>(stream));
+    error = cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(grid.blocks)),
+                             dim3(static_cast<unsigned>(grid.threads)), parameters,
+                             static_cast<size_t>(grid.shared),
+                             static_cast<cudaStream_t>(grid.stream.handle));
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here, not by the next call that happens to ask
   return explain(error);
@@ -99,11 +173,10 @@ const char* launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int thr
 
 #else
 
-inline int64_t shared_limit() { return emulator::limits.shared; }
-
 inline Limits limits() {
-  return {emulator::limits.blocks, emulator::limits.wave, emulator::limits.parts};
+  return {emulator::limits.blocks, emulator::limits.wave, emulator::limits.partials};
 }
+inline Device device_facts(int) { return {emulator::limits.shared, 2}; }
 
 template <class T>
 T* shared_memory() {
@@ -113,37 +186,60 @@ T* shared_memory() {
 template <class T>
 using Shared = emulator::Shared<T>;
 
-template <class... Parameters>
-const char* launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads,
-                          size_t shared_bytes, StreamHandle, Parameters... parameters) {
-  return emulator::run(blocks, threads, shared_bytes, [=] { kernel(parameters...); });
+template <int kCount, class T>
+void load_run(Shared<T> p, T* r) {
+  std::memcpy(r, p.touch(kCount, false), kCount * sizeof(T));
 }
+template <int kCount, class T>
+void store_run(Shared<T> p, const T* r) {
+  std::memcpy(p.touch(kCount, true), r, kCount * sizeof(T));
+}
+
+inline void copy_async(Shared<uint4> to, const uint4* from) { emulator::copy_later(to, from); }
+inline void await_copies() { emulator::await_copies(); }
 
 #endif
 
-// Kept for this thread until its next failure.
+// `name` and `reason`, kept for this thread until its next failure.
 inline const char* failure(const char* name, const char* reason) {
   static thread_local std::string message;
   message = std::string(name) + ": " + reason;
   return message.c_str();
 }
 
-// Launches `kernel` on at most limits().blocks blocks. Returns null, or `name` and the reason why
-// it failed.
-template <class... Parameters>
-const char* launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
-                   size_t shared_bytes, StreamHandle stream,
-                   std::common_type_t<Parameters>... parameters) {
-  const int64_t most = limits().blocks;
-  const char* reason = launch_kernel<Parameters...>(kernel, blocks < most ? blocks : most, threads,
-                                                    shared_bytes, stream, parameters...);
-  return reason ? failure(name, reason) : nullptr;
+// Launch<kernel>::run(name, grid, arguments ...) launches on at most limits().blocks blocks and
+// returns null, or `name` and the reason why it failed.
+template <auto kernel>
+struct Launch;
+template <class... Parameters, void (*kernel)(Parameters...)>
+struct Launch<kernel> {
+  static const char* run(const char* name, Grid grid, std::remove_cv_t<Parameters>... parameters) {
+    if (grid.blocks > limits().blocks) grid.blocks = limits().blocks;
+#if defined(__CUDACC__)
+    static std::atomic<uint64_t> allowed{0};
+    void* pointers[] = {&parameters...};
+    const char* reason =
+        run_on_device(reinterpret_cast<const void*>(kernel), grid, pointers, allowed);
+#else
+    const char* reason = emulator::run(grid.blocks, grid.threads, static_cast<size_t>(grid.shared),
+                                       [=] { kernel(parameters...); });
+#endif
+    return reason ? failure(name, reason) : nullptr;
+  }
+};
+
+// A barrier of the kThreads threads that share a tile: a warp, or the whole block.
+template <int kThreads>
+__device__ __forceinline__ void barrier() {
+  static_assert(kThreads >= kLanes, "a tile has whole warps");
+  if constexpr (kThreads == kLanes) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Of this thread in the launch, and the threads that it has: loops go from one in steps of the
-// other.
+// This thread's index in the launch and the number of threads in it, for grid-stride loops.
 __device__ __forceinline__ int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
@@ -151,33 +247,7 @@ __device__ __forceinline__ int64_t all_threads() {
   return static_cast<int64_t>(gridDim.x) * blockDim.x;
 }
 
-// The type that values stored as T are computed in.
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-// Rounds to nearest, ties to even.
-__device__ __forceinline__ void narrow(float x, float& out) { out = x; }
-__device__ __forceinline__ void narrow(double x, double& out) { out = x; }
-__device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half_rn(x); }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) {
-  out = __float2bfloat16_rn(x);
-}
-
-// f(T*) with the storage type T that `type` names, for f that returns an error or a size.
-template <class F>
-auto with_type(Type type, F f) {
-  switch (type) {
-    case Type::f32: return f(static_cast<float*>(nullptr));
-    case Type::f64: return f(static_cast<double*>(nullptr));
-    case Type::f16: return f(static_cast<__half*>(nullptr));
-    case Type::bf16: return f(static_cast<__nv_bfloat16*>(nullptr));
-  }
-  __builtin_trap();
-}
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int log2_of(int64_t n) { return 63 - __builtin_clzll(static_cast<unsigned long long>(n)); }
 
 }  // namespace fastfood::cuda

@@ -1,3 +1,2 @@
-// The CUDA kernels, compiled for the host by the emulator.
-#include "../../csrc/cuda/fastfood.cu"
-#include "../../csrc/cuda/fwht.cu"
+// A CUDA source compiled for the host by the emulator: FASTFOOD_SOURCE, for FASTFOOD_TYPE.
+#include FASTFOOD_SOURCE

@@ -29,6 +29,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __syncthreads() emulator::wait(emulator::Wait::block, __FILE__, __LINE__)
+#define __syncwarp() emulator::wait(emulator::Wait::warp, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, distance) \
   emulator::shuffle_xor(mask, value, distance, __FILE__, __LINE__)
 
@@ -37,16 +38,33 @@ struct Index {
 };
 inline Index threadIdx, blockIdx, blockDim, gridDim;
 
-// --- Sixteen-bit types ---------------------------------------------------------------------------
+// --- Types ---------------------------------------------------------------------------------------
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct float2 {
+  float x, y;
+};
 
 struct __half {
   _Float16 value;
 };
+struct __half2 {
+  __half x, y;
+};
 inline float __half2float(__half x) { return static_cast<float>(x.value); }
 inline __half __float2half_rn(float x) { return {static_cast<_Float16>(x)}; }
+inline float2 __half22float2(__half2 x) { return {__half2float(x.x), __half2float(x.y)}; }
+inline __half2 __floats2half2_rn(float x, float y) {
+  return {__float2half_rn(x), __float2half_rn(y)};
+}
 
 struct __nv_bfloat16 {
   uint16_t bits;
+};
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
 };
 inline float __bfloat162float(__nv_bfloat16 x) {
   const uint32_t bits = uint32_t{x.bits} << 16;
@@ -60,13 +78,26 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   std::memcpy(&bits, &x, sizeof(bits));
   return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
+
+// Loads and stores with a hint for the caches.
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcs(T* p, T value) {
+  *p = value;
+}
 
 namespace emulator {
 
 struct Limits {  // small, so that the tests meet every loop over what does not fit
   int64_t blocks = 3;
   int64_t wave = int64_t{1} << 15;
-  int64_t parts = 3;
+  int64_t partials = int64_t{3} << 10;
   int64_t shared = 48 * 1024;  // bytes that a block may have
 };
 inline Limits limits;
@@ -79,7 +110,11 @@ constexpr size_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xA5;
 constexpr size_t kMaxShared = 227 * 1024;  // of an H200
 
-enum class Wait { finished, block, warp };
+enum class Wait { finished, block, warp, lanes };  // lanes: at a shuffle
+
+struct Access {
+  size_t offset, bytes;
+};
 
 struct Fiber {
   ucontext_t context;
@@ -87,18 +122,34 @@ struct Fiber {
   Wait wait;
   const char* file;  // of the barrier or the shuffle that it waits at
   int line;
-  int shuffles;               // that it has come to
-  unsigned char value[2][8];  // given to the last two of them
+  int shuffles;                                 // that it has come to
+  unsigned char value[2][8];                    // given to the last two of them
+  std::vector<Access> accesses;                 // since its last barrier, where they are counted
+  std::vector<std::pair<void*, uint4>> copies;  // under way
 };
 
-// The last accesses to four bytes of shared memory: the barriers that were before them, and the
-// threads.
-struct Word {
-  int written, read;
-  int16_t writer, reader;
+// The last accesses to four bytes of shared memory: the barriers of the block and of the threads'
+// warp that were before them, the threads, and their warp.
+struct Touch {
+  int barriers, warp_barriers;
+  int16_t thread, warp;
 };
+struct Word {
+  Touch written, read;
+};
+// Accesses of warps to shared memory, and the cycles that they take: one for each distinct four
+// bytes of the bank that has the most of them, of as many threads as can have all banks to
+// themselves.
+struct Cycles {
+  int64_t taken, least;
+};
+inline bool counting = false;
+inline Cycles cycles;
+constexpr size_t kBanks = 32;
+
 constexpr int kNever = -1;
 constexpr int16_t kSeveral = -1;
+constexpr Touch kUntouched = {kNever, kNever, 0, 0};
 
 struct Machine {
   ucontext_t scheduler;
@@ -110,6 +161,7 @@ struct Machine {
   size_t shared_bytes = 0;
   std::vector<Word> words = std::vector<Word>(kMaxShared / 4);  // of shared memory
   int barriers = 0;                                             // that the block has passed
+  int warp_barriers[kMaxThreads / kWarp] = {};
   std::string error;
 
   // 16-byte aligned and no better, as little as a kernel may count on.
@@ -142,7 +194,7 @@ T shuffle_xor(unsigned mask, T value, int distance, const char* file, int line) 
   Fiber* fiber = machine.running;
   const int slot = fiber->shuffles++ % 2;  // a faster lane may already be at the next shuffle
   std::memcpy(fiber->value[slot], &value, sizeof(value));
-  wait(Wait::warp, file, line);
+  wait(Wait::lanes, file, line);
   const auto thread = static_cast<int>(fiber - machine.fibers.data());
   if (mask != 0xFFFFFFFFu || distance < 1 || distance >= kWarp)
     fail("a shuffle that leaves out lanes, or leaves the warp");
@@ -158,27 +210,36 @@ inline void* shared_memory(size_t bytes) {
 
 // Looks at an access of the running thread to an aligned value; returns where it may go.
 inline void* access(void* address, size_t bytes, bool write) {
-  static double nowhere;
+  alignas(16) static unsigned char nowhere[16];
   const auto offset = static_cast<size_t>(static_cast<unsigned char*>(address) - machine.shared());
   if (offset + bytes > machine.shared_bytes || offset + bytes < bytes) {
     fail("an access outside of shared memory");
-    return &nowhere;
+    return nowhere;
   }
+  if (offset % bytes) fail("an access to shared memory that is not aligned");
+  if (counting) machine.running->accesses.push_back({offset, bytes});
   const auto thread = static_cast<int16_t>(threadIdx.x);
+  const auto warp = static_cast<int16_t>(thread / kWarp);
+  const Touch now{machine.barriers, machine.warp_barriers[warp], thread, warp};
+  // Whether another thread's access has no barrier between it and this one.
+  const auto races = [&](const Touch& before) {
+    return before.barriers == now.barriers && before.thread != thread &&
+           (before.warp != warp || before.warp_barriers == now.warp_barriers);
+  };
   for (size_t i = offset / 4; i < (offset + bytes + 3) / 4; ++i) {
     Word& word = machine.words[i];
-    const bool written = word.written == machine.barriers && word.writer != thread;
-    const bool read = word.read == machine.barriers && word.reader != thread;
     if (write) {
-      if (written) fail("two threads write to one place, with no barrier between them");
-      if (read) fail("a thread writes what another one reads, with no barrier between");
-      word.written = machine.barriers;
-      word.writer = thread;
+      if (races(word.written)) fail("two threads write to one place, with no barrier between them");
+      if (races(word.read)) fail("a thread writes what another one reads, with no barrier between");
+      word.written = now;
     } else {
-      if (word.written == kNever) fail("a read of what no thread has written");
-      if (written) fail("a thread reads what another one writes, with no barrier between");
-      word.reader = read ? kSeveral : thread;
-      word.read = machine.barriers;
+      if (word.written.barriers == kNever) fail("a read of what no thread has written");
+      if (races(word.written))
+        fail("a thread reads what another one writes, with no barrier between");
+      const bool together = races(word.read);
+      const bool one_warp = word.read.warp == warp || word.read.barriers != now.barriers;
+      word.read = {now.barriers, now.warp_barriers, together ? kSeveral : thread,
+                   one_warp ? warp : kSeveral};
     }
   }
   return address;
@@ -199,12 +260,54 @@ class Shared {
   };
   Shared(T* p) : p_(p) {}
   Entry operator[](int64_t i) const { return Entry(p_ + i); }
+  // `count` neighbouring entries in one access.
+  T* touch(int count, bool write) const {
+    return static_cast<T*>(access(p_, static_cast<size_t>(count) * sizeof(T), write));
+  }
   Shared operator+(int64_t i) const { return p_ + i; }
   void operator+=(int64_t i) { p_ += i; }
 
  private:
   T* p_;
 };
+
+// An asynchronous copy is seen when it is waited for, not before.
+inline void copy_later(Shared<uint4> to, const uint4* from) {
+  machine.running->copies.push_back({to.touch(1, true), *from});
+  std::memset(machine.running->copies.back().first, 0xFF, sizeof(uint4));
+}
+inline void await_copies() {
+  for (const auto& [to, value] : machine.running->copies) std::memcpy(to, &value, sizeof(value));
+  machine.running->copies.clear();
+}
+
+// Adds what the threads of a warp, at the same barrier now, have done since the last one.
+inline void count_cycles(int begin, int end) {
+  const auto accesses = [](int thread) -> std::vector<Access>& {
+    return machine.fibers[static_cast<size_t>(thread)].accesses;
+  };
+  const size_t count = accesses(begin).size();
+  for (int i = begin; i < end; ++i)
+    if (accesses(i).size() != count) return;  // they took different ways
+  for (size_t k = 0; k < count; ++k) {
+    const size_t width = accesses(begin)[k].bytes / 4 > 0 ? accesses(begin)[k].bytes / 4 : 1;
+    const int together = static_cast<int>(kBanks / width);
+    for (int first = begin; first < end; first += together) {
+      std::vector<std::vector<size_t>> words(kBanks);
+      for (int i = first; i < std::min(first + together, end); ++i)
+        for (size_t w = 0; w < width; ++w) {
+          const size_t word = accesses(i)[k].offset / 4 + w;
+          auto& bank = words[word % kBanks];
+          if (std::find(bank.begin(), bank.end(), word) == bank.end()) bank.push_back(word);
+        }
+      size_t most = 0;
+      for (const auto& bank : words) most = std::max(most, bank.size());
+      cycles.taken += static_cast<int64_t>(most);
+      ++cycles.least;
+    }
+  }
+  for (int i = begin; i < end; ++i) accesses(i).clear();
+}
 
 inline void run_fiber() {
   machine.scheduler_stack = sanitizer::enter_stack(nullptr);
@@ -232,12 +335,15 @@ inline void start_block(int threads) {
   std::memset(machine.shared() - kGuard, kGuardByte, machine.shared_bytes + 2 * kGuard);
   std::memset(machine.shared(), 0xFF, machine.shared_bytes);  // NaN in every type
   machine.barriers = 0;
-  std::fill_n(machine.words.begin(), (machine.shared_bytes + 3) / 4, Word{kNever, kNever, 0, 0});
+  std::fill_n(machine.warp_barriers, kMaxThreads / kWarp, 0);
+  std::fill_n(machine.words.begin(), (machine.shared_bytes + 3) / 4, Word{kUntouched, kUntouched});
   for (int thread = 0; thread < threads; ++thread) {
     Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
     if (!fiber.stack) fiber.stack.reset(new char[kStack]);
     sanitizer::allow(fiber.stack.get(), kStack);  // a fiber that never ended may have been there
     fiber.shuffles = 0;
+    fiber.accesses.clear();
+    fiber.copies.clear();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
@@ -266,6 +372,8 @@ inline bool wait_together(int begin, int end) {
   return true;
 }
 
+inline Wait waits_at(int thread) { return machine.fibers[static_cast<size_t>(thread)].wait; }
+
 // Each warp up to its next barrier of the block; false when the block is finished.
 inline bool advance(int threads) {
   for (int warp = 0; warp < threads; warp += kWarp) {
@@ -278,7 +386,9 @@ inline bool advance(int threads) {
         resume(&machine.fibers[static_cast<size_t>(thread)]);
       }
       if (!wait_together(begin, end)) return false;
-    } while (machine.fibers[static_cast<size_t>(begin)].wait == Wait::warp);
+      if (counting) count_cycles(begin, end);
+      if (waits_at(begin) == Wait::warp) ++machine.warp_barriers[begin / kWarp];
+    } while (waits_at(begin) == Wait::warp || waits_at(begin) == Wait::lanes);
   }
   ++machine.barriers;
   return wait_together(0, threads) && machine.fibers[0].wait != Wait::finished;

@@ -10,7 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cuda/launch.cuh"
+#include "../../csrc/cuda/columns.cuh"
+#include "../../csrc/cuda/transform.h"
 #include "../../csrc/definitions.h"
 #include "../../csrc/kernels.h"
 #include "../../csrc/orders.h"
@@ -64,8 +65,8 @@ void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_
               n,           scale,         at<void>(before),        at<void>(after)};
   if (K != 1 && !factor(K, transpose, t.factors)) throw std::invalid_argument("K is no order");
   if (!cuda) return cpu::kernels().transform(t, split);
-  run_emulated(cuda::transform_workspace(t),
-               [&](void* w) { return cuda::transform(t, w, nullptr); });
+  run_emulated(cuda::transform_workspace(t, 0),
+               [&](void* w) { return cuda::transform(t, w, {nullptr, 0}); });
 }
 
 py::object sign_matrix_rows(int64_t K, bool transpose) {
@@ -87,14 +88,14 @@ py::object sign_matrix_rows(int64_t K, bool transpose) {
 void words(bool cuda, uint64_t seed, uint32_t stream, uint64_t first, int64_t count, Address out) {
   const Draw d{seed, stream, first, count};
   if (!cuda) return cpu::kernels().words(d, at<uint32_t>(out), split);
-  run_emulated(0, [&](void*) { return cuda::words(d, at<uint32_t>(out), nullptr); });
+  run_emulated(0, [&](void*) { return cuda::words(d, at<uint32_t>(out), {nullptr, 0}); });
 }
 
 void normals(bool cuda, uint64_t seed, uint32_t stream, uint64_t first, int64_t count,
              Address out) {
   const Draw d{seed, stream, first, count};
   if (!cuda) return cpu::kernels().normals(d, at<float>(out), split);
-  run_emulated(0, [&](void*) { return cuda::normals(d, at<float>(out), nullptr); });
+  run_emulated(0, [&](void*) { return cuda::normals(d, at<float>(out), {nullptr, 0}); });
 }
 
 void project(bool cuda, Address out, Address base, Address v, Address offsets, Address scales,
@@ -111,24 +112,48 @@ void project(bool cuda, Address out, Address base, Address v, Address offsets, A
                      count,
                      seed};
   if (!cuda) return cpu::kernels().project(p, split);
-  run_emulated(cuda::project_workspace(p), [&](void* w) { return cuda::project(p, w, nullptr); });
+  run_emulated(cuda::project_workspace(p, 0),
+               [&](void* w) { return cuda::project(p, w, {nullptr, 0}); });
 }
 
-void adjoint(bool cuda, Address g, Address z, int type, int64_t L, int64_t start, int64_t count,
-             uint64_t seed) {
-  const Adjoint a{at<void>(g), at<void>(z), static_cast<Type>(type), L, start, count, seed};
+// pieces: (address, type, factor, start, count) of each.
+void adjoint(bool cuda, py::list pieces, Address z, int type, int64_t L, uint64_t seed) {
+  std::vector<Piece> all;
+  for (py::handle item : pieces) {
+    const auto t = item.cast<std::tuple<Address, int, double, int64_t, int64_t>>();
+    all.push_back({at<void>(std::get<0>(t)), static_cast<Type>(std::get<1>(t)), std::get<2>(t),
+                   std::get<3>(t), std::get<4>(t)});
+  }
+  const Adjoint a{
+      all.data(), static_cast<int64_t>(all.size()), at<void>(z), static_cast<Type>(type), L, seed};
   if (!cuda) return cpu::kernels().adjoint(a, split);
-  run_emulated(cuda::adjoint_workspace(a), [&](void* w) { return cuda::adjoint(a, w, nullptr); });
+  run_emulated(cuda::adjoint_workspace(a, 0),
+               [&](void* w) { return cuda::adjoint(a, w, {nullptr, 0}); });
 }
 
 // Kernels with one mistake each, by its name: what the emulator says of it, or an empty string.
 std::string run_faulty(const std::string& mistake) {
   constexpr int kThreads = 64;
+  static const float kFour[4] = {};
+  static const uint4 kPacket = {0x3F800000, 0x3F800000, 0x3F800000, 0x3F800000};
   const char* error = emulator::run(1, kThreads, kThreads * sizeof(float), [&] {
-    const cuda::Shared<float> x = cuda::shared_memory<float>();
+    const cuda::Shared<float> x(cuda::shared_memory<float>());
     const int thread = static_cast<int>(threadIdx.x), next = (thread + 1) % kThreads;
     if (mistake == "unwritten") return static_cast<void>(static_cast<float>(x[thread]));
     if (mistake == "outside") return x[thread + 1] = 0.0f;
+    if (mistake == "not aligned") return cuda::store_run<4, float>(x + 1, &kFour[0]);
+    if (mistake == "a copy that is not awaited") {
+      const cuda::Shared<uint4> slots(cuda::shared_memory<uint4>());
+      if (thread < kThreads / 4) cuda::copy_async(slots + thread, &kPacket);
+      const float copied = thread < kThreads / 4 ? x[4 * thread] : 1.0f;
+      if (copied != 1.0f) emulator::fail("a copy was read before it came");
+      return;
+    }
+    if (mistake.find("warp barrier") != std::string::npos) {
+      x[thread] = 1.0f;
+      if (mistake == "none but a warp barrier") __syncwarp();
+      return static_cast<void>(static_cast<float>(x[thread ^ 1]));
+    }
     x[mistake == "collision" ? thread / 2 : thread] = 1.0f;
     if (mistake == "barrier in a branch" && thread < 32) return;
     if (mistake != "no barrier") __syncthreads();
@@ -160,17 +185,34 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("normals", normals);
   m.def("project", project);
   m.def("adjoint", adjoint);
+  m.def("columns", [](Address x, int64_t total, int log, int levels) {
+    const char* error = cuda::transform_work(at<float>(x), total, log, levels, {nullptr, 0});
+    if (error) throw std::runtime_error(error);
+  });
+  m.def("cut_row", [](int row_log, int best, int most, int most_levels) {
+    const cuda::Cut cut = cuda::cut_row(row_log, best, most, most_levels);
+    return py::make_tuple(cut.tile_log, std::vector<int>(cut.levels, cut.levels + cut.passes));
+  });
   m.def("run_faulty", run_faulty, py::arg("mistake"));
   m.def("philox", philox);
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
   m.def("use_threads", [](int count) { threads = count; });
-  // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's parts, the order of
-  // threads.
+  // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's partial sums, the
+  // order of threads.
   m.def("configure",
-        [](int64_t blocks, int64_t wave, int64_t parts, int64_t shared, bool backwards) {
-          emulator::limits = {blocks, wave, parts, shared};
+        [](int64_t blocks, int64_t wave, int64_t partials, int64_t shared, bool backwards) {
+          emulator::limits = {blocks, wave, partials, shared};
           emulator::backwards = backwards;
         });
+  // Cycles of shared memory (taken, least) of what runs between the two calls.
+  m.def("count_cycles", [] {
+    emulator::counting = true;
+    emulator::cycles = {};
+  });
+  m.def("cycles", [] {
+    emulator::counting = false;
+    return py::make_tuple(emulator::cycles.taken, emulator::cycles.least);
+  });
 }
 
 }  // namespace fastfood

@@ -1,0 +1,349 @@
+// The forward projection on CUDA for one storage type, FASTFOOD_TYPE: tiles whose threads draw the
+// normals of consecutive rows, times v, transformed and stored, or added to a base. Blocks longer
+// than a tile leave it for a workspace, where passes over columns do the high levels.
+#include "columns.cuh"
+#include "normals.cuh"
+#include "transform.h"
+
+namespace fastfood::cuda {
+
+// Tiles of the projection whose levels below kLevels are done.
+template <int kLevels, class T>
+struct ProjectTile {
+  using C = Arithmetic<T>;
+  static constexpr int kTileLog = project_tile_log<T>(kLevels);
+  static constexpr int kValuesLog = project_values_log<T>(kTileLog);
+  using S = Stages<C, kTileLog, kValuesLog, kValuesLog, kValuesLog, kValuesLog, kLevels,
+                   kIsHalf<T> ? 1 : 0>;
+  // A warp that has a tile to itself shares its block, and the table, with three others.
+  static constexpr int kTiles = S::kThreads == kLanes ? 4 : 1;
+  static constexpr int kThreads = kTiles * S::kThreads;
+  static constexpr int kFit = kProjectWarps * kLanes / kThreads;
+  static constexpr int kResident = kFit > 1 ? kFit : 1;
+  // A thread's entries of v are the same in all tiles: where registers are left, they stay.
+  static constexpr bool kKeepsV = sizeof(C) == 4 && kValuesLog == 5;
+  struct Memory {
+    NormalCoefficients table;
+    alignas(16) C tile[kTiles][S::kRoom];
+  };
+};
+
+namespace {
+
+// out[i] = base[i] + scales[s] * y for rows start + i and their segments s; without base y itself.
+template <class T>
+struct Perturb {
+  using C = Arithmetic<T>;
+  T* out;
+  const T* base;
+  const int64_t* offsets;
+  const C* scales;
+  int64_t segments, start, count;
+
+  __device__ __forceinline__ int64_t segment_of(int64_t i) const {
+    int64_t low = 0, high = segments;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      if (offsets[middle] <= i) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  // Takes rows in ascending order, and knows the segment that it is in.
+  struct Cursor {
+    const Perturb& p;
+    int64_t segment, end = -1;
+    C scale = 1;
+    __device__ __forceinline__ void one(int64_t row, C y) {
+      const int64_t i = row - p.start;
+      if (i < 0 || i >= p.count) return;
+      if (p.base) {
+        if (i >= end) {
+          while (i >= p.offsets[segment + 1]) ++segment;
+          end = p.offsets[segment + 1];
+          scale = p.scales[segment];
+        }
+        y = widen(p.base[i]) + scale * y;
+      }
+      p.out[i] = narrow<T>(y);
+    }
+  };
+  __device__ __forceinline__ Cursor begin(int64_t row) const {
+    return {*this, base ? segment_of(row - start) : 0};
+  }
+
+  // r[i] = base + scale * r[i] for rows from i on, in one segment; pairs are aligned.
+  template <class S, class L>
+  __device__ __forceinline__ void add_base(C (&r)[S::kValues], int64_t i, C scale) const {
+    constexpr int kFlight = 16;  // values of the base on their way to registers
+#pragma unroll
+    for (int from = 0; from < S::kValues; from += kFlight) {
+      C b[kFlight];
+      read_base<L>(b, i, from);
+#pragma unroll
+      for (int k = 0; k < kFlight; ++k) r[from + k] = b[k] + scale * r[from + k];
+    }
+  }
+  template <class L, int kCount>
+  __device__ __forceinline__ void read_base(C (&b)[kCount], int64_t i, int from) const {
+    if constexpr (kIsHalf<T>) {
+#pragma unroll
+      for (int k = 0; k < kCount; k += 2)
+        widen_pair<T>(*reinterpret_cast<const uint32_t*>(base + i + L::of_value(from + k)), &b[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) b[k] = base[i + L::of_value(from + k)];
+    }
+  }
+  template <class S, class L>
+  __device__ __forceinline__ void store(const C (&r)[S::kValues], int64_t i) const {
+    if constexpr (kIsHalf<T>) {
+#pragma unroll
+      for (int k = 0; k < S::kValues; k += 2)
+        *reinterpret_cast<uint32_t*>(out + i + L::of_value(k)) = narrow_pair<T>(r[k], r[k + 1]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < S::kValues; ++k) out[i + L::of_value(k)] = r[k];
+    }
+  }
+
+  // Any other, entry by entry, through the thread's own places of the tile.
+  template <class S, class L>
+  __device__ __forceinline__ void any(C (&r)[S::kValues], int64_t first, int thread,
+                                      Shared<C> memory) const {
+    put<S, L>(r, memory, thread);
+    const int mine = L::of_thread(thread);
+    Cursor cursor = begin(first + mine);
+#pragma unroll 1
+    for (int k = 0; k < S::kValues; ++k)
+      cursor.one(first + mine + L::of_value(k), memory[S::place(mine + L::of_value(k))]);
+  }
+
+  template <class S, class L>
+  __device__ __forceinline__ void run(C (&r)[S::kValues], int64_t first, int thread,
+                                      Shared<C> memory) const {
+    const int64_t i = first - start, end = i + (1 << S::kTileLog);
+    bool plain = i >= 0 && end <= count;
+    if constexpr (kIsHalf<T>) plain = plain && aligned_pairs(i);
+    C scale = 1;
+    if (plain && base) {
+      const int64_t segment = segment_of(i);
+      plain = end <= offsets[segment + 1];
+      scale = scales[segment];
+    }
+    if (plain) {
+      if (base) add_base<S, L>(r, i + L::of_thread(thread), scale);
+      store<S, L>(r, i + L::of_thread(thread));
+    } else {
+      any<S, L>(r, first, thread, memory);
+    }
+  }
+  __device__ __forceinline__ bool aligned_pairs(int64_t i) const {
+    const auto bits = reinterpret_cast<uintptr_t>(out + i) |
+                      (base ? reinterpret_cast<uintptr_t>(base + i) : uintptr_t{0});
+    return bits % 4 == 0;
+  }
+};
+
+// v, one entry for each row of a block of L, at an aligned address.
+template <class C>
+struct Spread {
+  const C* v;
+  int64_t L;
+
+  // kCount entries from that of `row`, a multiple of them, on.
+  template <int kCount>
+  __device__ __forceinline__ void load(C* r, int64_t row) const {
+    const C* p = v + (row & (L - 1));
+#pragma unroll
+    for (int i = 0; i < kCount; i += kPacket<C>)
+      widen_packet<C>(*reinterpret_cast<const uint4*>(p + i), r + i);
+  }
+};
+
+template <class C>
+__global__ void __launch_bounds__(256) copy_kernel(const C* from, C* to, int64_t count) {
+  for (int64_t i = thread_index(); i < count; i += all_threads()) to[i] = from[i];
+}
+
+// Tiles of rows begin, ... end, begin a multiple of the tile's size.
+template <int kLevels, class T>
+__global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
+                                  ProjectTile<kLevels, T>::kResident)
+    project_kernel(const __grid_constant__ Perturb<T> out,
+                   const __grid_constant__ Spread<Arithmetic<T>> spread, uint64_t seed,
+                   const __grid_constant__ NormalTable table, int64_t begin, int64_t end) {
+  using Tile = ProjectTile<kLevels, T>;
+  using S = typename Tile::S;
+  using C = Arithmetic<T>;
+  constexpr int kTileLog = Tile::kTileLog;
+  auto& shared = *shared_memory<typename Tile::Memory>();
+  shared.table.copy(table);
+  __syncthreads();
+  const int group = static_cast<int>(threadIdx.x) / S::kThreads;
+  const int thread = static_cast<int>(threadIdx.x) % S::kThreads;
+  const Shared<C> memory(shared.tile[group]);
+  const int mine = S::First::of_thread(thread);
+  const bool moves = spread.L > (1 << kTileLog);  // v's entries are others in each tile
+  C v[Tile::kKeepsV ? S::kValues : 1];
+  if constexpr (Tile::kKeepsV) spread.template load<S::kValues>(v, mine);
+  for (int64_t first = begin + ((int64_t{blockIdx.x} * Tile::kTiles + group) << kTileLog);
+       first < end; first += (int64_t{gridDim.x} * Tile::kTiles) << kTileLog) {
+    const uint64_t call = call_of(first + mine);
+    C r[1][S::kValues];
+    if constexpr (Tile::kKeepsV)
+      if (moves) spread.template load<S::kValues>(v, first + mine);
+#pragma unroll
+    for (int i = 0; i < S::kValues; i += kHalves) {
+      C g[kHalves], other[kHalves];
+      draw_g(seed, call, i, shared.table, g);
+      if constexpr (!Tile::kKeepsV) spread.template load<kHalves>(other, first + mine + i);
+#pragma unroll
+      for (int k = 0; k < kHalves; ++k)
+        r[0][i + k] =
+            g[k] * (Tile::kKeepsV ? v[(i + k) % (Tile::kKeepsV ? S::kValues : 1)] : other[k]);
+    }
+    barrier<S::kThreads>();  // the last tile has been read
+    transform_tiles<S>(r, memory, thread);
+    out.template run<S, typename S::Last>(r[0], first, thread, memory);
+  }
+}
+
+// --- Launches ------------------------------------------------------------------------------------
+
+// The whole blocks of L that hold rows [start, start + count).
+struct Blocks {
+  int64_t first, end;
+};
+inline Blocks blocks_around(int64_t start, int64_t count, int64_t L) {
+  return {start / L * L, count > 0 ? divide_up(start + count, L) * L : start / L * L};
+}
+
+// The most levels of a tile that this device has the shared memory for.
+template <class T, int kLevels = kProjectLevelsMost<T>>
+int most_levels(const Device& device) {
+  if constexpr (kLevels > kLevelsLeast) {
+    if (static_cast<int64_t>(sizeof(typename ProjectTile<kLevels, T>::Memory)) > device.shared)
+      return most_levels<T, kLevels - 1>(device);
+  }
+  return kLevels;
+}
+
+template <class T, int kLevels = kLevelsLeast>
+const char* launch_tiles(const Perturb<T>& out, const Projection& p, int levels, int64_t first,
+                         int64_t end, Stream stream) {
+  if constexpr (kLevels < kProjectLevelsMost<T>) {
+    if (levels > kLevels) return launch_tiles<T, kLevels + 1>(out, p, levels, first, end, stream);
+  }
+  using C = Arithmetic<T>;
+  using Tile = ProjectTile<kLevels, T>;
+  const int64_t begin = first >> Tile::kTileLog << Tile::kTileLog;
+  const int64_t tiles = divide_up(end - begin, int64_t{1} << Tile::kTileLog);
+  const int64_t most = int64_t{device_facts(stream.device).multiprocessors} * Tile::kResident;
+  const int64_t blocks = divide_up(tiles, Tile::kTiles);
+  return Launch<project_kernel<kLevels, T>>::run(
+      "project_kernel",
+      {blocks < most ? blocks : most, Tile::kThreads, sizeof(typename Tile::Memory), stream}, out,
+      Spread<C>{static_cast<const C*>(p.v), p.L}, p.seed, kNormalTable, begin, end);
+}
+
+}  // namespace
+
+// Each compilation makes those of its own type, and calls the others.
+extern template const char* project_tiles<float>(const Projection&, float*, int, int64_t, int64_t,
+                                                 Stream);
+extern template const char* project_tiles<double>(const Projection&, double*, int, int64_t, int64_t,
+                                                  Stream);
+
+template <class T>
+const char* project_tiles(const Projection& p, T* out, int levels, int64_t first, int64_t end,
+                          Stream stream) {
+  const Perturb<T> plain{out, nullptr, nullptr, nullptr, 0, first, end - first};
+  return launch_tiles<T>(plain, p, levels, first, end, stream);
+}
+
+namespace {
+
+// Blocks of L longer than a tile, entries [first, end): tiles to `work`, then columns.
+template <class T>
+const char* project_long(const Perturb<T>& out, const Projection& p, const Cut& cut, int64_t first,
+                         int64_t end, Arithmetic<T>* work, Stream stream) {
+  using C = Arithmetic<T>;
+  const char* error = project_tiles<C>(p, work, cut.tile_log, first, end, stream);
+  Perturb<T> shifted = out;  // work's first entry is row `first`
+  shifted.start -= first;
+  for (int pass = 0, log = cut.tile_log; pass < cut.passes && !error; ++pass) {
+    const int levels = cut.levels[pass];
+    error = pass + 1 < cut.passes
+                ? transform_work<C>(work, end - first, log, levels, stream)
+                : transform_columns<C>(Work<C>{work}, shifted, end - first, log, levels, stream);
+    log += levels;
+  }
+  return error;
+}
+
+template <class C>
+Cut cut_block(int log_L, const Device& device) {
+  const int most = most_levels<C>(device);
+  return cut_row(log_L, 11 < most ? 11 : most, most, most_column_levels<C>(device));
+}
+
+}  // namespace
+
+template <class T>
+int64_t project_workspace_of(const Projection& p, int device) {
+  using C = Arithmetic<T>;
+  int64_t entries = is_aligned(p.v, 16) ? 0 : p.L;
+  if (log2_of(p.L) > most_levels<T>(device_facts(device))) {
+    const Blocks blocks = blocks_around(p.start, p.count, p.L);
+    entries += wave_size(p.L, blocks.end - blocks.first);
+  }
+  return entries * static_cast<int64_t>(sizeof(C));
+}
+
+template <class T>
+const char* project_rows_of(const Projection& given, void* workspace, Stream stream) {
+  using C = Arithmetic<T>;
+  if (given.count == 0) return nullptr;
+  Projection p = given;
+  C* work = static_cast<C*>(workspace);
+  if (!is_aligned(p.v, 16)) {
+    const char* error =
+        Launch<copy_kernel<C>>::run("copy_kernel", {divide_up(p.L, 256), 256, 0, stream},
+                                    static_cast<const C*>(p.v), work, p.L);
+    if (error) return error;
+    p.v = work;
+    work += p.L;
+  }
+  const Perturb<T> out{static_cast<T*>(p.out),
+                       static_cast<const T*>(p.base),
+                       p.offsets,
+                       static_cast<const C*>(p.scales),
+                       p.segments,
+                       p.start,
+                       p.count};
+  const Device device = device_facts(stream.device);
+  const int log_L = log2_of(p.L);
+  if (log_L <= most_levels<T>(device))
+    return launch_tiles<T>(out, p, log_L, p.start, p.start + p.count, stream);
+  const Blocks blocks = blocks_around(p.start, p.count, p.L);
+  const int64_t wave = wave_size(p.L, blocks.end - blocks.first);
+  const Cut cut = cut_block<C>(log_L, device);
+  for (int64_t first = blocks.first; first < blocks.end; first += wave) {
+    const int64_t end = first + wave < blocks.end ? first + wave : blocks.end;
+    const char* error = project_long(out, p, cut, first, end, work, stream);
+    if (error) return error;
+  }
+  return nullptr;
+}
+
+template const char* project_tiles<FASTFOOD_TYPE>(const Projection&, FASTFOOD_TYPE*, int, int64_t,
+                                                  int64_t, Stream);
+template int64_t project_workspace_of<FASTFOOD_TYPE>(const Projection&, int);
+template const char* project_rows_of<FASTFOOD_TYPE>(const Projection&, void*, Stream);
+
+}  // namespace fastfood::cuda

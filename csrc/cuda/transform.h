@@ -1,0 +1,40 @@
+// What the CUDA sources that are compiled once for each storage type offer to each other.
+#pragma once
+
+#include "launch.cuh"
+
+namespace fastfood::cuda {
+
+// Rows of 2^k entries; t.factors is not read. Rows are worked on in t.out itself if T is the type
+// that they are computed in, else in a workspace of so many bytes.
+template <class T>
+int64_t rows_workspace(const Transform& t, int device);
+template <class T>
+const char* transform_rows(const Transform& t, void* workspace, Stream stream);
+
+// Levels [log, log + levels) of rows in `work`, in place, by a pass over columns.
+template <class C>
+const char* transform_work(C* work, int64_t total, int log, int levels, Stream stream);
+
+// Rows of K 2^k entries.
+template <class T>
+int64_t orders_workspace(const Transform& t, int device);
+template <class T>
+const char* transform_orders(const Transform& t, void* workspace, Stream stream);
+
+template <class T>
+int64_t project_workspace_of(const Projection& p, int device);
+template <class T>
+const char* project_rows_of(const Projection& p, void* workspace, Stream stream);
+
+// Tiles of 2^levels entries of rows [first, end) of the projection, transformed, to out.
+template <class T>
+const char* project_tiles(const Projection& p, T* out, int levels, int64_t first, int64_t end,
+                          Stream stream);
+
+template <class C>
+int64_t adjoint_workspace_of(const Adjoint& a, int device);
+template <class C>
+const char* adjoint_of(const Adjoint& a, void* workspace, Stream stream);
+
+}  // namespace fastfood::cuda
