@@ -9,7 +9,6 @@ the same sums in plain torch.
 import functools
 
 import torch
-from torch.autograd import forward_ad
 
 from .ops import (
     STREAM_B,
@@ -19,6 +18,7 @@ from .ops import (
     operators,
     philox_words,
     save_arguments,
+    unwatched,
 )
 
 # The orders K of csrc/orders.cpp. Products of two are taken as well.
@@ -239,19 +239,6 @@ def _diagonal(values, n, x, name):
     return values.to(wide).contiguous()
 
 
-def _direct(x, before, after) -> bool:
-    """Whether nothing looks at the call: no gradient, no tangent, no function transform."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    return not (
-        x.requires_grad
-        or (before is not None and before.requires_grad)
-        or (after is not None and after.requires_grad)
-    )
-
-
 def _check_out(out, x) -> None:
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise RuntimeError("out: wanted a call without autograd, got one that requires a gradient")
@@ -274,7 +261,7 @@ def _transform(x, scale, K, transpose, before, after, dim, out):
         return y if out is None else out.copy_(y)
     if out is None:
         return _apply(x, scale, K, transpose, before, after)
-    if not _can_write(out, x) or not _direct(x, before, after):
+    if not _can_write(out, x) or not unwatched(x, before, after):
         return out.copy_(_apply(x, scale, K, transpose, before, after))
     _fill(out, x, scale, K, transpose, before, after)
     torch.autograd.graph.increment_version(out)
@@ -296,7 +283,7 @@ def _apply(x, scale, K, transpose, before, after):
         if torch._C._are_functorch_transforms_active():  # they do not see into operators
             return in_plain_torch(x, scale, K, transpose, before, after)
         return _operator(x, scale, K, transpose, before, after)
-    if _direct(x, before, after):
+    if unwatched(x, before, after):
         if not x.is_contiguous():
             x = x.contiguous()
         out = torch.empty_like(x)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .loading import why_no_kernels
 
@@ -62,6 +63,16 @@ def linear_map(
     Both map (..., a) to (..., b) or back, and keep nothing of their argument.
     """
     return _LinearMap.apply(x, f, adjoint)
+
+
+def unwatched(*tensors: torch.Tensor | None) -> bool:
+    """Whether an eager call with these tensors may go straight to the operator, since there is no
+    gradient, no tangent and no function transform to look at it."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return not torch.is_grad_enabled() or not any(
+        t is not None and t.requires_grad for t in tensors
+    )
 
 
 def has_kernels(device: torch.device | str) -> bool:
@@ -167,6 +178,49 @@ def project_rows_adjoint(g: torch.Tensor, L: int, seed: int, start: int) -> torc
     return _rows_adjoint(g, L, signed(seed), start)
 
 
+def project_rows_adjoint_sum(
+    gs: Sequence[torch.Tensor],
+    starts: Sequence[int],
+    factors: Sequence[float],
+    L: int,
+    seed: int,
+) -> torch.Tensor:
+    """The sum of factors[i] * project_rows_adjoint(gs[i], L, seed, starts[i]), in one pass over all
+    of them, on CUDA in one launch for each 64.
+
+    Args:
+        gs: at least one tensor of shape (len,), any strides, of one device, each float32, float64,
+            float16 or bfloat16; their rows may overlap.
+        starts, factors: a first row and a number for each.
+        L, seed: as in `project_rows`.
+
+    Returns:
+        Shape (L,), float64 if any of gs is, else float32. The order of summation is fixed by the
+        arguments: the same bits in every run. Differentiable to any order in gs. Raises TypeError
+        or ValueError for anything else.
+    """
+    gs, starts, factors = list(gs), list(starts), [float(f) for f in factors]
+    if not gs or len(starts) != len(gs) or len(factors) != len(gs):
+        raise ValueError(
+            "gs, starts, factors: wanted as many of each and at least one, got "
+            f"{len(gs)}, {len(starts)}, {len(factors)}"
+        )
+    _check_block_length(L, "L")
+    for g, start in zip(gs, starts, strict=True):
+        check_tensor(g, "gs")
+        if g.dim() != 1 or g.device != gs[0].device:
+            raise ValueError(
+                f"gs: wanted tensors of one dimension on {gs[0].device}, got shape "
+                f"{tuple(g.shape)} on {g.device}"
+            )
+        _check_rows(start, start + g.shape[0])
+    if torch.compiler.is_compiling() or unwatched(*gs):
+        return operators.project_rows_adjoint_sum(gs, starts, factors, L, signed(seed))
+    wide = torch.float64 if any(g.dtype == torch.float64 for g in gs) else torch.float32
+    parts = [_rows_adjoint(g, L, signed(seed), start) for g, start in zip(gs, starts, strict=True)]
+    return sum(part.to(wide) * f for part, f in zip(parts, factors, strict=True))
+
+
 def _rows(v, seed, start, stop):
     if torch.compiler.is_compiling():
         return operators.project_rows(v, seed, start, stop)
@@ -245,6 +299,7 @@ def _refuse(name):
     """A kernel for devices and layouts that have none of ours."""
 
     def refuse(x, *arguments, **named):
+        x = x[0] if isinstance(x, list) else x
         kind = x.device.type
         raise NotImplementedError(
             f"{name}: wanted dense tensors on a device with kernels, got {x.layout} on {kind}"
@@ -271,6 +326,31 @@ def _rows_adjoint_backward(ctx, z):
     return _rows(z, seed, start, start + ctx.shape[-1]).to(ctx.dtype), None, None, None
 
 
+def _fake_rows_adjoint_sum(gs, starts, factors, L, seed):
+    count = len(gs)
+    torch._check(
+        count == len(starts) == len(factors) > 0,
+        lambda: f"starts, factors: wanted one for each of {count} tensors",
+    )
+    torch._check(all(g.dim() == 1 for g in gs), lambda: "gs: wanted tensors of one dimension")
+    wide = any(g.dtype == torch.float64 for g in gs)
+    return gs[0].new_empty(L, dtype=torch.float64 if wide else torch.float32)
+
+
+def _save_sum(ctx, inputs, output) -> None:
+    gs, ctx.starts, ctx.factors, _, ctx.seed = inputs
+    ctx.sizes = [(g.shape[0], g.dtype) for g in gs]
+
+
+def _rows_adjoint_sum_backward(ctx, z):
+    pieces = zip(ctx.sizes, ctx.starts, ctx.factors, strict=True)
+    grads = [
+        (_rows(z, ctx.seed, start, start + count) * factor).to(dtype)
+        for (count, dtype), start, factor in pieces
+    ]
+    return grads, None, None, None, None
+
+
 def _fake_random(words_per_call, dtype):
     def fake(like, seed, stream, first, count):
         return like.new_empty(words_per_call * count, dtype=dtype)
@@ -292,6 +372,7 @@ _register(
     _rows_adjoint_backward,
     save_arguments,
 )
+_register("project_rows_adjoint_sum", _fake_rows_adjoint_sum, _rows_adjoint_sum_backward, _save_sum)
 _register("project_rows_out", lambda *arguments: None)
 _register("perturb_", lambda *arguments: None)
 _register("philox_words", _fake_random(4, torch.int32))

@@ -17,6 +17,7 @@ from .hadamard import hadamard_transform, random_signs
 
 Pieces = Iterable[tuple[int, float | torch.Tensor, torch.Tensor]]  # start, factor, g
 _TILE = 1 << 22  # random numbers that Dense and Sparse hold at a time
+_HELD = 1 << 22  # entries of gradients that wait until there are enough for a call
 
 
 class Projection:
@@ -219,10 +220,28 @@ class Fastfood(Projection):
     def rows_adjoint_sum(self, pieces: Pieces, like: torch.Tensor) -> torch.Tensor:
         # (Pi H B)^T of the summed z = sum_b G_b * H_L(g_b): once, however many the pieces are
         z = like.new_zeros(self.L)
+        for starts, factors, gs in self._batches(pieces):
+            z = z + ops.project_rows_adjoint_sum(gs, starts, factors, self.L, self.seed).to(like)
+        return self.spread_adjoint(z)
+
+    def _batches(self, pieces):
+        """Lists of starts, factors and gradients for one call each: as few as keep no more than
+        _HELD entries waiting for others."""
+        batch, held = [], 0
         for start, factor, g in pieces:
             self._check_rows(g, start)
-            z = z + (factor * ops.project_rows_adjoint(g, self.L, self.seed, start)).to(like)
-        return self.spread_adjoint(z)
+            if isinstance(factor, torch.Tensor):
+                g, factor = g * factor, 1.0
+            if batch and batch[0][2].device != g.device:
+                yield zip(*batch, strict=True)
+                batch, held = [], 0
+            batch.append((start, factor, g))
+            held += g.numel()
+            if held >= _HELD:
+                yield zip(*batch, strict=True)
+                batch, held = [], 0
+        if batch:
+            yield zip(*batch, strict=True)
 
     rows_adjoint_sum.__doc__ = Projection.rows_adjoint_sum.__doc__
 

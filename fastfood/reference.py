@@ -9,6 +9,7 @@ meets within 3e-5.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -227,6 +228,18 @@ def project_rows_adjoint(g: torch.Tensor, L: int, seed: int, start: int) -> torc
     """See `fastfood.ops.project_rows_adjoint`; the result is float64."""
     identity = torch.eye(L, dtype=torch.float64, device=g.device)
     return g.double() @ project_rows(identity, seed, start, start + g.shape[-1]).T
+
+
+def project_rows_adjoint_sum(
+    gs: Sequence[torch.Tensor],
+    starts: Sequence[int],
+    factors: Sequence[float],
+    L: int,
+    seed: int,
+) -> torch.Tensor:
+    """See `fastfood.ops.project_rows_adjoint_sum`; the result is float64."""
+    pieces = zip(gs, starts, factors, strict=True)
+    return sum(factor * project_rows_adjoint(g, L, seed, start) for g, start, factor in pieces)
 
 
 def perturb(

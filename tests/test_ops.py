@@ -24,6 +24,16 @@ def operator_calls(device):
             3,
             10,
         ),
+        "project_rows_adjoint_sum": (
+            [
+                torch.randn(690, device=device, requires_grad=True),
+                torch.randn(30, device=device).bfloat16().requires_grad_(),
+            ],
+            [10, 3],
+            [1.0, -0.5],
+            256,
+            3,
+        ),
         "perturb_": (
             vector.clone(),
             vector,
