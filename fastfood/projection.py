@@ -334,38 +334,49 @@ class Sparse(Dense):
         self.R = math.isqrt(D - 1) + 1
 
     def _entries(self, start: int, stop: int, device):
-        """Yields (row, column, value) of the entries in rows [start, stop), as tensors, some tiles
-        of R rows at a time.
+        """Yields (row, value, whether the row is in [start, stop)) of entries, some tiles of R rows
+        at a time, as tensors of shape (tiles, d): column k's are those at [:, k].
         """
         step = max(1, _TILE // self.d)
         tiles = range(start // self.R, -(-stop // self.R))
         for tile in tiles[::step]:
-            index = torch.arange(
-                tile * self.d, min(tile + step, tiles.stop) * self.d, device=device
-            )
+            last = min(tile + step, tiles.stop)
+            index = torch.arange(tile * self.d, last * self.d, device=device).view(-1, self.d)
             first = int(tile * self.d) // 4
             words = (
                 ops.philox_words(
-                    self.seed, ops.STREAM_SPARSE, first, len(index) // 4 + 2, device
+                    self.seed, ops.STREAM_SPARSE, first, index.numel() // 4 + 2, device
                 ).long()
                 & 0xFFFFFFFF
             )
             w = words[index - 4 * first]
-            column = index % self.d
             row = (index // self.d) * self.R + ((w >> 1) * self.R >> 31)
             value = (1 - 2 * (w & 1)) * math.sqrt(self.R / self.D)
-            wanted = (row >= start) & (row < stop)
-            yield row[wanted], column[wanted], value[wanted]
+            yield row, value, (row >= start) & (row < stop)
 
     def _forward(self, theta, start, stop):
         out = theta.new_zeros((*theta.shape[:-1], stop - start))
-        for row, column, value in self._entries(start, stop, theta.device):
-            out = out.index_add(-1, row - start, theta[..., column] * value.to(theta.dtype))
+        for row, value, inside in self._entries(start, stop, theta.device):
+            column = inside.nonzero()[:, 1]
+            added = theta[..., column] * value[inside].to(theta.dtype)
+            out = _index_add(out, row[inside] - start, added)
         return out
 
     def _transposed(self, g, start):
         dtype = torch.promote_types(g.dtype, torch.float32)
         out = g.new_zeros((*g.shape[:-1], self.d), dtype=dtype)
-        for row, column, value in self._entries(start, start + g.shape[-1], g.device):
-            out = out.index_add(-1, column, g[..., row - start].to(dtype) * value.to(dtype))
+        for row, value, inside in self._entries(start, start + g.shape[-1], g.device):
+            # one entry for each tile and column: a sum over tiles, in one order on every device
+            taken = g[..., torch.where(inside, row - start, 0)].to(dtype) * value.to(dtype)
+            out = out + torch.where(inside, taken, 0).sum(-2)
         return out
+
+
+def _index_add(out, index, added):
+    """out.index_add(-1, index, added), the same bits in every run: that adds in any order on a GPU,
+    where index_put sorts; on the CPU index_put is the one of any order.
+    """
+    if not out.is_cuda:
+        return out.index_add(-1, index, added)
+    rows = out.movedim(-1, 0).index_put((index,), added.movedim(-1, 0), accumulate=True)
+    return rows.movedim(0, -1)
