@@ -11,6 +11,7 @@ import functools
 import torch
 
 from .ops import (
+    FLOATING,
     STREAM_B,
     check_tensor,
     has_kernels,
@@ -23,6 +24,7 @@ from .ops import (
 
 # The orders K of csrc/orders.cpp. Products of two are taken as well.
 ORDERS = (*range(12, 173, 8), 40, 428)
+_FLOATING = frozenset(FLOATING)
 _PRODUCTS = {a * b for a in ORDERS for b in ORDERS} - set(ORDERS)
 
 _operator = operators.hadamard_transform.default
@@ -62,6 +64,8 @@ def hadamard_transform(
     1, 2, 4, ..., each sum rounded once; the scale; `after`. Differentiable to any order, forward
     and backward, in `x`, `before` and `after`.
     """
+    if before is None and after is None and dim == -1 and _is_ready(x, out):
+        return _fill_ready(x, scale, out)
     if out is not None:
         _check_out(out, x)
     return _padded(x, scale, 1, before, after, dim, out)
@@ -252,6 +256,30 @@ def _check_out(out, x) -> None:
 # --- The call ------------------------------------------------------------------------------------
 
 
+def _is_ready(x, out) -> bool:
+    """Whether a call is as simple as can be, so that the operator may have it at once: on a GPU the
+    careful way below takes as long as the launch. Of `out` the operator refuses what does not fit.
+    """
+    if type(x) is not torch.Tensor or torch.compiler.is_compiling() or not unwatched(x, out):
+        return False
+    if x.dtype not in _FLOATING or not x.is_contiguous() or not _is_power((0, *x.shape)[-1]):
+        return False
+    return out is None or out is x or (type(out) is torch.Tensor and _can_write(out, x))
+
+
+def _fill_ready(x, scale, out):
+    y = torch.empty_like(x) if out is None else out
+    try:
+        _operator_out(x, y, float(scale))
+    except RuntimeError:
+        if out is not None:
+            _check_out(out, x)
+        raise
+    if out is not None:
+        torch.autograd.graph.increment_version(out)
+    return y
+
+
 def _transform(x, scale, K, transpose, before, after, dim, out):
     if before is not None or after is not None:
         n = x.shape[dim]
@@ -261,7 +289,7 @@ def _transform(x, scale, K, transpose, before, after, dim, out):
         return y if out is None else out.copy_(y)
     if out is None:
         return _apply(x, scale, K, transpose, before, after)
-    if not _can_write(out, x) or not unwatched(x, before, after):
+    if torch.compiler.is_compiling() or not _can_write(out, x) or not unwatched(x, before, after):
         return out.copy_(_apply(x, scale, K, transpose, before, after))
     _fill(out, x, scale, K, transpose, before, after)
     torch.autograd.graph.increment_version(out)
@@ -270,7 +298,7 @@ def _transform(x, scale, K, transpose, before, after, dim, out):
 
 def _can_write(out, x) -> bool:
     """Whether `out` may be written while `x` is read: it is x, or shares no memory with it."""
-    if torch.compiler.is_compiling() or not out.is_contiguous():
+    if not out.is_contiguous():
         return False
     return out is x or out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
 
