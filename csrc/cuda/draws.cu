@@ -9,6 +9,7 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     words_kernel(uint64_t seed, uint32_t stream, uint64_t first, int64_t count, uint32_t* out) {
+#pragma unroll 1
   for (int64_t i = thread_index(); i < count; i += all_threads()) {
     const Words words = stream_call(seed, stream, first + static_cast<uint64_t>(i));
 #pragma unroll
@@ -22,6 +23,7 @@ __global__ void __launch_bounds__(kThreads)
   NormalCoefficients& shared = *shared_memory<NormalCoefficients>();
   shared.copy(table);
   __syncthreads();
+#pragma unroll 1
   for (int64_t i = thread_index(); i < count; i += all_threads()) {
     float z[kHalves];
     draw_normals(seed, stream, first + static_cast<uint64_t>(i), shared, z);

@@ -32,6 +32,7 @@ struct StoreColumn {
 template <class T>
 __global__ void __launch_bounds__(256)
     widen_kernel(const __grid_constant__ LoadAny<T> load, Arithmetic<T>* work) {
+#pragma unroll 1
   for (int64_t i = thread_index(); i < load.end; i += all_threads()) work[i] = load.one(i);
 }
 

@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(kMixThreads)
 template <class T>
 __global__ void __launch_bounds__(kMixThreads)
     widen_row_kernel(const __grid_constant__ LoadRow<T> load, Arithmetic<T>* work, int64_t total) {
+#pragma unroll 1
   for (int64_t i = thread_index(); i < total; i += all_threads())
     work[i] = load.one(i / load.n, i % load.n);
 }

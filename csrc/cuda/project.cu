@@ -167,6 +167,7 @@ struct Spread {
 
 template <class C>
 __global__ void __launch_bounds__(256) copy_kernel(const C* from, C* to, int64_t count) {
+#pragma unroll 1
   for (int64_t i = thread_index(); i < count; i += all_threads()) to[i] = from[i];
 }
 
