@@ -18,6 +18,9 @@
 namespace py = pybind11;
 
 namespace fastfood {
+
+void bind_plain(py::module_&);
+
 namespace {
 
 using Address = uintptr_t;
@@ -160,6 +163,7 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("normals", normals);
   m.def("project", project);
   m.def("adjoint", adjoint);
+  bind_plain(m);
   m.def("run_faulty", run_faulty, py::arg("mistake"));
   m.def("philox", philox);
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
