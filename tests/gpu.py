@@ -47,7 +47,7 @@ PROGRAM = ROOT / "tests" / "native" / "fastfood_compare"
 BUILD = "FASTFOOD_CUDA=1 FASTFOOD_TESTS=1 python setup.py build_ext --inplace"
 PARTS = ("tests", "sanitizer", "fwht", "projection")
 GRACE = 10  # seconds to end in, once asked to
-INNER = 0.7  # of a step's time, in which fastfood_compare begins cases
+INNER = 0.8  # of a step's time before that, in which fastfood_compare begins cases
 FOUND_BY_THE_SANITIZER = 9  # its exit code then
 
 
@@ -119,7 +119,8 @@ def limit(steps, i, seconds_left):
 
 
 def words(step, seconds):
-    return [str(word).replace("{seconds}", f"{INNER * seconds:.0f}") for word in step.command]
+    inner = INNER * max(1, seconds - GRACE)
+    return [str(word).replace("{seconds}", f"{inner:.0f}") for word in step.command]
 
 
 def shown(step, seconds):
@@ -169,7 +170,8 @@ def said(step, printed):
         line = f"{found['passed']} passed, {found['skipped']} skipped, {found['failed']} failed"
         return line, found["failed"] > 0 or not found["passed"], {"results": found}
     if step.part == "sanitizer":
-        lines = re.findall(r"in all: .*|(?:ERROR|RACECHECK) SUMMARY: .*", printed)
+        lines = re.findall(r"(?:in all|so far): .*", printed)[-1:]
+        lines += re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", printed)
         clean = [re.search(r" 0 differ|: 0 errors|: 0 hazards", line) for line in lines]
         return "; ".join(lines), not lines or not all(clean), {}
     if step.report and step.report.exists():

@@ -139,6 +139,9 @@ inline int64_t run(const std::vector<Case>& cases, const Plan& plan) {
       if (++different <= kShown) std::printf("differs: %s %s\n", c.kind.c_str(), c.name.c_str());
       std::fflush(stdout);
     }
+    std::printf("so far: %lld compared, %lld differ\n", static_cast<long long>(compared),
+                static_cast<long long>(different));
+    std::fflush(stdout);
   }
   for (const Count& count : counts)
     std::printf("%s: %lld compared, %lld differ\n", count.kind.c_str(),
