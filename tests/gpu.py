@@ -72,6 +72,15 @@ def find_sanitizer():
     return shutil.which("compute-sanitizer", path=path)
 
 
+def knows(program, option):
+    """Whether its help names an option."""
+    try:
+        done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return option in done.stdout
+
+
 def test_step(room):
     files = [f"tests/{name}.py" for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=5"]
@@ -93,8 +102,13 @@ def sanitizer_steps():
     if not sanitizer:
         lacking = lacking or "compute-sanitizer is on no PATH and in no CUDA_HOME"
     code = ["--error-exitcode", str(FOUND_BY_THE_SANITIZER)]
-    for tool, share, options in (("memcheck", 2, ["--exact"]), ("racecheck", 1, ["--quick"])):
-        command = [sanitizer or "compute-sanitizer", "--tool", tool, *code, PROGRAM, *options]
+    padding = ["--padding", "256"] if sanitizer and knows(sanitizer, "--padding") else []
+    for tool, share, more, options in (
+        ("memcheck", 2, padding, ["--exact"]),  # else what is behind an array may be another one
+        ("racecheck", 1, [], ["--quick"]),
+    ):
+        command = [sanitizer or "compute-sanitizer", "--tool", tool, *more, *code]
+        command += [PROGRAM, *options]
         yield Step("sanitizer", tool, share, [*command, *limit], [], lacking)
 
 
@@ -168,12 +182,14 @@ def said(step, printed):
     if step.part == "tests" and step.report.exists():
         found = count(step.report)
         line = f"{found['passed']} passed, {found['skipped']} skipped, {found['failed']} failed"
+        line += "".join(f", {name}" for name in found["names"][:10])
         return line, found["failed"] > 0 or not found["passed"], {"results": found}
     if step.part == "sanitizer":
         lines = re.findall(r"(?:in all|so far): .*", printed)[-1:]
         lines += re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", printed)
         clean = [re.search(r" 0 differ|: 0 errors|: 0 hazards", line) for line in lines]
-        return "; ".join(lines), not lines or not all(clean), {}
+        if lines:
+            return "; ".join(lines), not all(clean), {}
     if step.report and step.report.exists():
         results = json.loads(step.report.read_text())["results"]
         return f"{len(results)} rows", not results, {"results": results}

@@ -72,6 +72,21 @@ def test_all_tests_that_take_a_device_are_run():
     assert found == set(gpu.TESTS)
 
 
+def test_the_sanitizer_s_steps(tmp_path, monkeypatch):
+    tool, program = tmp_path / "compute-sanitizer", tmp_path / "fastfood_compare"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(gpu, "PROGRAM", program)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    assert all("is not there" in step.lacking for step in gpu.sanitizer_steps())
+    for file, text in ((program, ""), (tool, "#!/bin/sh\necho --padding arg\n")):
+        file.write_text(text)
+        file.chmod(0o755)
+    compare, memcheck, racecheck = gpu.sanitizer_steps()
+    assert not compare.lacking and not memcheck.lacking and not racecheck.lacking
+    assert memcheck.command[:5] == [str(tool), "--tool", "memcheck", "--padding", "256"]
+    assert gpu.words(racecheck, 110)[-4:] == [str(program), "--quick", "--seconds", "80"]
+
+
 def make_step(name, code, part="fwht", report=None):
     return gpu.Step(part, name, 1, [sys.executable, "-c", code], [], "", report)
 
@@ -92,6 +107,7 @@ def test_each_step_stands_alone(tmp_path, monkeypatch, capsys):
     file, xml = tmp_path / "fwht.json", tmp_path / "tests.xml"
     suite = '<testsuite><testcase name="a"/><testcase name="b"><failure/></testcase></testsuite>'
     steps = [
+        make_step("no GPU", "print('no GPU: none'); raise SystemExit(2)", "sanitizer"),
         make_step("tests", WRITES.format(str(xml), suite, 1), "tests", xml),
         make_step("sleeps", SLEEPS, "sanitizer"),
         make_step("hazards", "print('RACECHECK SUMMARY: 3 hazards displayed')", "sanitizer"),
@@ -102,12 +118,13 @@ def test_each_step_stands_alone(tmp_path, monkeypatch, capsys):
     ]
     monkeypatch.setattr(gpu_tables, "TABLES", {})
     options = types.SimpleNamespace(out=tmp_path, minutes=0.5)
-    steps[1].share = 0.2
+    steps[2].share = 0.2
     gpu.run(steps, options, tmp_path)
     entries = json.loads((tmp_path / "gpu.json").read_text())["steps"]
     found = {e["name"]: (e["status"], e["said"]) for e in entries}
     assert found == {
-        "tests": ("failed", "1 passed, 0 skipped, 1 failed"),
+        "no GPU": ("failed", "no GPU: none"),
+        "tests": ("failed", "1 passed, 0 skipped, 1 failed, b"),
         "sleeps": ("out of time", "in all: 7 compared, 0 differ"),
         "hazards": ("failed", "RACECHECK SUMMARY: 3 hazards displayed"),
         "silent": ("failed", ""),
@@ -115,7 +132,7 @@ def test_each_step_stands_alone(tmp_path, monkeypatch, capsys):
         "half": ("failed", "2 rows"),
         "fine": ("ok", "2 rows"),
     }
-    assert entries[0]["results"]["names"] == ["b"] and entries[-1]["results"] == [1, 2]
+    assert entries[1]["results"]["names"] == ["b"] and entries[-1]["results"] == [1, 2]
     assert "| sleeps | out of time |" in (tmp_path / "tables.md").read_text()
 
 

@@ -20,10 +20,12 @@ namespace fastfood::compare {
 
 // --- The device ----------------------------------------------------------------------------------
 
-// Ends the program: what follows would say nothing.
+inline std::string running;  // the case that is
+
+// Ends the program: after an error of the device nothing that follows would count.
 inline void stop_at(const char* error, const char* what) {
   if (!error) return;
-  std::printf("%s: %s\n", what, error);
+  std::printf("%s: %s %s\n", what, error, running.c_str());
   std::exit(2);
 }
 

@@ -49,17 +49,24 @@ inline Bytes random(int64_t count, Type type, uint64_t seed) {
   on_cpu(Draw{seed, 9, 0, calls}, z.data());
   on_cpu(Draw{seed, 10, 0, calls}, fine.data());
   Bytes out(static_cast<size_t>(count) * size_of(type));
-  for (int64_t i = 0; i < count; ++i) {
-    const auto k = static_cast<size_t>(i);
-    const double x = z[k] + fine[k] * (type == Type::f64 ? 0x1p-17 : 0x1p-12);
-    const auto narrow = static_cast<float>(x);
-    switch (type) {
-      case Type::f32: put(out, i, narrow); break;
-      case Type::f64: put(out, i, x); break;
-      case Type::f16: put(out, i, __float2half_rn(narrow)); break;
-      case Type::bf16: put(out, i, __float2bfloat16_rn(narrow)); break;
+  auto write = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto k = static_cast<size_t>(i);
+      const double x = z[k] + fine[k] * (type == Type::f64 ? 0x1p-17 : 0x1p-12);
+      const auto narrow = static_cast<float>(x);
+      switch (type) {
+        case Type::f32: put(out, i, narrow); break;
+        case Type::f64: put(out, i, x); break;
+        case Type::f16: put(out, i, __float2half_rn(narrow)); break;
+        case Type::bf16: put(out, i, __float2bfloat16_rn(narrow)); break;
+      }
     }
-  }
+  };
+  using Write = decltype(write);
+  const auto body = [](int64_t begin, int64_t end, void* context) {
+    (*static_cast<Write*>(context))(begin, end);
+  };
+  parallel(count, 1 << 16, body, &write);
   return out;
 }
 
@@ -134,6 +141,7 @@ inline int64_t run(const std::vector<Case>& cases, const Plan& plan) {
       Count& count = count_of(counts, c.kind);
       ++count.compared;
       ++compared;
+      running = "(" + c.kind + " " + c.name + ")";
       if (c.run()) continue;
       ++count.different;
       if (++different <= kShown) std::printf("differs: %s %s\n", c.kind.c_str(), c.name.c_str());
