@@ -98,4 +98,4 @@ matrix: wheel
 	$(BIN)/python tests/matrix.py dist/fastfood_torch-*.whl --python 3.12 --torch 2.11,2.12,2.13,2.14
 
 clean:
-	rm -rf .venv build dist fastfood/lib tests/native/*.so *.egg-info
+	rm -rf .venv build dist fastfood/lib tests/native/*.so tests/native/fastfood_compare* *.egg-info
