@@ -130,6 +130,7 @@ inline int64_t run(const std::vector<Case>& cases, const Plan& plan) {
   std::vector<Count> counts;
   int64_t left_out = 0, compared = 0, different = 0;
   for (size_t round = 0; round < kRounds; ++round) {
+    const int64_t before = compared;
     for (size_t i = round; i < cases.size(); i += kRounds) {
       const Case& c = cases[i];
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
@@ -147,6 +148,7 @@ inline int64_t run(const std::vector<Case>& cases, const Plan& plan) {
       if (++different <= kShown) std::printf("differs: %s %s\n", c.kind.c_str(), c.name.c_str());
       std::fflush(stdout);
     }
+    if (compared == before) continue;
     std::printf("so far: %lld compared, %lld differ\n", static_cast<long long>(compared),
                 static_cast<long long>(different));
     std::fflush(stdout);
