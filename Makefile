@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc tests/native -name '*.[ch]*')
 
-.PHONY: help setup demo test lint types format hooks bench wheel matrix sanitize soak fuzz examples docs clean
+.PHONY: help setup demo test lint types format hooks bench wheel matrix sanitize soak fuzz examples docs gpu clean
 
 help:
 	@echo 'make demo    measure d90 of the digits task: a table and a figure in runs/digits, 5 minutes'
@@ -21,6 +21,9 @@ help:
 	@echo 'make hooks   have git run lint and types on what a commit changes'
 	@echo 'make bench   the tables of speed, on a machine at rest; with the peers that are given:'
 	@echo '             FFHT=libffht.so AUTHORS=compacter/seq2seq/projections/intrinsic.py'
+	@echo 'make gpu     tests, sanitizers and benchmarks on the GPU, with an installed wheel, 10 minutes:'
+	@echo '             results in build/gpu; PYTHON=python3 names who has the wheel, DRY=1 says what'
+	@echo '             would run, OUT= MINUTES= PARTS=tests,sanitizer,fwht,projection'
 	@echo 'make wheel   one checked wheel for this platform, in dist (FASTFOOD_CUDA=0: CPU alone)'
 	@echo 'make matrix  the tests of the operators with that wheel under many Pythons and torches, hours'
 
@@ -75,6 +78,12 @@ bench: setup
 	$(BIN)/python benchmarks/study.py
 	$(BIN)/python benchmarks/report.py
 
+# Needs no setup: where a GPU is, there may be an installed wheel and no more.
+gpu:
+	$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
+	    tests/gpu.py --out $(or $(OUT),build/gpu) $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(PARTS),--parts $(PARTS)) $(if $(DRY),--dry-run)
+
 hooks: setup
 	$(BIN)/pre-commit install
 
@@ -89,4 +98,4 @@ matrix: wheel
 	$(BIN)/python tests/matrix.py dist/fastfood_torch-*.whl --python 3.12 --torch 2.11,2.12,2.13,2.14
 
 clean:
-	rm -rf .venv build dist fastfood/lib tests/native/*.so *.egg-info
+	rm -rf .venv build dist fastfood/lib tests/native/*.so tests/native/fastfood_compare* *.egg-info

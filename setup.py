@@ -2,8 +2,8 @@
 
 Environment: FASTFOOD_CUDA=1 insists on the CUDA library, =0 leaves it out, unset builds it where
 nvcc is; FASTFOOD_CUDA_ARCHS replaces the GPU architectures; FASTFOOD_LABEL=cu13 names the version
-0.1.0+cu13; FASTFOOD_TESTS=1 also builds the test module of tests/native; FASTFOOD_TORCH_DIR names
-the torch package where it is not found by itself.
+0.1.0+cu13; FASTFOOD_TESTS=1 also builds the test module and the programs of tests/native;
+FASTFOOD_TORCH_DIR names the torch package where it is not found by itself.
 """
 
 import os

@@ -1,20 +1,19 @@
 """The Walsh-Hadamard transform against the floor of moving the same bytes, and against its peers.
 
-    python benchmarks/fwht.py [--ffht PATH/libffht.so] [--device cpu] [--dtype float32]
-        [--threads 1] [--logs 4-26] [--cold] [--plot fwht.png]
+    python benchmarks/fwht.py [--ffht PATH/libffht.so] [--dtype float32] [--threads 1]
+        [--logs 4-26] [--cold] [--plot fwht.png] [--json fwht.json]
+    python benchmarks/fwht.py --device cuda [--json fwht.json]
 
 One table: rows in a cache, single long rows, and rows in memory. Ours is the public function in
 place; "rmw" reads, changes and writes the same bytes in place, "copy" copies them elsewhere. Peers
-are taken if they are there: FFHT by the path of its shared library (its rows one after the other in
-a loop of C), fast_hadamard_transform (Dao-AILab) and faster_hadamard_transform (HadaCore) if they
-can be imported and the device and dtype suit them, and two batched matrix products with H_a (x) H_b
-= H_n in torch. All run in turn, repetition by repetition; numbers are medians. With
---cold a large array is read before every run.
+are FFHT by the path of its shared library (its rows one after the other in a loop of C), and two
+batched matrix products with H_a (x) H_b = H_n in torch. All run in turn, repetition by repetition;
+numbers are medians. With --cold a large array is read before every run. A GPU has sections and
+peers of its own: gpu_fwht.py.
 """
 
 import argparse
 import ctypes
-import importlib
 import platform
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from facts import environment, write
 
 import fastfood
 from fastfood import reference
@@ -50,10 +50,10 @@ def ffht_rows(path):
     return run
 
 
-def kronecker(n, dtype, device):
+def kronecker(n, dtype):
     """Rows as a x b matrices X: H_a X H_b."""
     b = 1 << n.bit_length() // 2
-    left, right = (reference.hadamard_matrix(k, device).to(dtype) for k in (n // b, b))
+    left, right = (reference.hadamard_matrix(k).to(dtype) for k in (n // b, b))
     return lambda x: (left @ x.view(-1, n // b, b) @ right).view_as(x)
 
 
@@ -71,8 +71,7 @@ def copier():
 
 def contenders(n, arguments):
     """Name to function of x, ours first."""
-    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    scale = n**-0.5
+    dtype, scale = getattr(torch, arguments.dtype), n**-0.5
     found = {
         "ours": lambda x: fastfood.hadamard_transform_KN(x, scale, out=x),
         "rmw": lambda x: x.neg_(),
@@ -80,34 +79,15 @@ def contenders(n, arguments):
     }
     if n & (n - 1):
         return found
-    if n <= 1 << 14 and (device.type == "cuda" or dtype == torch.float32):
-        found["matmul"] = kronecker(n, dtype, device)
-    if arguments.ffht and device.type == "cpu" and dtype == torch.float32:
+    if n <= 1 << 14 and dtype == torch.float32:
+        found["matmul"] = kronecker(n, dtype)
+    if arguments.ffht and dtype == torch.float32:
         found["FFHT"] = ffht_rows(arguments.ffht)
-    if device.type == "cuda":
-        for name, module, largest in [
-            ("Dao", "fast_hadamard_transform", 15),
-            ("HadaCore", "faster_hadamard_transform", 15),
-        ]:
-            if n > 1 << largest or (name == "HadaCore" and dtype == torch.float32):
-                continue
-            try:
-                found[name] = importlib.import_module(module).hadamard_transform
-            except ImportError:
-                pass
     return found
 
 
 def seconds(run, x, calls):
     """Of one call, out of several in a row."""
-    if x.is_cuda:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            run(x)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / calls
     start = time.perf_counter()
     for _ in range(calls):
         run(x)
@@ -116,9 +96,8 @@ def seconds(run, x, calls):
 
 def measure(rows, n, arguments):
     """Name to the median seconds of a call."""
-    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    x = torch.randn(rows, n, device=device).to(dtype)
-    flush = torch.zeros(1 << 26 if arguments.cold else 1, device=device)
+    x = torch.randn(rows, n).to(getattr(torch, arguments.dtype))
+    flush = torch.zeros(1 << 26 if arguments.cold else 1)
     runs = contenders(n, arguments)
     calls = 1 if arguments.cold else max(1, (1 << 22) // x.numel())
     times = {name: [] for name in runs}
@@ -136,7 +115,7 @@ def cases(arguments):
     """(kind, rows, n): rows that fill half a MB, longer ones alone, and rows that fill memory."""
     yield "call", 1, 16  # next to nothing else
     low, high = map(int, arguments.logs.split("-"))
-    cache, memory = 1 << 17, 1 << (26 if arguments.device == "cpu" else 28)
+    cache, memory = 1 << 17, 1 << 26
     for log_n in range(low, high + 1):
         yield ("cache" if log_n < 17 else "one row"), max(1, cache >> log_n), 1 << log_n
     for log_n in range(max(low, 6), min(high, 15) + 1):
@@ -146,7 +125,7 @@ def cases(arguments):
 
 
 def show(results):
-    names = [name for name in ("rmw", "copy", "matmul", "FFHT", "Dao", "HadaCore")]
+    names = [name for name in ("rmw", "copy", "matmul", "FFHT")]
     names = [name for name in names if any(name in times for _, _, _, times in results)]
     heads = [f"{name} / ours" for name in names]
     if "FFHT" in names:
@@ -170,7 +149,7 @@ def plot(results, path, title):
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for kind, style in (("cache", "-"), ("one row", "-"), ("memory", "--")):
-        for name, color in (("rmw", "gray"), ("matmul", "C2"), ("FFHT", "C0"), ("Dao", "C1")):
+        for name, color in (("rmw", "gray"), ("matmul", "C2"), ("FFHT", "C0")):
             points = [(n, t[name] / t["ours"]) for k, _, n, t in results if k == kind and name in t]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=color, label=f"{name}, {kind}")
@@ -184,24 +163,32 @@ def plot(results, path, title):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ffht")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--logs", default="4-26")
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--plot")
+    parser.add_argument("--json", help="also write the results to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    name = platform.processor() or platform.machine()
     if arguments.device == "cuda":
-        name = torch.cuda.get_device_name()
+        import gpu_fwht
+
+        return gpu_fwht.run("cuda", arguments.json)
+    name = platform.processor() or platform.machine()
     title = f"{name}, {arguments.threads} thread(s), {arguments.dtype}, torch {torch.__version__}"
     print(title)
     results = [(*case, measure(*case[1:], arguments)) for case in cases(arguments)]
     show(results)
+    if arguments.json:
+        names = ("section", "rows", "n", "times")
+        rows = [dict(zip(names, result, strict=True)) for result in results]
+        write(arguments.json, environment(), [{"dtype": arguments.dtype, **row} for row in rows])
     if arguments.plot:
         plot(results, arguments.plot, title)
+    return None
 
 
 if __name__ == "__main__":

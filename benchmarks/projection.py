@@ -1,17 +1,18 @@
 """The projection and its adjoint against the floors of writing and reading, and against peers.
 
     python benchmarks/projection.py [--D 22713986,124647170,355362818,7000000000]
-        [--d 200,1000,10000,1000000] [--L 0] [--threads 1] [--device cpu] [--repetitions 7]
-        [--authors PATH/intrinsic.py] [--plot projection.png]
+        [--d 200,1000,10000,1000000] [--L 0] [--threads 1] [--repetitions 7]
+        [--authors PATH/intrinsic.py] [--plot projection.png] [--json projection.json]
+    python benchmarks/projection.py --device cuda [--authors PATH] [--json projection.json]
 
-One table. "write" fills the output (on the CPU by torch or by memset, whichever is faster), "read"
+One table. "write" fills the output (by torch or by memset, whichever is faster), "read"
 sums it, "copy" copies it; "+ base" adds the projection to base weights, in bfloat16. "Kronecker" is
 the same projection in plain torch with stored B, Pi and G, by two batched matrix products a block;
 "authors" is the released code of Aghajanyan et al. (`intrinsic.py` of compacter), forward, and
 backward in the column of the adjoint. All run in turn on buffers that stay, repetition by
 repetition; numbers are medians in nanoseconds per row of P, or ratios of them. "state" is what the
 projection keeps, "peak" how much more memory a forward and an adjoint take while they run. Sizes D
-that memory does not hold go by rows: the last 2^26 of them.
+that memory does not hold go by rows: the last 2^26 of them. A GPU's table is in gpu_projection.py.
 """
 
 import argparse
@@ -25,11 +26,12 @@ import types
 from pathlib import Path
 
 import torch
+from facts import environment, write
 
 import fastfood
 from fastfood import ops, reference
 
-MOST = {"cpu": 1 << 29, "cuda": 1 << 33}  # rows that are made at once
+MOST = 1 << 29  # rows that are made at once
 PART = 1 << 26
 PEERS_UP_TO = 1 << 25  # rows, for peers that take many times as long
 
@@ -83,13 +85,9 @@ class Authors:
         return torch.autograd.grad(self(theta), theta, g)[0]
 
 
-def seconds(run, device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def seconds(run):
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -102,13 +100,8 @@ def resident(name):
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def peak(run, device):
+def peak(run):
     """Bytes that run() takes beyond those that were taken before it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value
     except OSError:
@@ -118,14 +111,14 @@ def peak(run, device):
     return max(0, resident("VmHWM") - before)
 
 
-def measure(d, D, arguments, device):
+def measure(d, D, arguments):
     """Names to medians in seconds, and the rows, state and peak of the case."""
     P = fastfood.Fastfood(d, D, L=arguments.L or None)
-    start = 0 if D <= MOST[device.type] else D - PART
+    start = 0 if D <= MOST else D - PART
     rows = D - start
-    theta, out = torch.randn(d, device=device), torch.ones(rows, device=device)
-    half, base = (torch.ones(rows, device=device, dtype=torch.bfloat16) for _ in range(2))
-    offsets, scales = torch.tensor([0, rows], device=device), torch.ones(1, device=device)
+    theta, out = torch.randn(d), torch.ones(rows)
+    half, base = (torch.ones(rows, dtype=torch.bfloat16) for _ in range(2))
+    offsets, scales = torch.tensor([0, rows]), torch.ones(1)
     runs = {
         "fill": lambda: out.fill_(1.0),
         "read": lambda: out.sum(),
@@ -133,30 +126,29 @@ def measure(d, D, arguments, device):
         "forward": lambda: P.rows(theta, start, D, out=out),
         "+ base": lambda: P.perturb_(half, base, theta, offsets, scales, start),
         "adjoint": lambda: P.rows_adjoint(out, start),
+        "memset": lambda: ctypes.memset(out.data_ptr(), 7, out.nbytes),
     }
-    if device.type == "cpu":
-        runs["memset"] = lambda: ctypes.memset(out.data_ptr(), 7, out.nbytes)
-    if rows == D and (D <= PEERS_UP_TO or device.type == "cuda"):
-        peer = Kronecker(P, device)
+    if rows == D and D <= PEERS_UP_TO:
+        peer = Kronecker(P, "cpu")
         runs["Kronecker"] = lambda: peer(theta)
         runs["Kronecker, adjoint"] = lambda: peer.adjoint(out)
         if arguments.authors:
-            authors = Authors(arguments.authors, D, device)
+            authors = Authors(arguments.authors, D, "cpu")
             authors.d = d
             runs["authors"] = lambda: authors(theta)
             runs["authors, adjoint"] = lambda: authors.adjoint(out)
     runs["forward"]()  # makes B and Pi
-    taken = max(peak(runs["forward"], device), peak(runs["adjoint"], device))
+    taken = max(peak(runs["forward"]), peak(runs["adjoint"]))
     times = {name: [] for name in runs}
     for repetition in range(arguments.repetitions + 1):
         for name, run in runs.items():
             if name.startswith("authors") and repetition != 1:  # minutes each
                 continue
-            time_taken = seconds(run, device)
+            time_taken = seconds(run)
             if repetition:
                 times[name].append(time_taken)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    medians["write"] = min(medians["fill"], medians.get("memset", float("inf")))
+    medians["write"] = min(medians["fill"], medians["memset"])
     return medians, rows, P.nbytes, taken
 
 
@@ -215,17 +207,19 @@ def main():
     parser.add_argument("--d", default="200,1000,10000,1000000")
     parser.add_argument("--L", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--authors")
     parser.add_argument("--plot")
+    parser.add_argument("--json", help="also write the results to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    title = (
-        f"{name or platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}"
-    )
+    if arguments.device == "cuda":
+        import gpu_projection
+
+        return gpu_projection.run("cuda", arguments.json, arguments.authors)
+    name = platform.processor() or platform.machine()
+    title = f"{name}, {arguments.threads} thread(s), torch {torch.__version__}"
     print(title)
     heads = ["d", "D", "L", "write, ns", "forward, ns", "adjoint, ns"]
     heads += [title for title, _, _ in COLUMNS] + ["state, KB", "peak, MB"]
@@ -234,11 +228,16 @@ def main():
     for D in map(int, arguments.D.split(",")):
         for d in map(int, arguments.d.split(",")):
             L = fastfood.Fastfood(d, D, L=arguments.L or None).L
-            case = (d, D, L, *measure(d, D, arguments, device))
+            case = (d, D, L, *measure(d, D, arguments))
             show(*case)
             results.append(case)
+    if arguments.json:
+        names = ("d", "D", "L", "times", "rows", "state", "peak")
+        rows = [dict(zip(names, case, strict=True)) for case in results]
+        write(arguments.json, environment(), [{"section": "projection", **row} for row in rows])
     if arguments.plot:
         plot(results, arguments.plot, title)
+    return None
 
 
 if __name__ == "__main__":

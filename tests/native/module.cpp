@@ -19,6 +19,9 @@
 namespace py = pybind11;
 
 namespace fastfood {
+
+void bind_plain(py::module_&);
+
 namespace {
 
 using Address = uintptr_t;
@@ -193,6 +196,7 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
     const cuda::Cut cut = cuda::cut_row(row_log, best, most, most_levels);
     return py::make_tuple(cut.tile_log, std::vector<int>(cut.levels, cut.levels + cut.passes));
   });
+  bind_plain(m);
   m.def("run_faulty", run_faulty, py::arg("mistake"));
   m.def("philox", philox);
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });

@@ -1,0 +1,157 @@
+"""The Markdown tables of the pages, from what `make gpu` measured:
+
+    python benchmarks/gpu_tables.py build/gpu/gpu.json
+
+Ratios are medians over the median of the floor in the same row, so that less is better and one is
+the floor.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+SECTION = "section"
+FACTS = ("gpu", "memory", "driver", "cuda", "torch", "python", "fastfood", "commit", "date")
+LARGE = {"ours": "ours", "ours, in place": "in place", "ours, diagonals": "two diagonals"}
+PEERS = {"Dao": "Dao-AILab", "HadaCore": "HadaCore"}
+
+
+def table(heads, rows):
+    return ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)] + [
+        "| " + " | ".join(row) + " |" for row in rows
+    ]
+
+
+def size(n):
+    return str(n) if n & (n - 1) else f"2^{n.bit_length() - 1}"
+
+
+def microseconds(times, name):
+    return f"{1e6 * times[name]['median']:.2f}" if name in times else ""
+
+
+def ratio(times, name, floor="copy"):
+    if name not in times or floor not in times:
+        return ""
+    value = times[name]["median"] / times[floor]["median"]
+    return f"{value:.0f}" if value >= 20 else f"{value:.2f}"
+
+
+def known(results, names):
+    """The columns that some row has: peers are not on every machine."""
+    return {key: head for key, head in names.items() if any(key in r["times"] for r in results)}
+
+
+def large_table(results, dtype):
+    rows = [r for r in results if r["dtype"] == dtype]
+    columns = known(rows, LARGE | PEERS)
+    cells = [
+        [size(r["n"]), microseconds(r["times"], "copy"), *(ratio(r["times"], k) for k in columns)]
+        for r in rows
+    ]
+    heads = ["n", "copy, us", *(f"{head} / copy" for head in columns.values())]
+    return [f"{dtype}, rows of n that fill 256 MB, to as many", "", *table(heads, cells), ""]
+
+
+def orders_table(results):
+    columns = known(results, LARGE | PEERS)
+    cells = [
+        [r["dtype"], str(r["n"]), str(r["K"]), *(ratio(r["times"], name) for name in columns)]
+        for r in results
+    ]
+    heads = ["dtype", "n", "K", *(f"{head} / copy" for head in columns.values())]
+    return ["Rows of K 2^k that fill 256 MB", "", *table(heads, cells), ""]
+
+
+def calls_table(results, title):
+    """Microseconds of small calls."""
+    columns = known(results, {"copy": "copy", "ours": "ours, out=", "ours, new": "ours"} | PEERS)
+    cells = [
+        [r["dtype"], f"{r['rows']} x {r['n']}", *(microseconds(r["times"], k) for k in columns)]
+        for r in results
+    ]
+    return [title, "", *table(["dtype", "size", *columns.values()], cells), ""]
+
+
+PROJECTION = [
+    ("forward", "fill"),
+    ("on a base, bf16", "copy, bf16"),
+    ("adjoint", "read"),
+    ("adjoint, bf16", "read, bf16"),
+]
+
+
+def projection_table(results):
+    results = sorted(results, key=lambda r: r["L"])
+    timed = ("forward", "on a base, bf16", "adjoint")
+    cells = [
+        [size(r["L"]), *(microseconds(r["times"], name) for name in timed)]
+        + [ratio(r["times"], name, floor) for name, floor in PROJECTION]
+        for r in results
+    ]
+    heads = ["L", *(f"{name}, us" for name in timed), *(f"{a} / {b}" for a, b in PROJECTION)]
+    return [f"The projection to D = {results[0]['D']:,}", "", *table(heads, cells), ""]
+
+
+def peers_table(results):
+    cells = [
+        [name, size(r["L"]), f"{1e6 * found['median']:.0f}"]
+        for r in results
+        for name, found in r["times"].items()
+    ]
+    return ["The projection by others", "", *table(["what", "L", "us"], cells), ""]
+
+
+def fwht_tables(results):
+    of = {name: [r for r in results if r[SECTION] == name] for name in ("small", "eager")}
+    if of["small"]:
+        yield from calls_table(of["small"], "A call among many in a CUDA graph, microseconds")
+    if of["eager"]:
+        yield from calls_table(of["eager"], "The processor's time of an eager call, microseconds")
+    large = [r for r in results if r[SECTION] == "large"]
+    for dtype in dict.fromkeys(r["dtype"] for r in large):
+        yield from large_table(large, dtype)
+    orders = [r for r in results if r[SECTION] == "orders"]
+    if orders:
+        yield from orders_table(orders)
+
+
+def projection_tables(results):
+    for name, make in (("projection", projection_table), ("peers", peers_table)):
+        rows = [r for r in results if r[SECTION] == name]
+        if rows:
+            yield from make(rows)
+
+
+TABLES = {"fwht": fwht_tables, "projection": projection_tables}
+
+
+def facts(environment):
+    shown = dict(environment)
+    if "memory" in shown:
+        shown["memory"] = f"{shown['memory'] / 2**30:.0f} GiB"
+    return ", ".join(f"{name} {shown[name]}" for name in FACTS if shown.get(name) is not None)
+
+
+def tables(measured):
+    """Lines of Markdown: where it was measured, what came of each step, and the numbers."""
+    yield from (facts(measured["environment"]), "", f"`{measured['environment']['command']}`", "")
+    cells = [
+        [step["name"], step["status"], step["said"], f"{step['seconds']:.0f}"]
+        for step in measured["steps"]
+    ]
+    yield from table(["step", "came to", "what it said", "seconds"], cells)
+    yield ""
+    for step in measured["steps"]:
+        if step["name"] in TABLES and step.get("results"):
+            yield from TABLES[step["name"]](step["results"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="gpu.json of `make gpu`")
+    print(*tables(json.loads(parser.parse_args().file.read_text())), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

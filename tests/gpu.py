@@ -1,0 +1,302 @@
+"""All that is worth knowing of a GPU, by one command: `make gpu`, or
+
+    python tests/gpu.py --out build/gpu [--minutes 10] [--parts tests,sanitizer,fwht,projection]
+    python tests/gpu.py --dry-run
+
+With the installed package and a clone, and nothing is built: the tests that take a device, the
+kernels beside the CPU's plainly and under compute-sanitizer, and the benchmarks. Steps run in order
+of value, each within its share of the time that is left; one that fails, runs out of time or cannot
+run does not stop the next. The folder gets gpu.json with every result and where it was measured,
+gpu.log with what the steps printed, and tables.md.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from matrix import count
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+# All that have tests which take a device; the rest knows the CPU alone.
+TESTS = (
+    "test_ops",
+    "test_hadamard",
+    "test_hadamard_autograd",
+    "test_projection",
+    "test_random_numbers",
+    "test_golden",
+    "test_features",
+    "test_threads",
+    "test_subspace_gradients",
+)
+SELECTED = "cuda or any_form_of_call"  # the latter draws the device
+PROGRAM = ROOT / "tests" / "native" / "fastfood_compare"
+BUILD = "FASTFOOD_CUDA=1 FASTFOOD_TESTS=1 python setup.py build_ext --inplace"
+PARTS = ("tests", "sanitizer", "fwht", "projection")
+GRACE = 10  # seconds to end in, once asked to
+INNER = 0.8  # of a step's time before that, in which fastfood_compare begins cases
+FOUND_BY_THE_SANITIZER = 9  # its exit code then
+
+
+@dataclass
+class Step:
+    part: str
+    name: str
+    share: float  # of the time, among the shares of the steps that are left
+    command: list  # {seconds} stands for INNER of its time
+    needs: list  # files of the clone
+    lacking: str = ""  # why it cannot run
+    report: Path | None = None  # the JUnit or JSON file that it writes
+
+
+def find_sanitizer():
+    """compute-sanitizer's path, or None."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [
+        Path(home, folder) for home in homes if home for folder in ("bin", "compute-sanitizer")
+    ]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)])
+    return shutil.which("compute-sanitizer", path=path)
+
+
+def knows(program, option):
+    """Whether its help names an option."""
+    try:
+        done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return option in done.stdout
+
+
+def test_step(room):
+    files = [f"tests/{name}.py" for name in TESTS]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=5"]
+    command += ["--continue-on-collection-errors"]  # of a package that is not there
+    command += ["--junitxml", room / "tests.xml", "-k", SELECTED, *files]
+    lacking = [name for name in ("pytest", "hypothesis") if not importlib.util.find_spec(name)]
+    needs = [ROOT / file for file in [*files, "pyproject.toml"]]
+    reason = f"{sys.executable} has no {' and no '.join(lacking)}" if lacking else ""
+    return Step("tests", "tests", 3, command, needs, reason, room / "tests.xml")
+
+
+def sanitizer_steps():
+    """The comparison alone, in full, and under the two tools that see memory and shared memory."""
+    sanitizer, lacking = find_sanitizer(), ""
+    if not os.access(PROGRAM, os.X_OK):
+        lacking = f"{PROGRAM.relative_to(ROOT)} is not there; where nvcc is, {BUILD} makes it"
+    limit = ["--seconds", "{seconds}"]
+    yield Step("sanitizer", "compare", 1, [PROGRAM, *limit], [], lacking)
+    if not sanitizer:
+        lacking = lacking or "compute-sanitizer is on no PATH and in no CUDA_HOME"
+    code = ["--error-exitcode", str(FOUND_BY_THE_SANITIZER)]
+    padding = ["--padding", "256"] if sanitizer and knows(sanitizer, "--padding") else []
+    for tool, share, more, options in (
+        ("memcheck", 2, padding, ["--exact"]),  # else what is behind an array may be another one
+        ("racecheck", 1, [], ["--quick"]),
+    ):
+        command = [sanitizer or "compute-sanitizer", "--tool", tool, *more, *code]
+        command += [PROGRAM, *options]
+        yield Step("sanitizer", tool, share, [*command, *limit], [], lacking)
+
+
+def benchmark_step(name, share, out):
+    script, file = ROOT / "benchmarks" / f"{name}.py", out / f"{name}.json"
+    needs = [script, *(ROOT / "benchmarks" / f for f in (f"gpu_{name}.py", "gpu_timing.py"))]
+    command = [sys.executable, script, "--device", "cuda", "--json", file]
+    return Step(name, name, share, command, [*needs, ROOT / "benchmarks/facts.py"], "", file)
+
+
+def plan(parts, out, room):
+    """The steps of these parts, the most valuable first."""
+    steps = [test_step(room), *sanitizer_steps()]
+    steps += [benchmark_step("fwht", 2, out), benchmark_step("projection", 1, out)]
+    return [step for step in steps if step.part in parts]
+
+
+def limit(steps, i, seconds_left):
+    """Seconds for step i: its share of what is left for it and those behind."""
+    able = [step.share for step in steps[i:] if not step.lacking]
+    return seconds_left * steps[i].share / sum(able)
+
+
+def words(step, seconds):
+    inner = INNER * max(1, seconds - GRACE)
+    return [str(word).replace("{seconds}", f"{inner:.0f}") for word in step.command]
+
+
+def shown(step, seconds):
+    """The command as one would type it in the clone."""
+    return shlex.join(words(step, seconds)).replace(f"{ROOT}/", "")
+
+
+def end(process):
+    """Asks a step's processes to end, so that they may write what they have, and makes them."""
+    for sign, patience in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def execute(command, seconds, room, log):
+    """(exit code, None if it ran out of time; seconds taken; what it printed)."""
+    start, place = time.monotonic(), log.stat().st_size if log.exists() else 0
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=room,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=os.setpgrp,  # so that it can be ended with all that it started
+        )
+        try:
+            code = process.wait(max(1, seconds - GRACE))
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.poll() is None:
+                end(process)
+    printed = log.read_bytes()[place:].decode(errors="replace")
+    return code, time.monotonic() - start, printed
+
+
+def said(step, printed):
+    """(the line that matters, whether it is bad, more of the result) of what a step left."""
+    if step.part == "tests" and step.report.exists():
+        found = count(step.report)
+        line = f"{found['passed']} passed, {found['skipped']} skipped, {found['failed']} failed"
+        line += "".join(f", {name}" for name in found["names"][:10])
+        return line, found["failed"] > 0 or not found["passed"], {"results": found}
+    if step.part == "sanitizer":
+        lines = re.findall(r"(?:in all|so far): .*", printed)[-1:]
+        lines += re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", printed)
+        clean = [re.search(r" 0 differ|: 0 errors|: 0 hazards", line) for line in lines]
+        if lines:
+            return "; ".join(lines), not all(clean), {}
+    if step.report and step.report.exists():
+        results = json.loads(step.report.read_text())["results"]
+        return f"{len(results)} rows", not results, {"results": results}
+    return " ".join(printed.strip().splitlines()[-1:])[:200], True, {}
+
+
+def run_step(step, seconds, room, log):
+    """The entry of gpu.json."""
+    entry = {"part": step.part, "name": step.name, "command": shown(step, seconds)}
+    entry |= {"limit": round(seconds), "seconds": 0.0}
+    if step.lacking:
+        return entry | {"status": "skipped", "said": step.lacking}
+    if step.report:
+        step.report.unlink(missing_ok=True)  # of an earlier run
+    with log.open("a") as file:
+        print(f"\n--- {step.name}: {entry['command']}", file=file)
+    code, entry["seconds"], printed = execute(words(step, seconds), seconds, room, log)
+    line, bad, more = said(step, printed)
+    status = "failed" if code or bad else "ok"
+    return entry | {"status": "out of time" if code is None else status, "said": line} | more
+
+
+def run(steps, options, room):
+    """Runs all, writing the files anew after each; returns the entries."""
+    from facts import environment
+    from gpu_tables import tables
+
+    log = options.out / "gpu.log"
+    log.unlink(missing_ok=True)
+    deadline = time.monotonic() + 60 * options.minutes
+    measured = {"environment": environment("cuda"), "steps": []}
+    for i, step in enumerate(steps):
+        seconds = 0 if step.lacking else limit(steps, i, deadline - time.monotonic())
+        entry = run_step(step, seconds, room, log)
+        measured["steps"].append(entry)
+        line = f"{entry['seconds']:.0f} s of {entry['limit']}, {entry['said']}"
+        print(f"{step.name}: {entry['status']}, {line}", flush=True)
+        (options.out / "gpu.json").write_text(json.dumps(measured, indent=1) + "\n")
+        (options.out / "tables.md").write_text("\n".join(tables(measured)) + "\n")
+    return measured["steps"]
+
+
+def show_plan(steps, options):
+    """What would run; returns the files that are named and are not there."""
+    left = 60 * options.minutes
+    for i, step in enumerate(steps):
+        if step.lacking:
+            print(f"{step.name}: skipped, {step.lacking}")
+            continue
+        seconds = limit(steps, i, left)
+        left -= seconds
+        print(f"{step.name}: at most {seconds:.0f} s: {shown(step, seconds)}")
+        for path in step.needs:
+            print(f"    reads {path.relative_to(ROOT)}")
+    print(f"results in {options.out}: gpu.json, gpu.log, tables.md, fwht.json, projection.json")
+    named = [*(path for step in steps for path in step.needs), ROOT / "benchmarks/gpu_tables.py"]
+    return [path for path in named if not path.exists()]
+
+
+def why_no_gpu():
+    """A line, or nothing where there is one and our kernels load."""
+    try:
+        import torch
+
+        from fastfood.loading import why_no_kernels
+    except ImportError as error:
+        return f"{sys.executable}: {error}: install the wheel there, or name a Python in PYTHON="
+    if not torch.cuda.is_available():
+        return f"no GPU: torch {torch.__version__} sees none; --dry-run shows what would run"
+    return why_no_kernels("cuda")
+
+
+def read_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--parts", default=",".join(PARTS), help="of these, with commas")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    options.parts, options.out = options.parts.split(","), options.out.resolve()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown or options.minutes <= 0:
+        parser.error(f"wanted parts among {','.join(PARTS)} and minutes above 0")
+    return options
+
+
+def main():
+    options = read_arguments()
+    room = Path(tempfile.mkdtemp(prefix="fastfood-gpu-"))  # where nothing hides the package
+    try:
+        steps = plan(options.parts, options.out, room)
+        if options.dry_run:
+            missing = show_plan(steps, options)
+            sys.exit("".join(f"missing: {path}\n" for path in missing) or 0)
+        reason = why_no_gpu()
+        if reason:
+            sys.exit(reason)
+        shutil.copytree(ROOT / "tests", room / "tests", ignore=shutil.ignore_patterns("native"))
+        shutil.copy(ROOT / "pyproject.toml", room)
+        options.out.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the step is ended, the room emptied
+        done = run(steps, options, room)
+        print((options.out / "tables.md").read_text())
+        sys.exit(any(entry["status"] in ("failed", "out of time") for entry in done))
+    finally:
+        shutil.rmtree(room)
+
+
+if __name__ == "__main__":
+    main()
