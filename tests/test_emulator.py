@@ -110,17 +110,21 @@ def run_project(
     return out.take()
 
 
-def run_adjoint(cuda, g, kind, L, start, shift=0):
-    source, z = Array(g, shift), garbage(L, arithmetic(kind))
-    native.adjoint(
-        cuda,
-        [(source.address, kind, 1.0, start, g.size)],
-        z.address,
-        1 if kind == F64 else 0,
-        L,
-        SEED,
-    )
+def run_adjoint_sum(cuda, pieces, L, shift=0):
+    """Of pieces (g, kind, factor, start)."""
+    sources = [Array(g, shift + i) for i, (g, *_) in enumerate(pieces)]
+    kind = F64 if any(kind == F64 for _, kind, *_ in pieces) else F32
+    z = garbage(L, arithmetic(kind))
+    told = [
+        (source.address, kind, factor, start, g.size)
+        for source, (g, kind, factor, start) in zip(sources, pieces, strict=True)
+    ]
+    native.adjoint(cuda, told, z.address, kind, L, SEED)
     return z.take()
+
+
+def run_adjoint(cuda, g, kind, L, start, shift=0):
+    return run_adjoint_sum(cuda, [(g, kind, 1.0, start)], L, shift)
 
 
 @pytest.fixture(params=["cpu", "cuda", "backwards"])
@@ -305,10 +309,68 @@ def test_adjoint(cuda, kind, L):
         check_adjoint(run_adjoint(cuda, g, kind, L, start, shift), g, kind, L, start)
 
 
-def check_adjoint(z, g, kind, L, start):
-    wanted = adjoint(widen(g, kind).astype(np.float64), L, start)
-    eps = np.finfo(arithmetic(kind)).eps
+def check_adjoint_sum(z, pieces, L):
+    wanted = sum(
+        factor * adjoint(widen(g, kind).astype(np.float64), L, start)
+        for g, kind, factor, start in pieces
+    )
+    eps = np.finfo(z.dtype).eps
     assert abs(z - wanted).max() <= 16 * eps * np.sqrt((wanted**2).mean() * np.log2(L))
+
+
+def check_adjoint(z, g, kind, L, start):
+    check_adjoint_sum(z, [(g, kind, 1.0, start)], L)
+
+
+def some_pieces(L, kinds, start=0):
+    """Neighbours that share blocks, several in one block, one that overlaps, one that is empty, one
+    that lies before the others, one of many blocks: each a piece of its own type and factor."""
+    places = [(70, 100), (170, 3 * L), (170 + 3 * L, 9), (179 + 3 * L, 5), (184 + 3 * L, L)]
+    places += [(5 * L, L), (6 * L, 40), (6 * L + 30, 40), (7, 0), (6 * L + 70, 2 * L + 1), (3, 50)]
+    kinds = itertools.cycle(kinds)
+    return [
+        (random(count, kind, seed), kind, (1.0, -0.5, 3.0)[seed % 3], start + first)
+        for seed, ((first, count), kind) in enumerate(zip(places, kinds, strict=False))
+    ]
+
+
+MIXES = pytest.mark.parametrize(
+    "kinds",
+    [[F32], [F64], [F32, F16, BF16], [F32, F64, F16, BF16, F64]],
+    ids=["f32", "f64", "narrow", "mixed"],
+)
+
+
+@MIXES
+@pytest.mark.parametrize("L", [2**8, 2**10, 2**13, 2**14])
+@pytest.mark.parametrize("start", [0, 2**36 + 5])
+def test_adjoint_of_pieces(cuda, L, kinds, start):
+    pieces = some_pieces(L, kinds, start)
+    check_adjoint_sum(run_adjoint_sum(cuda, pieces, L), pieces, L)
+    check_adjoint_sum(run_adjoint_sum(cuda, pieces[::-1], L, 1), pieces[::-1], L)
+
+
+def test_adjoint_of_pieces_of_one_long_block():
+    """Longer than a cache: all threads work on each block."""
+    for kinds in ([F32, BF16], [F64, F32]):
+        pieces = [
+            (random(count, kind, seed), kind, factor, start)
+            for seed, (count, kind, factor, start) in enumerate(
+                zip((300, 2**19, 77), itertools.cycle(kinds), (1.0, 0.5, -2.0), (2, 302, 2**19))
+            )
+        ]
+        check_adjoint_sum(run_adjoint_sum(False, pieces, 2**19), pieces, 2**19)
+
+
+def test_a_factor_of_one_changes_nothing():
+    """And neighbours are as good as one piece, to the bit, where the types are the same."""
+    for kind, L in itertools.product(NAMES, (2**8, 2**11)):
+        g = random(7 * L, kind, seed=8)
+        whole = run_adjoint(False, g, kind, L, 40)
+        cut = [(g[a:b], kind, 1.0, 40 + a) for a, b in itertools.pairwise((0, 9, 3 * L, 7 * L))]
+        np.testing.assert_array_equal(run_adjoint_sum(False, cut, L), whole)
+        half = [(g, kind, 0.5, start) for _, start in ((0, 40), (1, 40))]
+        check_adjoint(run_adjoint_sum(False, half, L), g, kind, L, 40)
 
 
 @pytest.mark.parametrize("L", [2**8, 2**14])
@@ -323,9 +385,10 @@ def test_adjoint_does_not_depend_on_the_launch(L):
 
 @pytest.mark.parametrize("L", [2**8, 2**13, 2**14])
 def test_adjoint_of_no_rows(cuda, L):
-    np.testing.assert_array_equal(
-        run_adjoint(cuda, random(0, F32), F32, L, 300), np.zeros(L, np.float32)
-    )
+    empty = (random(0, F32), F32, 2.0, 300)
+    for pieces in ([], [empty], [empty] * 3):
+        z = run_adjoint_sum(cuda, pieces, L)
+        np.testing.assert_array_equal(z, np.zeros(L, np.float32))
 
 
 # --- Instruction sets ---
@@ -345,6 +408,9 @@ def digest():
         v = random(1024, F64 if kind == F64 else F32)
         sha.update(run_project(False, v, kind, 700, 50000))
         sha.update(run_adjoint(False, random(50000, kind), kind, 1024, 700))
+    for L in (2**8, 2**11, 2**19):
+        sha.update(run_adjoint_sum(False, some_pieces(L, [F32, BF16, F16], 77), L))
+        sha.update(run_adjoint_sum(False, some_pieces(L, [F64, F32], 77), L))
     z = garbage(8 * 1001, np.float32)
     native.normals(False, SEED, 3, 2**32 - 5, 1001, z.address)
     sha.update(z.take())

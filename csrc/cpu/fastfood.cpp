@@ -1,14 +1,10 @@
 // The Fastfood projection on the CPU (definitions.h): blocks of G * v are transformed and written,
-// or blocks of a gradient transformed, multiplied by G and summed, in the layout of blocks.h.
+// in the layout of blocks.h; and the generator itself.
 #include "blocks.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
 namespace {
-
-constexpr int64_t kParts = 64;             // partial sums of the adjoint, whatever the threads,
-constexpr int64_t kPartEntries = 1 << 20;  // and the most that they hold together
-constexpr int kSplit = 16;                 // rows apart by L / kSplit start an adjoint
 
 // --- Forward -------------------------------------------------------------------------------------
 
@@ -210,164 +206,6 @@ void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
   for_each_range(parallel, last + 1 - first, 1 + kGrain / p.L, body);
 }
 
-// --- Adjoint -------------------------------------------------------------------------------------
-
-// A piece (kernels.h) in blocks of L, for sums of type T.
-template <class T>
-struct Rows {
-  const void* g;
-  int64_t start, count, L;
-  T factor;
-
-  int64_t first_block() const { return start / L; }
-  int64_t blocks() const { return count > 0 ? (start + count - 1) / L - first_block() + 1 : 0; }
-};
-
-// Consecutive entries of the gradient from i on, zero where there are none.
-template <class S, class T>
-FASTFOOD_INLINE Vector<T> take(const Rows<T>& a, int64_t i) {
-  constexpr int64_t lanes = kLanes<T>;
-  const S* g = static_cast<const S*>(a.g) + i;
-  if constexpr (std::is_same<T, Arithmetic<S>>::value)
-    if (i >= 0 && i + lanes <= a.count) return load_wide(g);
-  Vector<T> r{};
-  for (int64_t e = 0; e < lanes; ++e)
-    if (i + e >= 0 && i + e < a.count) r[e] = static_cast<T>(widen(g[e]));
-  return r;
-}
-
-// Rows j, j + 1, ... of the kSplit parts of the block that begins at `row`, times the factor, after
-// the levels between these parts.
-template <class S, class T>
-FASTFOOD_INLINE void take_parts(const Rows<T>& a, int64_t row, int64_t j, Vector<T>* r) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kSplit; ++i) r[i] = take<S, T>(a, row - a.start + i * (a.L / kSplit) + j);
-  if (a.factor != T{1}) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kSplit; ++i) r[i] = r[i] * a.factor;
-  }
-  butterflies<kSplit>(r);
-}
-
-// Adds G * x to sums for vectors j ... j + kCount of the block that begins at `row`.
-template <int kCount, class T>
-FASTFOOD_INLINE void accumulate(const Calls& calls, int64_t row, int64_t j, const Vector<T>* x,
-                                T* sums) {
-  Vector<T> g[kCount];
-  draw<kCount, T>(calls, row + j, g);
-#pragma GCC unroll 16
-  for (int i = 0; i < kCount; ++i) {
-    T* sum = sums + (j + i) * kLanes<T>;
-    store(sum, load(sum) + g[i] * x[i]);
-  }
-}
-
-// Adds G * H_L g of blocks [begin, end), which registers hold, to sums, in lanes.
-template <class S, class T>
-__attribute__((noinline)) void adjoint_squares(const Rows<T>& a, const Calls& calls, int64_t begin,
-                                               int64_t end, T* sums) {
-  for (int64_t block = begin; block < end; ++block) {
-    const S* later = static_cast<const S*>(a.g) + (block + 8) * a.L - a.start;
-#pragma GCC unroll 16
-    for (int i = 0; i < kSplit; ++i) __builtin_prefetch(later + i * kLanes<T>);
-    Vector<T> r[kSplit];
-    take_parts<S, T>(a, block * a.L, 0, r);
-    transpose<T>(r);
-    butterflies<kLanes<T>>(r);
-    accumulate<kSplit, T>(calls, block * a.L, 0, r, sums);
-  }
-}
-
-// The same for one block of any length. The levels between the kSplit parts come first, before the
-// squares are transposed, the others in ascending order behind them.
-template <class S, class T, class Phases>
-void adjoint_block(const Rows<T>& a, const Calls& calls, int64_t row, T* x, T* sums,
-                   Phases phases) {
-  constexpr int lanes = kLanes<T>;
-  constexpr int squares = kSplit / lanes;  // each takes every squares-th of the parts
-  const int64_t apart = a.L / kSplit;
-  phases(apart / lanes, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
-      Vector<T> r[kSplit], square[lanes];
-      take_parts<S, T>(a, row, j, r);
-#pragma GCC unroll 16
-      for (int q = 0; q < squares; ++q) {
-#pragma GCC unroll 16
-        for (int i = 0; i < lanes; ++i) square[i] = r[i * squares + q];
-        store_lanes(square, q * apart + j, x);
-      }
-    }
-  });
-  for (int q = 0; q < squares; ++q) transform_vectors(x + q * apart * lanes, apart, phases);
-  const S* next = static_cast<const S*>(a.g) + (row + a.L - a.start);
-  phases(a.L / lanes / kHalves, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin * kHalves; j < end * kHalves; j += kHalves) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kHalves; ++i) __builtin_prefetch(next + (j + i) * lanes, 0, 2);
-      accumulate<kHalves, T>(calls, row, j, reinterpret_cast<const Vector<T>*>(x + j * lanes),
-                             sums);
-    }
-  });
-}
-
-// The same for blocks [begin, end) of a piece.
-template <class T, class Phases>
-void adjoint_blocks(const Rows<T>& a, Type type, const Calls& calls, int64_t begin, int64_t end,
-                    T* scratch, T* sums, Phases phases) {
-  dispatch(type, [&](auto s) {
-    using S = decltype(s);
-    if constexpr (std::is_same<T, Arithmetic<S>>::value && kSplit == kLanes<T>)
-      if (a.L == kSplit * kSplit) return adjoint_squares<S, T>(a, calls, begin, end, sums);
-    for (int64_t block = begin; block < end; ++block)
-      adjoint_block<S, T>(a, calls, block * a.L, scratch, sums, phases);
-  });
-}
-
-// All pieces' blocks, one after the other, in partial sums of neighbours.
-template <class T>
-void adjoint_pieces(const Adjoint& a, cpu::ParallelFor parallel) {
-  const auto rows_of = [&](int64_t i) -> Rows<T> {
-    const Piece& p = a.pieces[i];
-    return {p.g, p.start, p.count, a.L, static_cast<T>(p.factor)};
-  };
-  int64_t blocks = 0;
-  for (int64_t i = 0; i < a.size; ++i) blocks += rows_of(i).blocks();
-  const bool together = piece_of<T>(a.L) < a.L;
-  const int64_t most = kPartEntries / a.L < kParts ? kPartEntries / a.L : kParts;
-  const int64_t wanted = blocks < most ? blocks : most;
-  const int64_t parts = together || wanted < 1 ? 1 : wanted;
-  const int64_t bytes = a.L * static_cast<int64_t>(sizeof(T));
-  const Calls calls = calls_of_blocks<T>(a.seed, a.L);
-  const Scratch partial(parts * bytes);
-  const auto sum_part = [&](int64_t part, auto phases) {
-    const int64_t begin = blocks * part / parts, end = blocks * (part + 1) / parts;
-    T* sums = partial.as<T>() + part * a.L;
-    for (int64_t j = 0; j < a.L; ++j) sums[j] = T{0};
-    const Scratch scratch(bytes);
-    for (int64_t i = 0, before = 0; i < a.size && before < end; ++i) {
-      const Rows<T> rows = rows_of(i);
-      const int64_t shift = rows.first_block() - before;
-      const int64_t from = before > begin ? before : begin;
-      before += rows.blocks();
-      const int64_t to = before < end ? before : end;
-      if (from < to)
-        adjoint_blocks<T>(rows, a.pieces[i].type, calls, from + shift, to + shift, scratch.as<T>(),
-                          sums, phases);
-    }
-  };
-  auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) sum_part(part, Alone{});
-  };
-  if (together)
-    sum_part(0, Together{parallel});
-  else
-    for_each_range(parallel, parts, 1, body);
-  T* sum = partial.as<T>();
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t j = 0; j < a.L; ++j) sum[j] += partial.as<T>()[part * a.L + j];
-  lanes_to_rows(sum, static_cast<T*>(a.z), a.L);
-}
-
 // --- Random numbers ------------------------------------------------------------------------------
 
 // Calls take(i, words) for vectors of calls that hold those wanted, lane k being call i + k of
@@ -424,10 +262,6 @@ void project(const Projection& p, cpu::ParallelFor parallel) {
     };
     p.base ? choose(std::true_type{}) : choose(std::false_type{});
   });
-}
-
-void adjoint(const Adjoint& a, cpu::ParallelFor parallel) {
-  a.type == Type::f64 ? adjoint_pieces<double>(a, parallel) : adjoint_pieces<float>(a, parallel);
 }
 
 }  // namespace fastfood::FASTFOOD_ISA

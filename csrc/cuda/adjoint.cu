@@ -87,12 +87,18 @@ __device__ __forceinline__ void load_piece(const typename PieceList<C>::Item& it
   if (i >= 0 && first + (1 << S::kTileLog) <= item.end) {
     read_whole<L>(item.g, item.type, i + mine, r);
   } else {
+    constexpr int kFlight = 8;  // entries on their way
 #pragma unroll 1
-    for (int k = 0; k < S::kValues; ++k) {
-      const int64_t row = first + mine + L::of_value(k);
-      const bool there = row >= item.start && row < item.end;
-      memory[S::place(mine + L::of_value(k))] =
-          there ? read_any<C>(item.g, item.type, row - item.start) : C{0};
+    for (int from = 0; from < S::kValues; from += kFlight) {
+      C values[kFlight];
+#pragma unroll
+      for (int k = 0; k < kFlight; ++k) {
+        const int64_t row = first + mine + L::of_value(from + k);
+        const bool there = row >= item.start && row < item.end;
+        values[k] = there ? read_any<C>(item.g, item.type, row - item.start) : C{0};
+      }
+#pragma unroll
+      for (int k = 0; k < kFlight; ++k) memory[S::place(mine + L::of_value(from + k))] = values[k];
     }
     get<S, L>(r, memory, thread);
   }

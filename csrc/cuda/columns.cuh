@@ -9,13 +9,18 @@
 
 namespace fastfood::cuda {
 
+struct Nothing {};  // what a Store fetches that only writes
+
+constexpr int kFetched = 4;  // entries whose fetches are on their way together
+
 // Values of the arithmetic type in memory, from and to; also their own cursors.
 template <class C>
 struct Work {
   C* x;
   __device__ __forceinline__ Work begin(int64_t) const { return *this; }
   __device__ __forceinline__ C one(int64_t index) const { return x[index]; }
-  __device__ __forceinline__ void one(int64_t index, C y) const { x[index] = y; }
+  __device__ __forceinline__ Nothing fetch(int64_t) const { return {}; }
+  __device__ __forceinline__ void one(int64_t index, C y, Nothing) const { x[index] = y; }
 };
 
 template <int kLevels, class C>
@@ -54,7 +59,15 @@ __global__ void __launch_bounds__(ColumnTile<kLevels, C>::S::kThreads, column_re
     const int64_t to = first + offset(Last::of_thread(thread));
     auto sink = store.begin(to);
 #pragma unroll
-    for (int i = 0; i < S::kValues; ++i) sink.one(to + offset(Last::of_value(i)), r[0][i]);
+    for (int from = 0; from < S::kValues; from += kFetched) {
+      decltype(sink.fetch(to)) fetched[kFetched];
+#pragma unroll
+      for (int k = 0; k < kFetched; ++k)
+        fetched[k] = sink.fetch(to + offset(Last::of_value(from + k)));
+#pragma unroll
+      for (int k = 0; k < kFetched; ++k)
+        sink.one(to + offset(Last::of_value(from + k)), r[0][from + k], fetched[k]);
+    }
   }
 }
 
@@ -67,7 +80,7 @@ const char* launch_columns(const Load& load, const Store& store, int64_t total, 
       "column_kernel", {groups, Tile::S::kThreads, Tile::kBytes, stream}, load, store, groups, log);
 }
 
-// Levels [log, log + levels) of entries [0, total); `levels` is one of kColumnLevels.
+// Levels [log, log + levels) of entries [0, total); 5, 7, 9 or 11 (shapes.h) of them.
 template <class C, class Load, class Store>
 const char* transform_columns(const Load& load, const Store& store, int64_t total, int log,
                               int levels, Stream stream) {

@@ -22,7 +22,8 @@ struct StoreColumn {
   Arithmetic<T> scale;
   Diagonal<Arithmetic<T>> after;
   __device__ __forceinline__ StoreColumn begin(int64_t) const { return *this; }
-  __device__ __forceinline__ void one(int64_t index, Arithmetic<T> y) const {
+  __device__ __forceinline__ Nothing fetch(int64_t) const { return {}; }
+  __device__ __forceinline__ void one(int64_t index, Arithmetic<T> y, Nothing) const {
     y *= scale;
     out[index] = narrow<T>(after.values ? y * after.at(index) : y);
   }
@@ -105,10 +106,11 @@ const char* transform_short(const Rows<T>& rows, Stream stream) {
     return Launch<short_kernel<kLog, T>>::run(
         "short_kernel", {divide_up(packets, 2 * kShortThreads), kShortThreads, 0, stream}, rows.x,
         rows.out, packets, rows.scale());
+  const bool whole = rows.aligned() && is_aligned(rows.t.after, 16) && kLog >= kPacketLog<T>;
   return Launch<short_any_kernel<T>>::run(
       "short_any_kernel", {divide_up(packets, kShortThreads), kShortThreads, 0, stream},
-      LoadAny<T>{rows.x, rows.total(), rows.before()},
-      StoreAny<T>{rows.out, rows.total(), rows.scale(), rows.after()}, kLog);
+      LoadAny<T>{rows.x, rows.total(), rows.before(), whole},
+      StoreAny<T>{rows.out, rows.total(), rows.scale(), rows.after(), whole}, kLog);
 }
 
 // f<log n>() for the log n that is not known before.

@@ -30,11 +30,13 @@ struct StoreRow {
   const C* after;
   C scale;
   int64_t n;
-  __device__ __forceinline__ void one(int64_t row, int64_t i, C y) const {
+  __device__ __forceinline__ void in_row(int64_t row, int64_t i, C y) const {
     y *= scale;
     out[row * n + i] = narrow<T>(after ? y * after[i] : y);
   }
-  __device__ __forceinline__ void one(int64_t index, C y) const { one(index / n, index % n, y); }
+  __device__ __forceinline__ void one(int64_t index, C y, Nothing) const {
+    in_row(index / n, index % n, y);
+  }
 };
 
 // --- A row in shared memory ----------------------------------------------------------------------
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(kMixThreads)
   const Shared<C> x(shared_memory<C>());
   const Shared<C> mixed = x + spread(factors.n);  // only there if there are two matrices
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const auto to_memory = [&](int i, C y) { store.one(row, i, y); };
+    const auto to_memory = [&](int i, C y) { store.in_row(row, i, y); };
     load_row(load, row, x, factors.n);
     transform_row(x, factors.n, factors.m);
     if (factors.signs[1].K == 1) {
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(kMixThreads)
       C sums[kSums];
       signed_sums(signs, a, [&](int b) { return tile[b * columns + j]; }, sums);
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) store.one(start(j) + (a + i) * stride, sums[i]);
+      for (int i = 0; i < kSums; ++i) store.one(start(j) + (a + i) * stride, sums[i], {});
     }
     __syncthreads();  // all columns are read before the next ones come in
   }

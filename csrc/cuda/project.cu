@@ -58,7 +58,11 @@ struct Perturb {
     const Perturb& p;
     int64_t segment, end = -1;
     C scale = 1;
-    __device__ __forceinline__ void one(int64_t row, C y) {
+    __device__ __forceinline__ T fetch(int64_t row) const {
+      const int64_t i = row - p.start;
+      return p.base && i >= 0 && i < p.count ? p.base[i] : T{};
+    }
+    __device__ __forceinline__ void one(int64_t row, C y, T fetched) {
       const int64_t i = row - p.start;
       if (i < 0 || i >= p.count) return;
       if (p.base) {
@@ -67,7 +71,7 @@ struct Perturb {
           end = p.offsets[segment + 1];
           scale = p.scales[segment];
         }
-        y = widen(p.base[i]) + scale * y;
+        y = widen(fetched) + scale * y;
       }
       p.out[i] = narrow<T>(y);
     }
@@ -119,8 +123,17 @@ struct Perturb {
     const int mine = L::of_thread(thread);
     Cursor cursor = begin(first + mine);
 #pragma unroll 1
-    for (int k = 0; k < S::kValues; ++k)
-      cursor.one(first + mine + L::of_value(k), memory[S::place(mine + L::of_value(k))]);
+    for (int from = 0; from < S::kValues; from += kFetched) {
+      T fetched[kFetched];
+#pragma unroll
+      for (int k = 0; k < kFetched; ++k)
+        fetched[k] = cursor.fetch(first + mine + L::of_value(from + k));
+#pragma unroll
+      for (int k = 0; k < kFetched; ++k) {
+        const int entry = mine + L::of_value(from + k);
+        cursor.one(first + entry, memory[S::place(entry)], fetched[k]);
+      }
+    }
   }
 
   template <class S, class L>
@@ -171,6 +184,21 @@ __global__ void __launch_bounds__(256) copy_kernel(const C* from, C* to, int64_t
   for (int64_t i = thread_index(); i < count; i += all_threads()) to[i] = from[i];
 }
 
+// G_b * v for a thread's consecutive rows from `row` on; `kept` are their entries of v, or null.
+template <int kValues, class C>
+__device__ __forceinline__ void draw_rows(C (&r)[kValues], const C* kept, const Spread<C>& spread,
+                                          uint64_t seed, int64_t row,
+                                          const NormalCoefficients& table) {
+#pragma unroll
+  for (int i = 0; i < kValues; i += kHalves) {
+    C g[kHalves], v[kHalves];
+    draw_g(seed, call_of(row), i, table, g);
+    if (!kept) spread.template load<kHalves>(v, row + i);
+#pragma unroll
+    for (int k = 0; k < kHalves; ++k) r[i + k] = g[k] * (kept ? kept[i + k] : v[k]);
+  }
+}
+
 // Tiles of rows begin, ... end, begin a multiple of the tile's size.
 template <int kLevels, class T>
 __global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
@@ -181,7 +209,6 @@ __global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
   using Tile = ProjectTile<kLevels, T>;
   using S = typename Tile::S;
   using C = Arithmetic<T>;
-  constexpr int kTileLog = Tile::kTileLog;
   auto& shared = *shared_memory<typename Tile::Memory>();
   shared.table.copy(table);
   __syncthreads();
@@ -189,25 +216,16 @@ __global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
   const int thread = static_cast<int>(threadIdx.x) % S::kThreads;
   const Shared<C> memory(shared.tile[group]);
   const int mine = S::First::of_thread(thread);
-  const bool moves = spread.L > (1 << kTileLog);  // v's entries are others in each tile
-  C v[Tile::kKeepsV ? S::kValues : 1];
-  if constexpr (Tile::kKeepsV) spread.template load<S::kValues>(v, mine);
-  for (int64_t first = begin + ((int64_t{blockIdx.x} * Tile::kTiles + group) << kTileLog);
-       first < end; first += (int64_t{gridDim.x} * Tile::kTiles) << kTileLog) {
-    const uint64_t call = call_of(first + mine);
+  const bool moves = spread.L > (1 << Tile::kTileLog);  // v's entries are others in each tile
+  C v[S::kValues];
+  if (Tile::kKeepsV) spread.template load<S::kValues>(v, mine);
+  const int64_t first_of_all =
+      begin + ((int64_t{blockIdx.x} * Tile::kTiles + group) << Tile::kTileLog);
+  for (int64_t first = first_of_all; first < end;
+       first += (int64_t{gridDim.x} * Tile::kTiles) << Tile::kTileLog) {
     C r[1][S::kValues];
-    if constexpr (Tile::kKeepsV)
-      if (moves) spread.template load<S::kValues>(v, first + mine);
-#pragma unroll
-    for (int i = 0; i < S::kValues; i += kHalves) {
-      C g[kHalves], other[kHalves];
-      draw_g(seed, call, i, shared.table, g);
-      if constexpr (!Tile::kKeepsV) spread.template load<kHalves>(other, first + mine + i);
-#pragma unroll
-      for (int k = 0; k < kHalves; ++k)
-        r[0][i + k] =
-            g[k] * (Tile::kKeepsV ? v[(i + k) % (Tile::kKeepsV ? S::kValues : 1)] : other[k]);
-    }
+    if (Tile::kKeepsV && moves) spread.template load<S::kValues>(v, first + mine);
+    draw_rows(r[0], Tile::kKeepsV ? v : nullptr, spread, seed, first + mine, shared.table);
     barrier<S::kThreads>();  // the last tile has been read
     transform_tiles<S>(r, memory, thread);
     out.template run<S, typename S::Last>(r[0], first, thread, memory);

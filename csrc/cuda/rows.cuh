@@ -15,6 +15,18 @@ struct Diagonal {
   const C* values;
   int64_t mask;
   __device__ __forceinline__ C at(int64_t index) const { return values[index & mask]; }
+
+  // Neighbours of one row, whose factors are aligned.
+  template <int kCount>
+  __device__ __forceinline__ void multiply(C (&r)[kCount], int64_t index) const {
+    if (!values) return;
+    C factors[kCount];
+#pragma unroll
+    for (int k = 0; k < kCount; k += kPacket<C>)
+      widen_packet<C>(*reinterpret_cast<const uint4*>(values + (index & mask) + k), factors + k);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) r[k] *= factors[k];
+  }
 };
 
 // r times the factors of rows of 2^kRowLog entries, for a thread's values of a tile in layout L.
@@ -71,6 +83,8 @@ struct LoadWhole {
   }
 };
 
+constexpr int kFlight = 8;  // single entries that a thread has on their way
+
 // Any address and any end: entry by entry, through the thread's own places of the tile.
 template <class T>
 struct LoadAny {
@@ -79,18 +93,33 @@ struct LoadAny {
   const T* x;
   int64_t end;
   Diagonal<C> before;
+  bool packets = false;  // all is aligned, and a packet lies in one row
 
   __device__ __forceinline__ C one(int64_t index) const {
     const C value = index < end ? widen(x[index]) : C{0};
     return before.values ? value * before.at(index) : value;
+  }
+  __device__ __forceinline__ void packet(C (&r)[kPacket<T>], int64_t index) const {
+    if (packets && index + kPacket<T> <= end) {
+      widen_packet<T>(*reinterpret_cast<const uint4*>(x + index), r);
+      before.multiply(r, index);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kPacket<T>; ++k) r[k] = one(index + k);
+    }
   }
   template <class S, class L>
   __device__ __forceinline__ void run(C (&r)[S::kValues], int64_t first, int thread,
                                       Shared<C> memory) const {
     const int mine = L::of_thread(thread);
 #pragma unroll 1
-    for (int i = 0; i < S::kValues; ++i)
-      memory[S::place(mine + L::of_value(i))] = one(first + mine + L::of_value(i));
+    for (int i = 0; i < S::kValues; i += kFlight) {
+      C values[kFlight];
+#pragma unroll
+      for (int k = 0; k < kFlight; ++k) values[k] = one(first + mine + L::of_value(i + k));
+#pragma unroll
+      for (int k = 0; k < kFlight; ++k) memory[S::place(mine + L::of_value(i + k))] = values[k];
+    }
     get<S, L>(r, memory, thread);
   }
 };
@@ -133,11 +162,23 @@ struct StoreAny {
   int64_t end;
   C scale;
   Diagonal<C> after;
+  bool packets = false;
 
   __device__ __forceinline__ void one(int64_t index, C y) const {
     if (index >= end) return;
     y *= scale;
     out[index] = narrow<T>(after.values ? y * after.at(index) : y);
+  }
+  __device__ __forceinline__ void packet(C (&r)[kPacket<T>], int64_t index) const {
+    if (packets && index + kPacket<T> <= end) {
+#pragma unroll
+      for (int k = 0; k < kPacket<T>; ++k) r[k] *= scale;
+      after.multiply(r, index);
+      *reinterpret_cast<uint4*>(out + index) = narrow_packet<T>(r);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kPacket<T>; ++k) one(index + k, r[k]);
+    }
   }
   template <class S, class L>
   __device__ __forceinline__ void run(C (&r)[S::kValues], int64_t first, int thread,
@@ -272,19 +313,19 @@ __device__ __forceinline__ void transform_packet(Arithmetic<T> (&r)[kPacket<T>],
 template <int kLog, class T>
 __global__ void __launch_bounds__(kShortThreads)
     short_kernel(const T* x, T* out, int64_t packets, Arithmetic<T> scale) {
-  constexpr int kFlight = 2;  // packets that a thread has under way
+  constexpr int kPackets = 2;  // that a thread has on their way
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const auto* in = reinterpret_cast<const uint4*>(x);
   auto* to = reinterpret_cast<uint4*>(out);
-  const int64_t sweep = all_threads() / kLanes * (kLanes * kFlight);
-  for (int64_t i = thread_index() / kLanes * (kLanes * kFlight) + lane; i - lane < packets;
+  const int64_t sweep = all_threads() / kLanes * (kLanes * kPackets);
+  for (int64_t i = thread_index() / kLanes * (kLanes * kPackets) + lane; i - lane < packets;
        i += sweep) {
-    uint4 packet[kFlight] = {};
+    uint4 packet[kPackets] = {};
 #pragma unroll
-    for (int p = 0; p < kFlight; ++p)
+    for (int p = 0; p < kPackets; ++p)
       if (i + p * kLanes < packets) packet[p] = in[i + p * kLanes];
 #pragma unroll
-    for (int p = 0; p < kFlight; ++p) {
+    for (int p = 0; p < kPackets; ++p) {
       Arithmetic<T> r[kPacket<T>];
       widen_packet<T>(packet[p], r);
       transform_packet<T>(r, lane, kLog);
@@ -306,11 +347,9 @@ __global__ void __launch_bounds__(kShortThreads)
        first += all_threads() / kLanes * kWarpEntries) {
     const int64_t index = first + lane * kPacket<T>;
     Arithmetic<T> r[kPacket<T>];
-#pragma unroll
-    for (int k = 0; k < kPacket<T>; ++k) r[k] = load.one(index + k);
+    load.packet(r, index);
     transform_packet<T>(r, lane, levels);
-#pragma unroll
-    for (int k = 0; k < kPacket<T>; ++k) store.one(index + k, r[k]);
+    store.packet(r, index);
   }
 }
 

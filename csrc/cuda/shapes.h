@@ -72,10 +72,10 @@ constexpr Shape shape_of(int row_log) {
   return sizeof(T) == 8 ? kShapes64[row] : sizeof(T) == 4 ? kShapes32[row] : kShapes16[row];
 }
 
-// Passes over the columns of long rows: 2^levels entries, 2^log apart, of neighbours_log columns at
-// a time, so that whole lines of 128 bytes are read; of 64 where shared memory holds no more.
+// Passes over the columns of long rows: 2^5, 2^7, 2^9 or 2^11 (not in fp64) entries that lie 2^log
+// apart, of 2^neighbours_log columns at a time, so that whole lines of 128 bytes are read, or of 64
+// where shared memory holds no more.
 constexpr int kColumnValuesLog = 5;
-constexpr int kColumnLevels[] = {5, 7, 9, 11};
 template <class C>
 constexpr int neighbours_log(int levels) {
   if (levels == kColumnValuesLog) return 7;  // no exchange: blocks of 128 threads
