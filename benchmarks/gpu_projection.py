@@ -8,9 +8,10 @@ projection in plain torch (Kronecker) and the authors' code, once each, if they 
 
 import torch
 from facts import environment, write
-from gpu_timing import in_turn, warm_up
+from gpu_timing import in_turn, of_the_processor, warm_up
 
 import fastfood
+from fastfood import ops
 
 D = 355_362_818  # RoBERTa-large
 SEGMENTS = 390  # its tensors
@@ -62,6 +63,13 @@ def peers(P, device, authors):
     return found
 
 
+def pieces(device, count=16):
+    """The adjoint of a layer's gradients at once: what a call takes of the processor."""
+    gs = [torch.randn(4096, device=device).bfloat16() for _ in range(count)]
+    starts, factors = range(0, 5000 * count, 5000), [1.0] * count
+    return {"ours": lambda: ops.project_rows_adjoint_sum(gs, starts, factors, 1024, 7)}
+
+
 def line(row, times):
     ratios = [("forward", "fill"), ("on a base, bf16", "copy, bf16"), ("adjoint", "read")]
     ratios += [("adjoint, bf16", "read, bf16")]
@@ -83,6 +91,9 @@ def run(device, path=None, authors=None, rows=D, logs=LOGS, d=200):
         print(line(row, times), flush=True)
         if path:
             write(path, facts, results)
+    times = of_the_processor(pieces(device))
+    results.append({"section": "pieces", "count": 16, "L": 1024, "times": times})
+    print(f"adjoint of 16 pieces, of the processor: {1e6 * times['ours']['median']:.0f} us")
     P = fastfood.Fastfood(d, rows, L=1 << min(logs, key=lambda log_L: abs(log_L - 10)))
     times = in_turn(peers(P, device, authors), repetitions=3)
     results.append({"section": "peers", "d": d, "D": rows, "L": P.L, "times": times})

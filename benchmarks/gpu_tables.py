@@ -102,6 +102,13 @@ def peers_table(results):
     return ["The projection by others", "", *table(["what", "L", "us"], cells), ""]
 
 
+def pieces_table(results):
+    for r in results:
+        taken = microseconds(r["times"], "ours")
+        yield f"The adjoint of {r['count']} gradients at once takes {taken} us of the processor."
+        yield ""
+
+
 def fwht_tables(results):
     of = {name: [r for r in results if r[SECTION] == name] for name in ("small", "eager")}
     if of["small"]:
@@ -117,7 +124,8 @@ def fwht_tables(results):
 
 
 def projection_tables(results):
-    for name, make in (("projection", projection_table), ("peers", peers_table)):
+    makers = {"projection": projection_table, "pieces": pieces_table, "peers": peers_table}
+    for name, make in makers.items():
         rows = [r for r in results if r[SECTION] == name]
         if rows:
             yield from make(rows)

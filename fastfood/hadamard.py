@@ -143,6 +143,8 @@ def hadamard_transform_KN(
     H_K is made by the constructions of Paley, Williamson and, for 428, Kharaghani and Tayfeh-Rezaie
     (2005). The sums of H_K take their terms in ascending order, so here too every bit is defined.
     """
+    if K is None and before is None and after is None and dim == -1 and _is_ready(x, out):
+        return _fill_ready(x, scale, out)  # H_2^k is its own transpose
     n = _size(x, dim)
     if K is None:
         K = _choose(n)

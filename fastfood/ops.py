@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from .fakes import FAKES, FLOATING
 from .loading import why_no_kernels
 
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)  # what is computed in float32
 
 # Streams of random numbers, as in csrc/definitions.h.
@@ -200,6 +200,23 @@ def project_rows_adjoint_sum(
         or ValueError for anything else.
     """
     gs, starts, factors = list(gs), list(starts), [float(f) for f in factors]
+    operator, compiling = operators.project_rows_adjoint_sum, torch.compiler.is_compiling()
+    if gs and not compiling and all(type(g) is torch.Tensor for g in gs) and unwatched(*gs):
+        try:
+            with torch._C._AutoDispatchBelowAutograd():  # it is Python, and takes its time
+                return operator(gs, starts, factors, L, signed(seed))
+        except RuntimeError:
+            _check_pieces(gs, starts, factors, L)
+            raise
+    _check_pieces(gs, starts, factors, L)
+    if compiling:
+        return operator(gs, starts, factors, L, signed(seed))
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g in gs) else torch.float32
+    parts = (_rows_adjoint(g, L, signed(seed), start) for g, start in zip(gs, starts, strict=True))
+    return sum(part.to(dtype) * f for part, f in zip(parts, factors, strict=True))
+
+
+def _check_pieces(gs, starts, factors, L) -> None:
     if not gs or len(starts) != len(gs) or len(factors) != len(gs):
         raise ValueError(
             "gs, starts, factors: wanted as many of each and at least one, got "
@@ -214,11 +231,6 @@ def project_rows_adjoint_sum(
                 f"{tuple(g.shape)} on {g.device}"
             )
         _check_rows(start, start + g.shape[0])
-    if torch.compiler.is_compiling() or unwatched(*gs):
-        return operators.project_rows_adjoint_sum(gs, starts, factors, L, signed(seed))
-    wide = torch.float64 if any(g.dtype == torch.float64 for g in gs) else torch.float32
-    parts = [_rows_adjoint(g, L, signed(seed), start) for g, start in zip(gs, starts, strict=True)]
-    return sum(part.to(wide) * f for part, f in zip(parts, factors, strict=True))
 
 
 def _rows(v, seed, start, stop):
@@ -295,6 +307,9 @@ def normals(
     return operators.normals(torch.empty(0, device=device), signed(seed), stream, first, count)
 
 
+# --- Registration --------------------------------------------------------------------------------
+
+
 def _refuse(name):
     """A kernel for devices and layouts that have none of ours."""
 
@@ -309,13 +324,6 @@ def _refuse(name):
     return refuse
 
 
-def _register(name, fake, backward=None, setup_context=None) -> None:
-    _library.impl(name, _refuse(name), "CompositeExplicitAutograd")  # where there is no kernel
-    torch.library.register_fake(f"fastfood::{name}", fake)
-    if backward:
-        torch.library.register_autograd(f"fastfood::{name}", backward, setup_context=setup_context)
-
-
 def save_arguments(ctx: Any, inputs: tuple, output: object) -> None:
     ctx.arguments = inputs[1:]
     ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
@@ -324,17 +332,6 @@ def save_arguments(ctx: Any, inputs: tuple, output: object) -> None:
 def _rows_adjoint_backward(ctx, z):
     _, seed, start = ctx.arguments
     return _rows(z, seed, start, start + ctx.shape[-1]).to(ctx.dtype), None, None, None
-
-
-def _fake_rows_adjoint_sum(gs, starts, factors, L, seed):
-    count = len(gs)
-    torch._check(
-        count == len(starts) == len(factors) > 0,
-        lambda: f"starts, factors: wanted one for each of {count} tensors",
-    )
-    torch._check(all(g.dim() == 1 for g in gs), lambda: "gs: wanted tensors of one dimension")
-    wide = any(g.dtype == torch.float64 for g in gs)
-    return gs[0].new_empty(L, dtype=torch.float64 if wide else torch.float32)
 
 
 def _save_sum(ctx, inputs, output) -> None:
@@ -351,29 +348,17 @@ def _rows_adjoint_sum_backward(ctx, z):
     return grads, None, None, None, None
 
 
-def _fake_random(words_per_call, dtype):
-    def fake(like, seed, stream, first, count):
-        return like.new_empty(words_per_call * count, dtype=dtype)
-
-    return fake
+def _rows_backward(ctx, g):
+    seed, start, _ = ctx.arguments
+    return _rows_adjoint(g, ctx.shape[-1], seed, start), None, None, None
 
 
-_register(
-    "project_rows",
-    lambda v, seed, start, stop: v.new_empty((*v.shape[:-1], stop - start)),
-    lambda ctx, g: (_rows_adjoint(g, ctx.shape[-1], *ctx.arguments[:2]), None, None, None),
-    save_arguments,
-)
-_register(
-    "project_rows_adjoint",
-    lambda g, L, seed, start: g.new_empty(
-        (*g.shape[:-1], L), dtype=torch.float64 if g.dtype == torch.float64 else torch.float32
-    ),
-    _rows_adjoint_backward,
-    save_arguments,
-)
-_register("project_rows_adjoint_sum", _fake_rows_adjoint_sum, _rows_adjoint_sum_backward, _save_sum)
-_register("project_rows_out", lambda *arguments: None)
-_register("perturb_", lambda *arguments: None)
-_register("philox_words", _fake_random(4, torch.int32))
-_register("normals", _fake_random(8, torch.float32))
+for _name, _fake in FAKES.items():
+    _library.impl(_name, _refuse(_name), "CompositeExplicitAutograd")  # where there is no kernel
+    torch.library.register_fake(f"fastfood::{_name}", _fake)
+for _name, _backward, _save in (
+    ("project_rows", _rows_backward, save_arguments),
+    ("project_rows_adjoint", _rows_adjoint_backward, save_arguments),
+    ("project_rows_adjoint_sum", _rows_adjoint_sum_backward, _save_sum),
+):
+    torch.library.register_autograd(f"fastfood::{_name}", _backward, setup_context=_save)

@@ -219,29 +219,18 @@ class Fastfood(Projection):
 
     def rows_adjoint_sum(self, pieces: Pieces, like: torch.Tensor) -> torch.Tensor:
         # (Pi H B)^T of the summed z = sum_b G_b * H_L(g_b): once, however many the pieces are
-        z = like.new_zeros(self.L)
-        for starts, factors, gs in self._batches(pieces):
-            z = z + ops.project_rows_adjoint_sum(gs, starts, factors, self.L, self.seed).to(like)
-        return self.spread_adjoint(z)
-
-    def _batches(self, pieces):
-        """Lists of starts, factors and gradients for one call each: as few as keep no more than
-        _HELD entries waiting for others."""
-        batch, held = [], 0
+        z, batch = like.new_zeros(self.L), _Batch()
         for start, factor, g in pieces:
             self._check_rows(g, start)
-            if isinstance(factor, torch.Tensor):
-                g, factor = g * factor, 1.0
-            if batch and batch[0][2].device != g.device:
-                yield zip(*batch, strict=True)
-                batch, held = [], 0
-            batch.append((start, factor, g))
-            held += g.numel()
-            if held >= _HELD:
-                yield zip(*batch, strict=True)
-                batch, held = [], 0
-        if batch:
-            yield zip(*batch, strict=True)
+            if batch.gs and batch.gs[0].device != g.device:
+                z, batch = z + batch.adjoint(self).to(like), _Batch()
+            batch.take(start, factor, g)
+            del g  # so that it is freed before the next piece is made
+            if batch.held >= _HELD:
+                z, batch = z + batch.adjoint(self).to(like), _Batch()
+        if batch.gs:
+            z = z + batch.adjoint(self).to(like)
+        return self.spread_adjoint(z)
 
     rows_adjoint_sum.__doc__ = Projection.rows_adjoint_sum.__doc__
 
@@ -260,6 +249,25 @@ class Fastfood(Projection):
             return ops.perturb_(out, base, v, offsets, scales, self.seed, start)
 
     perturb_.__doc__ = Projection.perturb_.__doc__
+
+
+class _Batch:
+    """Gradients that wait for others, to go through the adjoint in one call."""
+
+    def __init__(self):
+        self.starts, self.factors, self.gs, self.held = [], [], [], 0
+
+    def take(self, start, factor, g) -> None:
+        if isinstance(factor, torch.Tensor):
+            g, factor = g.to(torch.promote_types(g.dtype, torch.float32)) * factor, 1.0
+        self.starts.append(start)
+        self.factors.append(factor)
+        self.gs.append(g)
+        self.held += g.numel()
+
+    def adjoint(self, P: Fastfood) -> torch.Tensor:
+        """z of what has been taken."""
+        return ops.project_rows_adjoint_sum(self.gs, self.starts, self.factors, P.L, P.seed)
 
 
 class Dense(Projection):

@@ -239,7 +239,8 @@ def project_rows_adjoint_sum(
 ) -> torch.Tensor:
     """See `fastfood.ops.project_rows_adjoint_sum`; the result is float64."""
     pieces = zip(gs, starts, factors, strict=True)
-    return sum(factor * project_rows_adjoint(g, L, seed, start) for g, start, factor in pieces)
+    parts = [factor * project_rows_adjoint(g, L, seed, start) for g, start, factor in pieces]
+    return torch.stack(parts).sum(0)
 
 
 def perturb(

@@ -36,6 +36,7 @@ TESTS = (
     "test_hadamard",
     "test_hadamard_autograd",
     "test_projection",
+    "test_adjoint_sum",
     "test_random_numbers",
     "test_golden",
     "test_features",

@@ -1,6 +1,7 @@
 """project_rows_adjoint_sum: many gradients of all types through the adjoint at once."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -128,6 +129,30 @@ def test_pieces_of_a_projection_go_together(device, monkeypatch):
     pieces = [(a, 1.0, g[a:b]) for a, b in itertools.pairwise(cuts)]
     torch.testing.assert_close(P.rows_adjoint_sum(pieces, g), P.adjoint(g))
     assert calls == [3, 2, 1]
+
+
+def test_a_large_piece_is_freed_before_the_next_is_made(monkeypatch):
+    monkeypatch.setattr("fastfood.projection._HELD", 1000)
+    P, alive = fastfood.Fastfood(30, 9000, seed=3), []
+
+    def made():
+        for start in range(0, 9000, 3000):
+            assert all(reference() is None for reference in alive)
+            g = torch.randn(3000)
+            alive.append(weakref.ref(g))
+            yield start, 1.0, g
+            del g
+
+    P.rows_adjoint_sum(made(), torch.zeros(1))
+    assert len(alive) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_factors_may_be_tensors(dtype, device):
+    P, g = fastfood.Fastfood(30, 4000, seed=3), torch.randn(4000, device=device).to(dtype)
+    like, factor = torch.zeros(1, device=device), torch.tensor(0.3, device=device)
+    got = P.rows_adjoint_sum([(0, factor, g)], like)
+    torch.testing.assert_close(got, P.rows_adjoint_sum([(0, float(factor), g)], like))
 
 
 def test_bad_arguments(device):

@@ -214,12 +214,14 @@ def test_the_projection_s_cases(no_gpu, tmp_path):
     assert [(r["section"], r["L"]) for r in results] == [
         ("projection", 256),
         ("projection", 1024),
+        ("pieces", 1024),
         ("peers", 1024),
     ]
     offsets = gpu_projection.cuts(5000, "cpu")
     assert len(offsets) == 391 and offsets[0] == 0 and offsets[-1] == 5000
     assert bool((offsets.diff() >= 0).all())
-    assert "| 2^8 |" in "\n".join(gpu_tables.projection_tables(results))
+    tables = "\n".join(gpu_tables.projection_tables(results))
+    assert "| 2^8 |" in tables and "The adjoint of 16 gradients at once takes " in tables
 
 
 def test_the_processor_s_results_are_files_too(monkeypatch, tmp_path, capsys):

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from fastfood import ops
 
@@ -51,6 +53,39 @@ def operator_calls(device):
 @pytest.mark.parametrize("name", operator_calls("cpu"))
 def test_torch_accepts_the_registration(name, device):
     torch.library.opcheck(getattr(torch.ops.fastfood, name).default, operator_calls(device)[name])
+
+
+WRONG = [  # operator, which argument, what stands there instead, what is said
+    (
+        "project_rows",
+        0,
+        lambda x: x.half(),
+        "v: wanted (Float|float32 or float64), got .*[Hh]alf|v: wanted .*, got torch.float16",
+    ),
+    ("project_rows", 0, lambda x: x[:, :200], "L: wanted a power of two of at least 256"),
+    ("project_rows", 2, lambda x: -1, "start: wanted no negative number, got -1"),
+    ("project_rows_adjoint", 0, lambda x: x.long(), "g: wanted float32, float64, float16"),
+    ("project_rows_adjoint", 1, lambda x: 300, "L: wanted a power of two of at least 256, got 300"),
+    ("project_rows_adjoint_sum", 1, lambda x: [1], "starts, factors: wanted one for each of 2"),
+    ("project_rows_adjoint_sum", 0, lambda x: [x[0][None]] * 2, "gs: wanted tensors of one dim"),
+    ("perturb_", 1, lambda x: x[1:], "base: wanted 700 entries, got 699|base: wanted a contig"),
+    ("perturb_", 3, lambda x: x.int(), "offsets: wanted .*[Ll]ong|offsets: wanted torch.int64"),
+    ("perturb_", 4, lambda x: x.double(), "scales: wanted .*[Ff]loat"),
+    ("philox_words", 3, lambda x: -1, "first.*: wanted no negative number, got -1"),
+    ("normals", 2, lambda x: -1, r"stream: wanted 0 \.\.\. 2\^32 - 1, got -1"),
+]
+
+
+@pytest.mark.parametrize("name, place, change, said", WRONG)
+def test_wrong_arguments_are_refused_while_tracing_too(name, place, change, said):
+    operator = getattr(torch.ops.fastfood, name).default
+    with torch.no_grad():
+        arguments = list(operator_calls("cpu")[name])
+        arguments[place] = change(arguments[place])
+        with pytest.raises(RuntimeError, match=said):
+            operator(*arguments)
+        with FakeTensorMode() as mode, pytest.raises(RuntimeError, match=said):
+            operator(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
 
 
 ALL_RESULTS = """

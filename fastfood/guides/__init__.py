@@ -3,6 +3,7 @@
 .. include:: gallery.md
 .. include:: from_fast_hadamard_transform.md
 .. include:: from_the_authors_code.md
+.. include:: cuda.md
 .. include:: format_1.md
 """
 
