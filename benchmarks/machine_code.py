@@ -227,13 +227,15 @@ def storage_sizes(name):
 
 
 def entries_of(name, path):
-    """Entries that a thread handles on a way: what it stores, or else what it loads."""
+    """Entries that a thread handles on a way: what it loads or what it stores, the lesser of them,
+    for it may load a base as well, and store in one of two branches."""
     moved = Counter()
     for x in path:
         if x.kind in ("LDG", "STG"):
             moved[x.kind] += bytes_of(x.opcode)
     loaded, stored = storage_sizes(name)
-    return moved["STG"] / stored if moved["STG"] else moved["LDG"] / loaded
+    counts = [moved["LDG"] / loaded, moved["STG"] / stored]
+    return min(filter(None, counts), default=0)
 
 
 def flags_of(kernel):
@@ -334,7 +336,8 @@ def main():
         sys.exit(f"{arguments.library}: wanted code for {arguments.arch}, got none")
     measured = {name: measure(kernel) for name, kernel in kernels.items()}
     if arguments.record:
-        Path(arguments.record).write_text(json.dumps(measured, indent=1) + "\n")
+        lines = [f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in measured.items()]
+        Path(arguments.record).write_text("{\n" + ",\n".join(lines) + "\n}\n")
     shown = ("",) if arguments.all else SHOWN
     show({name: facts for name, facts in measured.items() if name.startswith(shown)})
     if arguments.check:
