@@ -261,7 +261,7 @@ def projection_share(case, device, repetitions):
 
     case()
     parts = [(fastfood.Fastfood, name) for name in ("perturb_", "spread", "spread_adjoint")]
-    parts.append((fastfood.projection.ops, "project_rows_adjoint"))
+    parts.append((fastfood.projection.ops, "project_rows_adjoint_sum"))
     with contextlib.ExitStack() as patches:
         for owner, name in parts:
             patches.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))

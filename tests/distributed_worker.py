@@ -181,13 +181,16 @@ def shard(model, only_inside=False, copies=False, **options):
 @contextmanager
 def counted_rows():
     """How many rows are projected and adjoined within, and how often theta is spread over them."""
-    places = {"perturb_": ops, "project_rows_adjoint": ops, "spread": Fastfood}
+    places = {"perturb_": ops, "project_rows_adjoint_sum": ops, "spread": Fastfood}
     plain = {name: getattr(place, name) for name, place in places.items()}
     numbers = dict.fromkeys(plain, 0)
 
     def counting(name):
         def call(first, *rest):
-            numbers[name] += len(first) if isinstance(first, torch.Tensor) else 1
+            if isinstance(first, torch.Tensor):
+                numbers[name] += len(first)
+            else:  # a projection's own method counts its calls
+                numbers[name] += 1 if isinstance(first, Fastfood) else sum(map(len, first))
             return plain[name](first, *rest)
 
         return call

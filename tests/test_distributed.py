@@ -159,7 +159,7 @@ def test_a_sharded_step_makes_each_row_once(results):
     check(results, model, lambda result: result["fsdp_step"]["gradients"])
     D, d = model.projection.D, model.subspace_config.d
     steps = [result["fsdp_step"] for result in results]
-    for kernel in ("perturb_", "project_rows_adjoint"):
+    for kernel in ("perturb_", "project_rows_adjoint_sum"):
         counts = [step["rows"][kernel] for step in steps]
         assert sum(counts) == D and max(counts) < 0.6 * D
     for step in steps:

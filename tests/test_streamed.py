@@ -10,7 +10,7 @@ from subspace_models import IDS, bert, check_gradients, gpt2, loss_of, mlp, move
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastfood import streamed
+from fastfood import projection, streamed
 
 
 def pair(build, **settings):
@@ -153,6 +153,7 @@ def peak_bytes(run):
 
 def test_memory(monkeypatch):
     monkeypatch.setattr(streamed, "_PIECE", 1 << 16)
+    monkeypatch.setattr(projection, "_HELD", 1 << 16)  # the same, as in use
     block = 4 * 600 * 600
 
     def build():
