@@ -242,8 +242,6 @@ Tensor project_rows_adjoint_sum(std::vector<Tensor> gs, std::vector<int64_t> sta
   std::vector<Piece> pieces;
   for (size_t i = 0; i < gs.size(); ++i) {
     const Type type = type_of(gs[i], "gs");
-    STD_TORCH_CHECK(gs[i].dim() == 1, "gs: wanted tensors of one dimension, got one of ",
-                    gs[i].dim());
     STD_TORCH_CHECK(starts[i] >= 0, "starts: wanted no negative number, got ", starts[i]);
     check_same_device(gs[i], "gs", gs[0]);
     if (!gs[i].is_contiguous()) gs[i] = make_contiguous(gs[i]);
@@ -260,6 +258,23 @@ Tensor project_rows_adjoint_sum(std::vector<Tensor> gs, std::vector<int64_t> sta
   return z;
 }
 
+// `bounds`, called `name`, has so many entries, which lie on the device and are not read here.
+inline void check_perturbation(const Tensor& v, const Tensor& bounds, const char* name,
+                               const Tensor& scales, Type type, int64_t entries,
+                               const Tensor& out) {
+  check_block_length(v.numel());
+  check_vector(v, "v", v.numel());
+  check_type(v, "v", arithmetic(type));
+  check_vector(scales, "scales", scales.numel());
+  check_type(scales, "scales", arithmetic(type));
+  STD_TORCH_CHECK(scales.numel() > 0, "scales: wanted at least one segment, got none");
+  check_vector(bounds, name, entries);
+  check_type(bounds, name, ScalarType::Long);
+  check_same_device(v, "v", out);
+  check_same_device(bounds, name, out);
+  check_same_device(scales, "scales", out);
+}
+
 template <class Backend>
 void perturb_(Tensor out, const Tensor& base, const Tensor& v, const Tensor& offsets,
               const Tensor& scales, int64_t seed, int64_t start) {
@@ -268,24 +283,45 @@ void perturb_(Tensor out, const Tensor& base, const Tensor& v, const Tensor& off
   check_vector(out, "out", count);
   check_vector(base, "base", count);
   check_type(base, "base", out.scalar_type());
-  check_block_length(v.numel());
-  check_vector(v, "v", v.numel());
-  check_type(v, "v", arithmetic(type));
-  check_vector(scales, "scales", segments);
-  check_type(scales, "scales", arithmetic(type));
-  STD_TORCH_CHECK(segments > 0, "scales: wanted at least one segment, got none");
-  check_vector(offsets, "offsets", segments + 1);
-  check_type(offsets, "offsets", ScalarType::Long);
-  STD_TORCH_CHECK(start >= 0, "start: wanted no negative number, got ", start);
   check_same_device(base, "base", out);
-  check_same_device(v, "v", out);
-  check_same_device(offsets, "offsets", out);
-  check_same_device(scales, "scales", out);
+  check_perturbation(v, offsets, "offsets", scales, type, segments + 1, out);
+  STD_TORCH_CHECK(start >= 0, "start: wanted no negative number, got ", start);
   if (count == 0) return;
   Backend::project({out.mutable_data_ptr(), base.const_data_ptr(), v.const_data_ptr(),
                     static_cast<const int64_t*>(offsets.const_data_ptr()), scales.const_data_ptr(),
                     segments, type, v.numel(), start, count, static_cast<uint64_t>(seed)},
                    out);
+}
+
+template <class Backend>
+std::vector<Tensor> perturbed(std::vector<Tensor> bases, const Tensor& v, const Tensor& bounds,
+                              const Tensor& scales, int64_t seed, std::vector<int64_t> starts,
+                              std::vector<int64_t> places) {
+  const size_t size = bases.size();
+  STD_TORCH_CHECK(size > 0, "bases: wanted at least one tensor, got none");
+  STD_TORCH_CHECK(starts.size() == size && places.size() == size,
+                  "starts, places: wanted one for each of ", size, " tensors, got ", starts.size(),
+                  " and ", places.size());
+  const Type type = type_of(bases[0], "bases");
+  check_perturbation(v, bounds, "bounds", scales, type, 2, bases[0]);
+  std::vector<Tensor> made;
+  for (size_t i = 0; i < size; ++i) {
+    check_type(bases[i], "bases", bases[0].scalar_type());
+    check_same_device(bases[i], "bases", bases[0]);
+    STD_TORCH_CHECK(starts[i] >= 0, "starts: wanted no negative number, got ", starts[i]);
+    STD_TORCH_CHECK(places[i] >= 0 && places[i] < scales.numel(), "places: wanted 0 ... ",
+                    scales.numel() - 1, ", got ", places[i]);
+    const Tensor base = make_contiguous(bases[i]);
+    Tensor out = empty_as(base);
+    if (base.numel() > 0)
+      Backend::project(
+          {out.mutable_data_ptr(), base.const_data_ptr(), v.const_data_ptr(),
+           static_cast<const int64_t*>(bounds.const_data_ptr()), at_row(scales, places[i], 1), 1,
+           type, v.numel(), starts[i], base.numel(), static_cast<uint64_t>(seed)},
+          out);
+    made.push_back(out);
+  }
+  return made;
 }
 
 template <class Backend>
@@ -299,6 +335,7 @@ void register_operators(torch::stable::detail::StableLibrary& m) {
   m.impl("project_rows_adjoint", TORCH_BOX(&project_rows_adjoint<Backend>));
   m.impl("project_rows_adjoint_sum", TORCH_BOX(&project_rows_adjoint_sum<Backend>));
   m.impl("perturb_", TORCH_BOX(&perturb_<Backend>));
+  m.impl("perturbed", TORCH_BOX(&perturbed<Backend>));
 }
 
 }  // namespace fastfood

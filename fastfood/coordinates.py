@@ -5,13 +5,24 @@ trainable tensors of one base model.
 import itertools
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .layout import PROJECTIONS, Segment, SubspaceConfig, lay_out
 from .projection import Projection
+
+
+@dataclass
+class Group:
+    """Some tensors that share a scale: what their gradients are multiplied by before P^T."""
+
+    number: int
+    places: list[int]  # in the list of segments that was given
+    starts: list[int]  # first rows
+    factors: list[float]
+    released_factors: list[float]  # as the authors' code has it (SubspaceConfig)
 
 
 @dataclass
@@ -24,6 +35,41 @@ class Adapter:
     group_names: list[Hashable]
     theta: nn.Parameter
     lambda_: nn.Parameter | None
+    _tables: dict = field(default_factory=dict, repr=False)  # by dtype and device
+    _groups: dict = field(default_factory=dict, repr=False)  # by indices
+
+    def scales_and_bounds(
+        self, lambda_: Tensor | None = None, *, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """For the S segments norm * lambda_ of the group, or the norm alone, shape (S,) in the
+        dtype and on the device of `like`; and what holds for each: that it has 0 to D entries."""
+        key = like.dtype, like.device
+        if key not in self._tables:
+            norms = torch.tensor([s.norm for s in self.segments], dtype=like.dtype)
+            groups = torch.tensor([s.group for s in self.segments])
+            bounds = torch.tensor([0, self.projection.D])
+            self._tables[key] = [table.to(like.device) for table in (norms, groups, bounds)]
+        norms, groups, bounds = self._tables[key]
+        return norms if lambda_ is None else norms * lambda_[groups], bounds
+
+    def groups(self, segments: list[Segment]) -> list[Group]:
+        """Those of these tensors."""
+        key = tuple([segment.index for segment in segments])
+        if key not in self._groups:
+            found: dict[int, Group] = {}
+            for place, index in enumerate(key):
+                laid = self.segments[index]
+                group = found.setdefault(laid.group, Group(laid.group, [], [], [], []))
+                group.places.append(place)
+                group.starts.append(laid.start)
+                group.factors.append(laid.norm)
+                padded = 1 << (laid.numel - 1).bit_length()
+                group.released_factors.append(laid.norm / padded)
+            self._groups[key] = list(found.values())
+        return self._groups[key]
+
+    def __getstate__(self):
+        return self.__dict__ | {"_tables": {}, "_groups": {}}
 
 
 def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
@@ -61,35 +107,39 @@ class Coordinates(nn.Module):
     def _check_possible(self, config: SubspaceConfig) -> None:
         """Raises ValueError if the weights as they are held cannot be made in such a subspace."""
 
+    @property
+    def _active(self) -> Adapter:
+        return self._adapters[self.active_adapter]
+
     def _leaves(self) -> list[nn.Parameter]:
         return [self.theta] if self.lambda_ is None else [self.theta, self.lambda_]
 
     @property
     def adapters(self) -> dict[str, Adapter]:
         """All adapters by name, with their theta and lambda_."""
-        active = self._adapters[self.active_adapter]
+        active = self._active
         active.theta, active.lambda_ = self.theta, self.lambda_
         return self._adapters
 
     @property
     def subspace_config(self) -> SubspaceConfig:
         """The active adapter's settings."""
-        return self._adapters[self.active_adapter].config
+        return self._active.config
 
     @property
     def projection(self) -> Projection:
         """The active adapter's P."""
-        return self._adapters[self.active_adapter].projection
+        return self._active.projection
 
     @property
     def group_names(self) -> list[Hashable]:
         """The active adapter's groups, in the order of lambda_."""
-        return self._adapters[self.active_adapter].group_names
+        return self._active.group_names
 
     @property
     def segments(self) -> list[Segment]:
         """The trainable tensors: their rows of P, and their groups in the active adapter."""
-        return self._adapters[self.active_adapter].segments
+        return self._active.segments
 
     def add_adapter(self, name: str, config: SubspaceConfig) -> None:
         """Adds an adapter over the same base model, at theta = 0, without making it active.

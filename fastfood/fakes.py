@@ -80,7 +80,6 @@ def _project_rows_adjoint_sum(gs, starts, factors, L, seed):
     expect(one_each, "starts, factors", f"one for each of {len(gs)} tensors", count)
     _expect_block_length(L)
     for g, start in zip(gs, starts, strict=True):
-        expect(g.dim() == 1, "gs", "tensors of one dimension", f"one of {g.dim()}")
         expect_floating(g, "gs")
         expect_like(g, "gs", g.dtype, gs[0].device)
         _expect_start(start, "starts")
@@ -88,20 +87,39 @@ def _project_rows_adjoint_sum(gs, starts, factors, L, seed):
     return gs[0].new_empty(L, dtype=dtype)
 
 
-def _perturb_(out, base, v, offsets, scales, seed, start):
-    expect_floating(out, "out")
-    expect_vector(out, "out", out.numel())
-    expect_vector(base, "base", out.numel())
+def _expect_perturbation(v, bounds, name, scales, entries, out):
     expect_vector(v, "v", v.numel())
     _expect_block_length(v.shape[0])
     expect_vector(scales, "scales", scales.numel())
     expect(scales.shape[0] > 0, "scales", "at least one segment", "none")
-    expect_vector(offsets, "offsets", scales.shape[0] + 1)
+    expect_vector(bounds, name, entries)
+    expect_like(v, "v", wide(out.dtype), out.device)
+    expect_like(bounds, name, torch.int64, out.device)
+    expect_like(scales, "scales", wide(out.dtype), out.device)
+
+
+def _perturb_(out, base, v, offsets, scales, seed, start):
+    expect_floating(out, "out")
+    expect_vector(out, "out", out.numel())
+    expect_vector(base, "base", out.numel())
+    expect_like(base, "base", out.dtype, out.device)
+    _expect_perturbation(v, offsets, "offsets", scales, scales.numel() + 1, out)
     _expect_start(start)
-    types = (base, out.dtype), (v, wide(out.dtype)), (offsets, torch.int64)
-    names = "base", "v", "offsets", "scales"
-    for name, (x, dtype) in zip(names, (*types, (scales, wide(out.dtype))), strict=True):
-        expect_like(x, name, dtype, out.device)
+
+
+def _perturbed(bases, v, bounds, scales, seed, starts, places):
+    expect(len(bases) > 0, "bases", "at least one tensor", "none")
+    count = f"{len(starts)} and {len(places)}"
+    one_each = len(starts) == len(bases) == len(places)
+    expect(one_each, "starts, places", f"one for each of {len(bases)} tensors", count)
+    expect_floating(bases[0], "bases")
+    _expect_perturbation(v, bounds, "bounds", scales, 2, bases[0])
+    for base, start, place in zip(bases, starts, places, strict=True):
+        expect_like(base, "bases", bases[0].dtype, bases[0].device)
+        _expect_start(start, "starts")
+        last = scales.shape[0] - 1
+        expect(0 <= place <= last, "places", f"0 ... {last}", place)
+    return [torch.empty_like(base, memory_format=torch.contiguous_format) for base in bases]
 
 
 def _random(words_per_call, dtype):
@@ -120,6 +138,7 @@ FAKES = {
     "project_rows_adjoint": _project_rows_adjoint,
     "project_rows_adjoint_sum": _project_rows_adjoint_sum,
     "perturb_": _perturb_,
+    "perturbed": _perturbed,
     "philox_words": _random(4, torch.int32),
     "normals": _random(8, torch.float32),
 }

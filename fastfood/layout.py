@@ -5,6 +5,7 @@ The D trainable numbers follow named_parameters(), tied tensors once; a group is
 scale of SAID. Nothing here changes a model.
 """
 
+import itertools
 import math
 import operator
 import re
@@ -145,16 +146,6 @@ def lay_out(
     return laid, list(index)
 
 
-def parameter_places(model: nn.Module) -> dict[tuple[nn.Module, str], str]:
-    """Every attribute that holds a parameter, frozen ones included, and its name."""
-    return {
-        (module, attribute): f"{name}.{attribute}" if name else attribute
-        for name, module in model.named_modules()
-        for attribute, p in module._parameters.items()
-        if p is not None
-    }
-
-
 def _is_table(module: nn.Module) -> bool:
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
@@ -193,22 +184,54 @@ def check(model: nn.Module) -> None:
     _check_overlap(model)
 
 
-def check_unchanged(
-    model: nn.Module, before: dict[tuple[nn.Module, str], str], segments: list[Segment]
-) -> None:
-    """Raises if parameters are not where they were `before` or not of their segments' shapes."""
-    found = parameter_places(model)
-    names = {(found | before)[place] for place in found.keys() ^ before.keys()}
-    names = names or {
-        segment.name
-        for segment in segments
-        if any(getattr(*owner).shape != segment.shape for owner in segment.owners)
-    }
-    if names:
-        raise RuntimeError(
-            "parameters were added, replaced, resized or removed while the model was wrapped, the "
-            f"first {min(names)}: do so before get_subspace_model or after unload()"
-        )
+def _shape(module: nn.Module, attribute: str) -> torch.Size | None:
+    """Of what a module shows under this name, if that is a plain tensor, else of its parameter."""
+    shown = module.__dict__.get(attribute)
+    if type(shown) is not Tensor:
+        shown = module._parameters.get(attribute)
+    return shown if shown is None else shown.shape
+
+
+class Structure:
+    """Where a model has its parameters, frozen ones included."""
+
+    def __init__(self, model: nn.Module):
+        self.places = self._find(model)
+        self._dicts: list[dict] = []  # of all modules, what they refer to
+        self._found: list[int] = []  # in these, at the last check
+
+    @staticmethod
+    def _find(model: nn.Module) -> dict[tuple[nn.Module, str], str]:
+        """Every attribute that holds a parameter, and its name."""
+        return {
+            (module, attribute): f"{name}.{attribute}" if name else attribute
+            for name, module in model.named_modules()
+            for attribute, p in module._parameters.items()
+            if p is not None
+        }
+
+    def check(self, model: nn.Module, segments: list[Segment]) -> None:
+        """Raises RuntimeError if parameters are not where they were or not of their segments'
+        shapes. Costs little where no module refers to another object than at the last check."""
+        resized = [s.name for s in segments if any(_shape(*owner) != s.shape for owner in s.owners)]
+        if self._dicts and self._found == self._now() and not resized:
+            return
+        found = self._find(model)
+        names = {(found | self.places)[place] for place in found.keys() ^ self.places.keys()}
+        names = names or set(resized)
+        if names:
+            raise RuntimeError(
+                "parameters were added, replaced, resized or removed while the model was wrapped, "
+                f"the first {min(names)}: do so before get_subspace_model or after unload()"
+            )
+        self._dicts = [d for m in model.modules() for d in (m._modules, m._parameters)]
+        self._found = self._now()
+
+    def _now(self) -> list[int]:
+        return list(map(id, itertools.chain.from_iterable(map(dict.values, self._dicts))))
+
+    def __getstate__(self):
+        return self.__dict__ | {"_dicts": [], "_found": []}
 
 
 def _check_overlap(model: nn.Module) -> None:

@@ -185,11 +185,11 @@ def project_rows_adjoint_sum(
     L: int,
     seed: int,
 ) -> torch.Tensor:
-    """The sum of factors[i] * project_rows_adjoint(gs[i], L, seed, starts[i]), in one pass over all
-    of them, on CUDA in one launch for each 64.
+    """The sum of factors[i] * project_rows_adjoint(gs[i].flatten(), L, seed, starts[i]), in one
+    pass over all of them, on CUDA in one launch for each 64.
 
     Args:
-        gs: at least one tensor of shape (len,), any strides, of one device, each float32, float64,
+        gs: at least one tensor, of any shapes and strides, of one device, each float32, float64,
             float16 or bfloat16; their rows may overlap.
         starts, factors: a first row and a number for each.
         L, seed: as in `project_rows`.
@@ -199,7 +199,7 @@ def project_rows_adjoint_sum(
         arguments: the same bits in every run. Differentiable to any order in gs. Raises TypeError
         or ValueError for anything else.
     """
-    gs, starts, factors = list(gs), list(starts), [float(f) for f in factors]
+    gs, starts, factors = list(gs), list(starts), list(factors)
     operator, compiling = operators.project_rows_adjoint_sum, torch.compiler.is_compiling()
     if gs and not compiling and all(type(g) is torch.Tensor for g in gs) and unwatched(*gs):
         try:
@@ -212,7 +212,10 @@ def project_rows_adjoint_sum(
     if compiling:
         return operator(gs, starts, factors, L, signed(seed))
     dtype = torch.float64 if any(g.dtype == torch.float64 for g in gs) else torch.float32
-    parts = (_rows_adjoint(g, L, signed(seed), start) for g, start in zip(gs, starts, strict=True))
+    parts = (
+        _rows_adjoint(g.reshape(-1), L, signed(seed), start)
+        for g, start in zip(gs, starts, strict=True)
+    )
     return sum(part.to(dtype) * f for part, f in zip(parts, factors, strict=True))
 
 
@@ -225,12 +228,9 @@ def _check_pieces(gs, starts, factors, L) -> None:
     _check_block_length(L, "L")
     for g, start in zip(gs, starts, strict=True):
         check_tensor(g, "gs")
-        if g.dim() != 1 or g.device != gs[0].device:
-            raise ValueError(
-                f"gs: wanted tensors of one dimension on {gs[0].device}, got shape "
-                f"{tuple(g.shape)} on {g.device}"
-            )
-        _check_rows(start, start + g.shape[0])
+        if g.device != gs[0].device:
+            raise ValueError(f"gs: wanted tensors on {gs[0].device}, got one on {g.device}")
+        _check_rows(start, start + g.numel())
 
 
 def _rows(v, seed, start, stop):
@@ -280,10 +280,43 @@ def perturb_(
         `out`, its version counter bumped. Not differentiable. Raises RuntimeError naming the
         argument that is off.
     """
-    with torch.no_grad():
+    below = torch.no_grad if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd
+    with below():
         operators.perturb_(out, base, v, offsets, scales, signed(seed), start)
+    if not out.is_inference():
         torch.autograd.graph.increment_version(out)
     return out
+
+
+def perturbed(
+    bases: Sequence[torch.Tensor],
+    v: torch.Tensor,
+    bounds: torch.Tensor,
+    scales: torch.Tensor,
+    seed: int,
+    starts: Sequence[int],
+    places: Sequence[int],
+) -> list[torch.Tensor]:
+    """New tensors, the flat i-th of which is bases[i] + scales[places[i]] * y[starts[i] + ...], y
+    as in `project_rows`.
+
+    Args:
+        bases: at least one tensor, of any shapes, of one dtype and device: float32, float64,
+            float16 or bfloat16.
+        v: as in `perturb_`.
+        bounds: int64, shape (2,): 0, and a number that no base has more entries than (the caller's
+            promise: it lies on the device for the kernels and is not read here).
+        scales: shape (S,), of v's dtype.
+        seed: as in `project_rows`.
+        starts, places: a first row and a place in `scales` for each base.
+
+    Returns:
+        Contiguous tensors of the bases' shapes and dtype. Not differentiable. Raises RuntimeError
+        naming the argument that is off.
+    """
+    below = torch.no_grad if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd
+    with below():
+        return operators.perturbed(bases, v, bounds, scales, signed(seed), starts, places)
 
 
 def philox_words(
@@ -336,14 +369,14 @@ def _rows_adjoint_backward(ctx, z):
 
 def _save_sum(ctx, inputs, output) -> None:
     gs, ctx.starts, ctx.factors, _, ctx.seed = inputs
-    ctx.sizes = [(g.shape[0], g.dtype) for g in gs]
+    ctx.sizes = [(g.shape, g.dtype) for g in gs]
 
 
 def _rows_adjoint_sum_backward(ctx, z):
     pieces = zip(ctx.sizes, ctx.starts, ctx.factors, strict=True)
     grads = [
-        (_rows(z, ctx.seed, start, start + count) * factor).to(dtype)
-        for (count, dtype), start, factor in pieces
+        (_rows(z, ctx.seed, start, start + shape.numel()) * factor).to(dtype).view(shape)
+        for (shape, dtype), start, factor in pieces
     ]
     return grads, None, None, None, None
 

@@ -8,16 +8,14 @@ csrc/definitions.h is their definition, to the bit.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 
 from . import ops
 from .hadamard import hadamard_transform, random_signs
 
-Pieces = Iterable[tuple[int, float | torch.Tensor, torch.Tensor]]  # start, factor, g
 _TILE = 1 << 22  # random numbers that Dense and Sparse hold at a time
-_HELD = 1 << 22  # entries of gradients that wait until there are enough for a call
 
 
 class Projection:
@@ -76,21 +74,35 @@ class Projection:
         self._check_rows(g, start)
         return self._rows_adjoint(g, start)
 
-    def rows_adjoint_sum(self, pieces: Pieces, like: torch.Tensor) -> torch.Tensor:
-        """The sum of factor * rows_adjoint(g, start) over an iterable of (start, factor, g): what a
-        group's gradients contribute, each read once, when it comes.
+    def spread(self, theta: torch.Tensor) -> torch.Tensor:
+        """What all rows need of theta (..., d), whichever they are: here theta itself."""
+        return theta
 
-        pieces: (row, number, tensor), as for rows_adjoint, whose errors it raises.
-        like: gives the result's dtype and device; shape (d,) for g of shape (len,).
+    def spread_adjoint(self, z: torch.Tensor) -> torch.Tensor:
+        """The transpose of `spread`: to (..., d)."""
+        return z
+
+    def spread_gradient(
+        self,
+        gs: Sequence[torch.Tensor],
+        starts: Sequence[int],
+        factors: Sequence[float],
+        like: torch.Tensor,
+    ) -> torch.Tensor:
+        """What spread_adjoint takes to the sum of factors[i] * rows_adjoint(gs[i], starts[i]):
+        what the gradients of some tensors contribute.
+
+        gs: tensors of any shape and floating dtype, read in order as vectors, and a first row and a
+            number for each.
+        like: gives the result's dtype and device; its shape is that of spread of a theta of shape
+            (d,).
+
+        Raises TypeError or ValueError for gs and starts as rows_adjoint does.
         """
         total = like.new_zeros(self.d)
-        for start, factor, g in pieces:
-            total = total + (factor * self.rows_adjoint(g, start)).to(like)
+        for g, start, factor in zip(gs, starts, factors, strict=True):
+            total = total + (factor * self.rows_adjoint(g.reshape(-1), start)).to(like)
         return total
-
-    def spread(self, theta: torch.Tensor) -> torch.Tensor:
-        """What all rows need of theta (d,), for `perturb_`: here theta itself."""
-        return theta
 
     def perturb_(
         self,
@@ -109,10 +121,34 @@ class Projection:
         place of v. spread: spread(theta), where many calls share it; it costs O(L) whatever the
         number of rows. Nothing is recorded for autograd; out's version counter is bumped.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
             y = self.rows(theta, start, start + out.shape[0])
             factor = torch.repeat_interleave(scales, offsets.diff())
             return torch.add(base, y.mul_(factor), out=out)
+
+    def perturbed(
+        self,
+        bases: Sequence[torch.Tensor],
+        theta: torch.Tensor,
+        bounds: torch.Tensor,
+        scales: torch.Tensor,
+        starts: Sequence[int],
+        places: Sequence[int],
+        spread: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """New tensors, the flat i-th of which is bases[i] + scales[places[i]] * (P theta)[starts[i]
+        + ...].
+
+        Shapes and dtypes are those of `fastfood.ops.perturbed`, with theta of shape (d,) in the
+        place of v. spread: spread(theta). Nothing is recorded for autograd.
+        """
+        made = []
+        for base, start, place in zip(bases, starts, places, strict=True):
+            out = torch.empty_like(base, memory_format=torch.contiguous_format)
+            ends, scale = bounds.clamp(max=base.numel()), scales[place : place + 1]
+            self.perturb_(out.view(-1), base.reshape(-1), theta, ends, scale, start)
+            made.append(out)
+        return made
 
     def to_dense(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -217,22 +253,22 @@ class Fastfood(Projection):
     def _rows_adjoint(self, g, start):
         return self.spread_adjoint(ops.project_rows_adjoint(g, self.L, self.seed, start))
 
-    def rows_adjoint_sum(self, pieces: Pieces, like: torch.Tensor) -> torch.Tensor:
-        # (Pi H B)^T of the summed z = sum_b G_b * H_L(g_b): once, however many the pieces are
-        z, batch = like.new_zeros(self.L), _Batch()
-        for start, factor, g in pieces:
-            self._check_rows(g, start)
-            if batch.gs and batch.gs[0].device != g.device:
-                z, batch = z + batch.adjoint(self).to(like), _Batch()
-            batch.take(start, factor, g)
-            del g  # so that it is freed before the next piece is made
-            if batch.held >= _HELD:
-                z, batch = z + batch.adjoint(self).to(like), _Batch()
-        if batch.gs:
-            z = z + batch.adjoint(self).to(like)
-        return self.spread_adjoint(z)
+    def spread_gradient(
+        self,
+        gs: Sequence[torch.Tensor],
+        starts: Sequence[int],
+        factors: Sequence[float],
+        like: torch.Tensor,
+    ) -> torch.Tensor:
+        for g, start in zip(gs, starts, strict=True):
+            if not 0 <= start <= self.D - g.numel():
+                self._check_rows(g.reshape(-1), start)
+        if not gs:
+            return like.new_zeros(self.L)
+        # sum_b G_b * H_L(g_b)
+        return ops.project_rows_adjoint_sum(gs, starts, factors, self.L, self.seed).to(like)
 
-    rows_adjoint_sum.__doc__ = Projection.rows_adjoint_sum.__doc__
+    spread_gradient.__doc__ = Projection.spread_gradient.__doc__
 
     def perturb_(
         self,
@@ -244,30 +280,26 @@ class Fastfood(Projection):
         start: int = 0,
         spread: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        with torch.no_grad():
-            v = self.spread(theta) if spread is None else spread
-            return ops.perturb_(out, base, v, offsets, scales, self.seed, start)
+        if spread is None:
+            with torch.no_grad():
+                spread = self.spread(theta)
+        return ops.perturb_(out, base, spread, offsets, scales, self.seed, start)
 
     perturb_.__doc__ = Projection.perturb_.__doc__
 
+    def perturbed(
+        self,
+        bases: Sequence[torch.Tensor],
+        theta: torch.Tensor,
+        bounds: torch.Tensor,
+        scales: torch.Tensor,
+        starts: Sequence[int],
+        places: Sequence[int],
+        spread: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        return ops.perturbed(bases, spread, bounds, scales, self.seed, starts, places)
 
-class _Batch:
-    """Gradients that wait for others, to go through the adjoint in one call."""
-
-    def __init__(self):
-        self.starts, self.factors, self.gs, self.held = [], [], [], 0
-
-    def take(self, start, factor, g) -> None:
-        if isinstance(factor, torch.Tensor):
-            g, factor = g.to(torch.promote_types(g.dtype, torch.float32)) * factor, 1.0
-        self.starts.append(start)
-        self.factors.append(factor)
-        self.gs.append(g)
-        self.held += g.numel()
-
-    def adjoint(self, P: Fastfood) -> torch.Tensor:
-        """z of what has been taken."""
-        return ops.project_rows_adjoint_sum(self.gs, self.starts, self.factors, P.L, P.seed)
+    perturbed.__doc__ = Projection.perturbed.__doc__
 
 
 class Dense(Projection):

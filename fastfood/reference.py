@@ -239,7 +239,7 @@ def project_rows_adjoint_sum(
 ) -> torch.Tensor:
     """See `fastfood.ops.project_rows_adjoint_sum`; the result is float64."""
     pieces = zip(gs, starts, factors, strict=True)
-    parts = [factor * project_rows_adjoint(g, L, seed, start) for g, start, factor in pieces]
+    parts = [f * project_rows_adjoint(g.reshape(-1), L, seed, start) for g, start, f in pieces]
     return torch.stack(parts).sum(0)
 
 
@@ -254,6 +254,23 @@ def perturb(
     """What `fastfood.ops.perturb_` writes; float64."""
     factor = torch.repeat_interleave(scales.double(), offsets.diff())
     return base.double() + factor * project_rows(v, seed, start, start + base.shape[0])
+
+
+def perturbed(
+    bases: Sequence[torch.Tensor],
+    v: torch.Tensor,
+    bounds: torch.Tensor,
+    scales: torch.Tensor,
+    seed: int,
+    starts: Sequence[int],
+    places: Sequence[int],
+) -> list[torch.Tensor]:
+    """See `fastfood.ops.perturbed`; the results are float64."""
+    made = []
+    for base, start, place in zip(bases, starts, places, strict=True):
+        rows = project_rows(v, seed, start, start + base.numel()).view(base.shape)
+        made.append(base.double() + scales[place].double() * rows)
+    return made
 
 
 def fastfood_matrix(d: int, D: int, seed: int = 0, L: int | None = None) -> torch.Tensor:

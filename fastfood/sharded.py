@@ -22,8 +22,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from . import adapter
 from .layout import Segment, SubspaceConfig
 from .ops import FLOATING
+from .points import Point
 from .subspace import SubspaceModel
-from .weights import Point, Run
+from .weights import Run
 
 
 class ShardedSubspaceModel(SubspaceModel):
@@ -89,7 +90,8 @@ class Sharded:
         self.process_group = mesh.get_group(mesh.ndim - 1)
         self.handles = []
         self.point: Point | None = None  # of the last write
-        self.total: Tensor | None = None  # this process's share of the gradient: d numbers
+        self.v_grad: Tensor  # this process's share of the gradient of spread(theta)
+        self.lambda_grad: Tensor  # and of lambda_, empty for DID
         self.pending: list[tuple[int, Tensor]] = []  # index and gradient, all of one group
         self.queued = False  # whether _finish will be called in this backward
 
@@ -157,7 +159,13 @@ class Sharded:
     def _begin(self) -> None:
         self.pending, self.queued = [], False
         if self.point is not None:
-            self.total = torch.cat([torch.zeros_like(value) for value in self.point.values])
+            v = self._spread()
+            self.v_grad = torch.zeros_like(v)
+            self.lambda_grad = v.new_zeros(sum(map(len, self.point.values[1:])))
+
+    def _spread(self) -> Tensor:
+        theta = self.point.values[0]
+        return self.point.spread(theta.dtype, theta.device).v
 
     def _hook(self, index: int):
         def collect(parameter):
@@ -167,7 +175,7 @@ class Sharded:
             if not self.queued:  # after FSDP's own last call, which may call hooks still
                 torch.autograd.Variable._execution_engine.queue_callback(self._finish)
                 self.queued = True
-            segments = self.point.segments
+            segments = self.point.adapter.segments
             if self.pending and segments[self.pending[0][0]].group != segments[index].group:
                 self._adjoin()
             if len(self.parts[index].base):
@@ -177,30 +185,34 @@ class Sharded:
 
     @torch.no_grad()
     def _adjoin(self) -> None:
-        """Adds what the pending gradients give to the total: theta's, and their group's scale's."""
-        point, group = self.point, self.point.segments[self.pending[0][0]].group
-        with torch.autocast(self.total.device.type, enabled=False):
-            a = self._adjoint(point.released)
-            exact = self._adjoint(False) if point.released else a
-            theta, lambda_ = point.gradients(group, a, exact)
-            self.total += theta if lambda_ is None else torch.cat([theta, lambda_])
+        """Adds what the pending gradients, all of one group, give."""
+        point, group = self.point, self.point.adapter.segments[self.pending[0][0]].group
+        with torch.autocast(self.v_grad.device.type, enabled=False):
+            z = self._gradient(point.released)
+            if len(self.lambda_grad):
+                exact = self._gradient(False) if point.released else z
+                self.lambda_grad[group] += torch.dot(self._spread(), exact)
+                z = point.values[1][group] * z
+            self.v_grad += z
         self.pending = []
 
-    def _adjoint(self, released: bool) -> Tensor:
-        point = self.point
-        pieces = (
-            (self.parts[i].start, point.factor(point.segments[i], released), grad)
-            for i, grad in self.pending
-        )
-        return point.projection.rows_adjoint_sum(pieces, point.values[0])
+    def _gradient(self, released: bool) -> Tensor:
+        adapter = self.point.adapter
+        [group] = adapter.groups([self.segments[i] for i, _ in self.pending])
+        gs = [grad for _, grad in self.pending]
+        starts = [self.parts[i].start for i, _ in self.pending]
+        factors = group.released_factors if released else group.factors
+        return adapter.projection.spread_gradient(gs, starts, factors, self.v_grad)
 
     @torch.no_grad()
     def _finish(self) -> None:
         if self.pending:
             self._adjoin()
-        dist.all_reduce(self.total, group=self.process_group)
+        theta = self.point.adapter.projection.spread_adjoint(self.v_grad)
+        total = torch.cat([theta, self.lambda_grad])
+        dist.all_reduce(total, group=self.process_group)
         leaves = self.point.leaves
-        for leaf, grad in zip(leaves, self.total.split([len(p) for p in leaves]), strict=True):
+        for leaf, grad in zip(leaves, total.split([len(p) for p in leaves]), strict=True):
             if leaf.requires_grad:
                 leaf.grad = grad.clone() if leaf.grad is None else leaf.grad + grad
         self._begin()

@@ -1,17 +1,21 @@
-"""Weights that exist only while an operator uses them, for models whose weights fit in memory just
+"""Weights that exist only while operators use them, for models whose weights fit in memory just
 once.
 
 theta_0 stays where it is: in 16 bits, on the CPU, or mapped from a file. Modules see tensors
-without data, and a torch function that gets one is called with the weight made for this call, on
-the device of the function's other arguments. What
-autograd saves of it is its place; a backward makes each weight anew when its turn comes, and its
-gradient goes through the adjoint and is freed at once. Beside theta_0 there is never more than the
-weights of one operator; the backward of a linear layer takes them some million entries at a time.
+without data, and a torch function that gets one is called with the weight made for it, on the
+device of the function's other arguments. What autograd saves of it is its place; a backward makes
+each weight anew when its turn comes; its gradient goes through the adjoint and is freed at once.
+
+Weights are made by units. The matrices of a numbered block are one, or several if they and their
+gradients would take more than the largest tensor, and one unit is there at a time. A tensor that is
+too large for that is made for one operator and dropped; where it is a linear layer's, its backward
+goes by rows. What is small, biases and norms, is one unit that stays.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,16 +24,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .layout import Segment, SubspaceConfig
-from .weights import (
-    Point,
-    Run,
-    attach,
-    check_untouched,
-    marks_of,
-    renew_recurrent,
-    show,
-    uncover,
-)
+from .points import Origin, Point, without_autocast
+from .weights import check_untouched, marks_of, recurrent, renew, show, uncover
+
+SMALL = 1 << 16  # entries, from which on a tensor is streamed
+_PIECE = 1 << 22  # entries of a linear layer's weight that its backward makes at a time
+_BLOCK = re.compile(r"(?:.*\.)?\d+(?=\.)")  # a name up to its last all-digit component
 
 # answered by the tensor without data
 _FACTS = {
@@ -49,70 +49,114 @@ _FACTS = {
 }
 
 
-_PIECE = 1 << 22  # entries of a linear layer's weight that its backward makes at a time
-
-
-@contextmanager
-def _unrecorded(point: Point):
-    device = point.values[0].device.type
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-        yield
+def _parameters(segments: list[Segment], device: torch.device | None) -> list[Tensor]:
+    """theta_0 of the segments, where it is or on the device."""
+    found = [segment.parameter for segment in segments]
+    return [p.data if device in (None, p.device) else p.data.to(device) for p in found]
 
 
 @dataclass
-class Source:
-    """What a weight is made from."""
+class Shelf:
+    """The weights of the unit that is there, on one device."""
 
-    run: Run  # of one segment
-    point: Point
+    unit: "Unit | None" = None
+    device: torch.device | None = None
+    weights: list[Tensor] = field(default_factory=list)
+    attached: bool = False  # whether they are functions of theta and lambda_
 
-    @property
-    def segment(self) -> Segment:
-        return self.run.segments[0]
+    def clear(self) -> None:
+        self.unit, self.device, self.weights, self.attached = None, None, [], False
 
-    def make(self, device: torch.device) -> Tensor:
-        """The weight as a new flat tensor on the device."""
-        with _unrecorded(self.point):
-            flat = self.run.gather().to(device)
-            self.run.perturb_(flat, flat, self.point)
-        return flat
 
-    def make_rows(self, first: int, out: Tensor) -> Tensor:
-        """Rows [first, first + len(out)) of a matrix, written to out."""
-        width = self.segment.shape[-1]
-        with _unrecorded(self.point):
-            out.copy_(self.segment.parameter.detach()[first : first + len(out)])
-            self.run.perturb_(out.view(-1), out.view(-1), self.point, first * width)
-        return out
+class Unit:
+    """Tensors of one dtype whose weights at a point are made at once."""
+
+    def __init__(self, segments: list[Segment], origin: Origin, shelf: Shelf):
+        self.segments, self.origin, self.shelf = segments, origin, shelf
+        self.marks = marks_of(segments)
+
+    def weights(self, device: torch.device) -> list[Tensor]:
+        """The weights on the device, as functions of theta and lambda_ where that is recorded."""
+        shelf = self.shelf
+        if shelf.unit is not self or shelf.device != device:
+            shelf.clear()  # before more is made
+            check_untouched(self.marks, marks_of(self.segments))
+            with torch.inference_mode(False):
+                bases = _parameters(self.segments, device)
+                shelf.weights = self.origin.point.perturbed(self.segments, bases)
+            shelf.unit, shelf.device = self, device
+        if torch.is_grad_enabled() and not shelf.attached:
+            shelf.weights = self.origin.attach(self.segments, shelf.weights)
+            shelf.attached = True
+        return shelf.weights
+
+
+@dataclass
+class Member:
+    """Where the weight of a unit's tensor comes from."""
+
+    segment: Segment
+    unit: Unit
+    place: int  # among the unit's tensors
+    stays: bool
 
     def weight(self, device: torch.device) -> Tensor:
-        """The weight on the device as a function of theta and lambda_."""
-        made = self.make(device).view(self.segment.shape)
-        return attach(self.point, self.run.segments, lambda _: made)[0]
+        """The weight on the device, as a function of theta and lambda_ where that is recorded."""
+        return self.unit.weights(device)[self.place]
+
+    def make(self, device: torch.device) -> Tensor:
+        """The weight on the device alone."""
+        return self.weight(device).detach()
+
+
+@dataclass
+class Large:
+    """Where the weight of a tensor comes from that is a unit of its own and not kept."""
+
+    segment: Segment
+    origin: Origin
+    shelf: Shelf  # of the units
+    marks: list
+    stays = False
+
+    def make(self, device: torch.device, first: int = 0, stop: int | None = None) -> Tensor:
+        """The weight alone as a new tensor on the device, or its rows [first, stop)."""
+        self.shelf.clear()
+        check_untouched(self.marks, marks_of([self.segment]))
+        [base] = _parameters([self.segment], None)
+        if stop is not None:
+            base = base[first:stop]
+        skip = first * math.prod(base.shape[1:])
+        return self.origin.point.perturbed([self.segment], [base.to(device)], skip)[0]
+
+    def weight(self, device: torch.device) -> Tensor:
+        """The weight on the device, as a function of theta and lambda_ where that is recorded."""
+        made = self.make(device)
+        if torch.is_grad_enabled():
+            [made] = self.origin.attach([self.segment], [made])
+        return made
 
 
 @dataclass
 class Saved:
-    """A weight, or a view of it, as autograd keeps it."""
+    """A weight that does not stay, or a view of it, as autograd keeps it."""
 
-    source: Source
-    marks: list
+    source: Member | Large
     device: torch.device
     size: torch.Size
     stride: tuple[int, ...]
     offset: int
 
     def make(self) -> Tensor:
-        check_untouched(self.marks, marks_of(self.source.run.segments))
-        flat = self.source.make(self.device)
-        return flat.as_strided(self.size, self.stride, self.offset)
+        made = self.source.make(self.device)
+        return made.as_strided(self.size, self.stride, self.offset)
 
 
 class StreamedWeight(Tensor):
     """A weight without data: has its shape, dtype and device, and is made when it is used."""
 
     @staticmethod
-    def __new__(cls, source: Source):
+    def __new__(cls, source: Member | Large):
         like = source.segment.parameter
         weight = Tensor._make_wrapper_subclass(
             cls, like.shape, dtype=like.dtype, device=like.device
@@ -139,7 +183,7 @@ class StreamedWeight(Tensor):
         device = _device_of(args)
 
         def made(weight):
-            return weight.source.make(device or weight.device).view(weight.source.segment.shape)
+            return weight.source.make(device or weight.device)
 
         args, kwargs = tree_map_only(cls, made, (args, kwargs or {}))
         return function(*args, **kwargs)
@@ -147,27 +191,49 @@ class StreamedWeight(Tensor):
 
 def _use(function: Callable, args: tuple, kwargs: dict):
     """function(*args, **kwargs) with the weights that it needs."""
-    used, device = {}, _device_of((args, kwargs))
+    if function is nn.functional.linear:
+        return _linear(*args, **kwargs)
+    used, device = {}, _device_of((*args, *kwargs.values()))
 
     def made(streamed):
-        weight = streamed.source.weight(device or streamed.device)
-        used[weight.untyped_storage().data_ptr()] = streamed.source
+        source = streamed.source
+        weight = source.weight(device or streamed.device)
+        if not source.stays:
+            used[weight.untyped_storage().data_ptr()] = source
         return weight
 
-    if function is nn.functional.linear:
-        return _linear(made, *args, **kwargs)
-    args, kwargs = tree_map_only(StreamedWeight, made, (args, kwargs))
+    args = [_replaced(x, made) for x in args]
+    kwargs = {name: _replaced(x, made) for name, x in kwargs.items()}
+    if not used:
+        return function(*args, **kwargs)
     with saved_tensors_hooks(*_saving(used)):
         return function(*args, **kwargs)
 
 
-def _device_of(args) -> torch.device | None:
+def _replaced(x: Any, made: Callable):
+    """An argument with weights in the place of those without data."""
+    if type(x) is StreamedWeight:
+        return made(x)
+    return tree_map_only(StreamedWeight, made, x) if _may_hold_tensors(x) else x
+
+
+def _may_hold_tensors(x: Any) -> bool:
+    if isinstance(x, (tuple, list)):  # mostly a shape
+        return any(not isinstance(y, (int, float)) for y in x)
+    return isinstance(x, dict)
+
+
+def _device_of(arguments) -> torch.device | None:
     """Where an operator runs whose weights may lie elsewhere: where its other tensors are."""
-    tensors = (x for x in tree_leaves(args) if isinstance(x, Tensor))
-    return next((x.device for x in tensors if type(x) is not StreamedWeight and x.dim()), None)
+    for x in arguments:
+        inside = tree_leaves(x) if _may_hold_tensors(x) else [x]
+        for x in inside:
+            if isinstance(x, Tensor) and type(x) is not StreamedWeight and x.dim():
+                return x.device
+    return None
 
 
-def _saving(used: dict[int, Source]) -> tuple[Callable, Callable]:
+def _saving(used: dict[int, Member | Large]) -> tuple[Callable, Callable]:
     """Hooks for what autograd saves: of weights their place; all else goes on to the hooks around,
     which may be those of gradient checkpointing."""
     around = torch._C._autograd._top_saved_tensors_default_hooks(True)
@@ -177,8 +243,7 @@ def _saving(used: dict[int, Source]) -> tuple[Callable, Callable]:
         source = used.get(x.untyped_storage().data_ptr()) if x.layout == torch.strided else None
         if source is None or x.dtype != source.segment.parameter.dtype:
             return (keep(x),)
-        marks = marks_of(source.run.segments)
-        return Saved(source, marks, x.device, x.size(), x.stride(), x.storage_offset())
+        return Saved(source, x.device, x.size(), x.stride(), x.storage_offset())
 
     def unpack(kept):
         return kept.make() if isinstance(kept, Saved) else give(kept[0])
@@ -196,74 +261,104 @@ def _unless_written(kept: tuple[Tensor, int]) -> Tensor:
     return x
 
 
-def _linear(made: Callable, input, weight, bias=None) -> Tensor:
+def _linear(input, weight, bias=None) -> Tensor:
     """nn.functional.linear with a streamed weight or bias, or both."""
-    x, bias = tree_map_only(StreamedWeight, made, (input, bias))
-    if not isinstance(weight, StreamedWeight) or weight.dim() != 2:
-        return nn.functional.linear(x, tree_map_only(StreamedWeight, made, weight), bias)
-    dtype, kind = weight.dtype, x.device.type
+    device = _device_of((input, weight, bias)) or weight.device
+
+    def made(streamed):
+        return streamed.source.weight(device)
+
+    x, bias = _replaced(input, made), _replaced(bias, made)
+    source = getattr(weight, "source", None)
+    if source is None or source.stays or len(source.segment.shape) != 2:
+        return nn.functional.linear(x, _replaced(weight, made), bias)
+    dtype, kind = source.segment.parameter.dtype, device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if autocast and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, bias = x.to(dtype), bias if bias is None else bias.to(dtype)
-    theta, lambda_ = (*weight.source.point.leaves, None)[:2]
-    return Linear.apply(x, bias, theta, lambda_, weight.source, dtype)
+    if isinstance(source, Member):
+        return Linear.apply(x, source.weight(device), bias, source, dtype)
+    return LargeLinear.apply(x, bias, source, dtype, *source.origin.rows(source.segment))
 
 
 class Linear(torch.autograd.Function):
-    """y = x W^T + b, with W made whole in the forward and by rows in the backward."""
+    """y = x W^T + b with a unit's weight, which is not saved."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        weight: Tensor,
         bias: Tensor | None,
-        theta: Tensor,
-        lambda_: Tensor | None,
-        source: "Source",
+        source: Member,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.source, ctx.marks, ctx.dtype = source, marks_of(source.run.segments), dtype
+        ctx.source, ctx.dtype = source, dtype
         ctx.save_for_backward(x)
-        weight = source.make(x.device).view(source.segment.shape)
         return nn.functional.linear(x, weight.to(dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        check_untouched(ctx.marks, marks_of(ctx.source.run.segments))
-        with torch.autocast(gy.device.type, enabled=False):
-            return Linear._backward(ctx, gy)
+        needs, (x,) = ctx.needs_input_grad, ctx.saved_tensors
+        flat_gy, gx, gw, gb = gy.reshape(-1, gy.shape[-1]), None, None, None
+        with without_autocast(gy.device.type):
+            if needs[0]:
+                gx = gy @ ctx.source.weight(x.device).to(ctx.dtype)
+            if needs[1]:
+                gw = flat_gy.T @ x.reshape(-1, x.shape[-1])
+            if needs[2]:
+                gb = flat_gy.sum(0)
+        return gx, gw, gb, None, None
+
+
+class LargeLinear(torch.autograd.Function):
+    """y = x W^T + b, with W made whole in the forward and by rows in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, source: Large, dtype: torch.dtype, *rows: Tensor
+    ) -> Tensor:
+        ctx.source, ctx.dtype, ctx.like = source, dtype, rows[0]
+        ctx.save_for_backward(x)
+        return nn.functional.linear(x, source.make(x.device).to(dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(gy.device.type):
+            return LargeLinear._backward(ctx, gy)
 
     @staticmethod
     def _backward(ctx, gy):
-        source, needs, (x,) = ctx.source, ctx.needs_input_grad, ctx.saved_tensors
-        point, segment = source.point, source.point.segments[source.segment.index]
+        source, like, needs, (x,) = ctx.source, ctx.like, ctx.needs_input_grad, ctx.saved_tensors
+        adapter = source.origin.point.adapter
+        projection, segment = adapter.projection, source.segment
+        [group] = adapter.groups([segment])
         height, width = segment.shape
-        step = max(1, max(_PIECE, 8 * point.projection.d) // width)
-        memory = torch.empty_like(segment.parameter[:step], device=x.device)
+        step = max(1, max(_PIECE, 8 * projection.d) // width)
         again = torch.is_grad_enabled()  # a derivative of this one is wanted
         if again:
             step = height
         flat_x, flat_gy = x.reshape(-1, width), gy.reshape(-1, height)
-        gx = flat_x.new_zeros(flat_x.shape, dtype=point.values[0].dtype) if needs[0] else None
-
-        def pieces():
-            nonlocal gx
-            for first in range(0, height, step):
-                part = flat_gy[:, first : first + step]
-                if needs[0]:
-                    rows = memory[: part.shape[1]]
-                    made = source.weight(x.device) if again else source.make_rows(first, rows)
-                    gx = gx + part @ made.to(ctx.dtype)
-                if needs[2] or needs[3]:
-                    start = segment.start + first * width
-                    yield start, segment.norm, (part.T @ flat_x).reshape(-1)
-
-        a = point.projection.rows_adjoint_sum(pieces(), point.coordinates()[0])
-        factor = point.factor(segment, point.released) / segment.norm
-        theta, lambda_ = point.gradients(segment.group, factor * a, a)
+        gx, z = None, None
+        for first in range(0, height, step):
+            stop = min(first + step, height)
+            part = flat_gy[:, first:stop]
+            if needs[0]:
+                made = source.weight(x.device) if again else source.make(x.device, first, stop)
+                more = part @ made.to(ctx.dtype)
+                del made
+                gx = more if gx is None else gx.to(like.dtype) + more
+            if any(needs[4:]):
+                gs, starts = [part.T @ flat_x], [segment.start + first * width]
+                more = projection.spread_gradient(gs, starts, group.factors, like)
+                del gs
+                z = more if z is None else z + more
+        rows = [z, z][: len(needs) - 4]
+        if source.origin.point.released and z is not None:
+            rows[0] = group.released_factors[0] / group.factors[0] * z
         gx = gx.to(x.dtype).view(x.shape) if needs[0] else None
-        return gx, flat_gy.sum(0) if needs[1] else None, theta, lambda_, None, None
+        return gx, flat_gy.sum(0) if needs[1] else None, None, None, *rows
 
 
 class Streamed:
@@ -271,7 +366,8 @@ class Streamed:
 
     def __init__(self, base_model: nn.Module, segments: list[Segment]):
         self.base_model, self.segments = base_model, segments
-        self.runs = [Run([segment]) for segment in segments]
+        self.recurrent = recurrent(base_model)
+        self.small, self.units, self.large = _divided(segments)
         self.marks: list | None = None
 
     @staticmethod
@@ -284,32 +380,71 @@ class Streamed:
         """The tensors of theta_0, which the parameters hold at all times."""
         return ((segment, segment.parameter.detach()) for segment in self.segments)
 
+    def _sources(self, origin: Origin) -> list[Member | Large]:
+        """Where the weights at a point come from, by the segments' index."""
+        found: dict[int, Member | Large] = {}
+        shelf = Shelf()
+        for stays, parts in ((True, self.small), (False, self.units)):
+            for segments in parts:
+                unit = Unit(segments, origin, Shelf() if stays else shelf)
+                for place, segment in enumerate(segments):
+                    found[segment.index] = Member(segment, unit, place, stays)
+        for segment in self.large:
+            found[segment.index] = Large(segment, origin, shelf, marks_of([segment]))
+        return [found[segment.index] for segment in self.segments]
+
     def write(self, point: Point | None) -> None:
         """Makes modules see weights that will be made at the point, or theta_0 if it is None.
 
         Raises RuntimeError if the parameters were moved, converted or written by others.
         """
-        if self.marks is None:
-            self.marks = marks_of(self.segments)
-        check_untouched(self.marks, marks_of(self.segments))
+        marks = marks_of(self.segments)
+        check_untouched(marks if self.marks is None else self.marks, marks)
+        self.marks = marks
         if point is None:
             uncover(self.segments)
         else:
-            weights = [StreamedWeight(Source(run, point)) for run in self.runs]
-            with torch.enable_grad():
-                show(self.segments, attach(point, self.segments, lambda s: weights[s.index]))
-        renew_recurrent(self.base_model)
+            origin = Origin(point)
+            weights = [StreamedWeight(source) for source in self._sources(origin)]
+            show(self.segments, origin.attach(self.segments, weights))
+        renew(self.recurrent)
 
     def release(self, point: Point | None) -> None:
         """Lets modules see their parameters, with the weights at the point in memory of their own,
         or theta_0 if it is None."""
-        for run in self.runs if point is not None else []:
-            p = run.segments[0].parameter
-            p.data = Source(run, point).make(p.device).view(p.shape)
+        alone = [[segment] for segment in self.large]
+        for segments in [*self.small, *self.units, *alone] if point is not None else []:
+            made = point.perturbed(segments, _parameters(segments, None))
+            for segment, weight in zip(segments, made, strict=True):
+                segment.parameter.data = weight
         uncover(self.segments)
-        renew_recurrent(self.base_model)
+        renew(self.recurrent)
         self.marks = None
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Applies fn, as of .to(), to the weights; release() comes first."""
         self.base_model._apply(fn)
+
+
+def _divided(
+    segments: list[Segment],
+) -> tuple[list[list[Segment]], list[list[Segment]], list[Segment]]:
+    """The small ones by dtype, the units of others, and those too large for one."""
+    room = max(segment.numel for segment in segments)
+    small: dict[torch.dtype, list[Segment]] = {}
+    units: list[list[Segment]] = []
+    large: list[Segment] = []
+    last, taken = None, 0  # the unit's block and dtype, and its entries
+    for segment in segments:
+        dtype, block = segment.parameter.dtype, _BLOCK.match(segment.name)
+        if segment.numel < SMALL:
+            small.setdefault(dtype, []).append(segment)
+        elif 2 * segment.numel > room:  # the weight and its gradient
+            large.append(segment)
+        elif block and last == (block[0], dtype) and 2 * (taken + segment.numel) <= room:
+            units[-1].append(segment)
+            taken += segment.numel
+        else:
+            units.append([segment])
+            last, taken = (block and block[0], dtype), segment.numel
+    return list(small.values()), units, large

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from .coordinates import Coordinates, check_config, check_name
 from .layout import (
     Segment,
+    Structure,
     SubspaceConfig,
     check,
-    check_unchanged,
-    parameter_places,
     trainable,
 )
+from .points import Point
 from .streamed import Streamed
-from .weights import Point, Resident
+from .weights import Resident
 
 Groups = Callable[[str], Hashable] | None  # that a saved config could not hold
 WEIGHTS = {"resident": Resident, "streamed": Streamed}
@@ -58,7 +58,7 @@ class SubspaceModel(Coordinates):
         segments = trainable(model)
         super().__init__(segments, config, adapter)
         self.wrapped = model
-        self._places = parameter_places(model)
+        self._structure = Structure(model)
         self.training = model.training
         self.base_digests: list[bytes] | None = None  # of theta_0, once adapter needs them
         self._written: tuple[list, Point | None] | None = None  # stamp and point of the last write
@@ -108,39 +108,27 @@ class SubspaceModel(Coordinates):
 
     def _prepare(self, whole: bool) -> None:
         """Before the forward of the whole base model or of one of its modules."""
-        self._refresh_if_changed(whole)
-        point = self._written[1]
-        if whole and point is not None:
-            point.expect_backwards(nn.parallel.DistributedDataParallel)
-
-    def _refresh_if_changed(self, thorough: bool = False) -> None:
         stamp, point = self._written or (None, None)
-        if stamp == self._stamp() and (
-            not thorough
-            or point is None
-            # some optimizers write through .data, which leaves the version counter as it was
-            or all(map(torch.equal, point.leaves, point.values))
-        ):
-            return
-        self.refresh()
+        if stamp != self._stamp():
+            self.refresh()
+            _, point = self._written
+        elif whole and point is not None and point.was_left_unseen():
+            if self.theta.is_cuda:  # known too late
+                raise RuntimeError(
+                    "theta or lambda_ was written through .data or by its address before an "
+                    "earlier forward, which did not see it: call refresh() after such a write"
+                )
+            self.refresh()
+            _, point = self._written
+        if whole and point is not None:
+            point.expect_backwards()
 
     def _stamp(self) -> list:
+        """What tells that theta_D has to be written anew."""
+        # a CUDA graph writes its weights itself, and what was written in one is not for others
+        capturing = self.theta.is_cuda and torch.cuda.is_current_stream_capturing()
         leaves = [(id(p), p.data_ptr(), p._version, p.requires_grad) for p in self._leaves()]
-        return [self.active_adapter, self._disabled, *leaves]
-
-    def _point(self) -> Point | None:
-        """Where theta and lambda_ are now; None while adapters are disabled."""
-        if self._disabled:
-            return None
-        leaves, config = self._leaves(), self.subspace_config
-        return Point(
-            self.projection,
-            self.segments,
-            leaves,
-            [p.detach().clone() for p in leaves],
-            [p._version for p in leaves],
-            config.gradient == "released",
-        )
+        return [self.active_adapter, self._disabled, capturing, *leaves]
 
     def refresh(self) -> None:
         """Writes theta_0 + lambda * (P theta) into the weights, one projection per run of a dtype;
@@ -150,11 +138,11 @@ class SubspaceModel(Coordinates):
         Raises RuntimeError if wrapped's weights were moved, converted or written by others, or if
         parameters were added, replaced, resized or removed.
         """
-        check_unchanged(self.wrapped, self._places, self.segments)
+        self._structure.check(self.wrapped, self.segments)
         # a forward may run under no_grad, inference_mode or autocast
         device = self.theta.device.type
         with torch.inference_mode(False), torch.autocast(device, enabled=False), torch.no_grad():
-            point = self._point()
+            point = None if self._disabled else Point.of(self._active, self._leaves())
             self._weights.write(point)
         self._written = self._stamp(), point
         # DistributedDataParallel's broadcast would count as a write by others

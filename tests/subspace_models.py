@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from fastfood import streamed
 from fastfood.subspace import SubspaceConfig, get_subspace_model
 
 transformers = pytest.importorskip("transformers")
-
+streamed.SMALL = 20  # so that models this small have weights of both kinds
 
 SMALL = {
     "vocab_size": 41,

@@ -1,7 +1,6 @@
 """project_rows_adjoint_sum: many gradients of all types through the adjoint at once."""
 
 import itertools
-import weakref
 
 import pytest
 import torch
@@ -116,43 +115,37 @@ def test_compiled(device):
         torch.testing.assert_close(a, b)
 
 
-def test_pieces_of_a_projection_go_together(device, monkeypatch):
-    """Small ones in one call, whatever their number; a large one does not wait."""
+def test_shapes_are_read_as_vectors(device):
+    gs, starts, factors = pieces_for(device, (torch.float64,))
+    gs[2] = gs[2].view(50, 100).T
+    shaped = [gs[0].view(7, 2, 50), *gs[1:]]
+    flat = [g.reshape(-1) for g in gs]
+    got, want = (ops.project_rows_adjoint_sum(x, starts, factors, 256, 5) for x in (shaped, flat))
+    assert torch.equal(got, want)
+    leaves = [g.detach().requires_grad_() for g in shaped]
+    z = torch.randn_like(got)
+    found = torch.autograd.grad(
+        ops.project_rows_adjoint_sum(leaves, starts, factors, 256, 5), leaves, z
+    )
+    for g, start, factor, grad in zip(leaves, starts, factors, found, strict=True):
+        rows = ops.project_rows(z, 5, start, start + g.numel())
+        torch.testing.assert_close(grad, factor * rows.view(g.shape))
+
+
+def test_gradients_of_a_projection_go_together(device, monkeypatch):
     calls = []
     known = ops.project_rows_adjoint_sum
     monkeypatch.setattr(
         ops, "project_rows_adjoint_sum", lambda gs, *rest: calls.append(len(gs)) or known(gs, *rest)
     )
-    monkeypatch.setattr("fastfood.projection._HELD", 1000)
     P, g = fastfood.Fastfood(30, 4000, seed=3), torch.randn(4000, device=device)
-    cuts = [0, 10, 30, 2030, 2500, 3600, 4000]
-    pieces = [(a, 1.0, g[a:b]) for a, b in itertools.pairwise(cuts)]
-    torch.testing.assert_close(P.rows_adjoint_sum(pieces, g), P.adjoint(g))
-    assert calls == [3, 2, 1]
-
-
-def test_a_large_piece_is_freed_before_the_next_is_made(monkeypatch):
-    monkeypatch.setattr("fastfood.projection._HELD", 1000)
-    P, alive = fastfood.Fastfood(30, 9000, seed=3), []
-
-    def made():
-        for start in range(0, 9000, 3000):
-            assert all(reference() is None for reference in alive)
-            g = torch.randn(3000)
-            alive.append(weakref.ref(g))
-            yield start, 1.0, g
-            del g
-
-    P.rows_adjoint_sum(made(), torch.zeros(1))
-    assert len(alive) == 3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_factors_may_be_tensors(dtype, device):
-    P, g = fastfood.Fastfood(30, 4000, seed=3), torch.randn(4000, device=device).to(dtype)
-    like, factor = torch.zeros(1, device=device), torch.tensor(0.3, device=device)
-    got = P.rows_adjoint_sum([(0, factor, g)], like)
-    torch.testing.assert_close(got, P.rows_adjoint_sum([(0, float(factor), g)], like))
+    starts = [0, 10, 30, 2030, 2500, 3600]
+    parts = g.split([10, 20, 2000, 470, 1100, 400])
+    z = P.spread_gradient(parts, starts, [1.0] * 6, g)
+    torch.testing.assert_close(P.spread_adjoint(z), P.adjoint(g))
+    assert calls == [6]
+    with pytest.raises(ValueError, match="start: wanted rows within 0 ... 4000, got 3601 and 400"):
+        P.spread_gradient(parts, [*starts[:-1], 3601], [1.0] * 6, g)
 
 
 def test_bad_arguments(device):
@@ -161,7 +154,6 @@ def test_bad_arguments(device):
         ([], [], [], 256, ValueError, "gs, starts, factors: wanted as many of each and at least"),
         ([g], [1, 2], [1.0], 256, ValueError, "got 1, 2, 1"),
         ([g], [1], [1.0], 300, ValueError, "L: wanted a power of two of at least 256, got 300"),
-        ([g[None]], [1], [1.0], 256, ValueError, "gs: wanted tensors of one dimension"),
         ([g.long()], [1], [1.0], 256, TypeError, "gs: wanted a dtype among"),
         ([g], [-1], [1.0], 256, ValueError, "wanted 0 <= start <= stop, got -1"),
     ]:
@@ -170,7 +162,5 @@ def test_bad_arguments(device):
     operator = torch.ops.fastfood.project_rows_adjoint_sum
     with pytest.raises(RuntimeError, match="starts, factors: wanted one for each of 1 tensors"):
         operator([g], [1, 2], [1.0], 256, 0)
-    with pytest.raises(RuntimeError, match="gs: wanted tensors of one dimension, got one of 2"):
-        operator([g[None]], [1], [1.0], 256, 0)
     with pytest.raises(RuntimeError, match="one for each of 1 tensors"):
         operator([g.to("meta")], [1, 2], [1.0], 256, 0)

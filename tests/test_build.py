@@ -267,7 +267,7 @@ if not torch.version.cuda:
 torch.ops.load_library({str(ROOT / "fastfood/lib/libfastfood_cpu.so")!r})
 torch.ops.load_library({str(ROOT / "fastfood/lib/libfastfood_cuda.so")!r})
 for name in ("hadamard_transform", "philox_words", "normals", "project_rows",
-             "project_rows_adjoint", "project_rows_adjoint_sum", "perturb_"):
+             "project_rows_adjoint", "project_rows_adjoint_sum", "perturb_", "perturbed"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key("fastfood::" + name, "CUDA"), name
 """
     subprocess.run([sys.executable, "-c", program], check=True)

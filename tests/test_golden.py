@@ -78,8 +78,10 @@ def test_the_cuda_sources_give_them_on_the_emulator():
     kinds = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # the order of kernels.h
     v = model.projection.spread(model.theta.detach())
     for run in model._weights.buffers:
-        offsets, norms, groups = run.layout
-        scales = norms * model.lambda_.detach()[groups]
+        segments = [model.segments[segment.index] for segment in run.segments]
+        ends = [segment.start + segment.numel - run.start for segment in segments]
+        offsets, norms = torch.tensor([0, *ends]), torch.tensor([s.norm for s in segments])
+        scales = norms * model.lambda_.detach()[[s.group for s in segments]]
         out = torch.full_like(run.base, float("nan"))
         addresses = [t.data_ptr() for t in (out, run.base, v, offsets, scales)]
         native.project(

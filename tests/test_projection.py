@@ -85,10 +85,11 @@ def test_adjoint_of_pieces(kind, device):
     P = kind[0](30, 4000, seed=3)
     g = torch.randn(4000, dtype=torch.float64, device=device)
     factors = torch.cat([torch.full((1000,), f, dtype=torch.float64) for f in (0.5, 0.0, 1, -2)])
-    pieces = ((start, float(factors[start]), g[start : start + 1000]) for start in (3000, 0, 2000))
-    got = P.rows_adjoint_sum(pieces, like=g)
-    torch.testing.assert_close(got, P.adjoint(g * factors.to(device)))
-    assert not P.rows_adjoint_sum([], like=g).any()
+    starts = [3000, 0, 2000]
+    parts = [g[start : start + 1000].view(50, 20) for start in starts]
+    got = P.spread_gradient(parts, starts, [float(factors[start]) for start in starts], like=g)
+    torch.testing.assert_close(P.spread_adjoint(got), P.adjoint(g * factors.to(device)))
+    assert not P.spread_adjoint(P.spread_gradient([], [], [], like=g)).any()
 
 
 def test_rows_are_slices_to_the_bit(device):
@@ -144,6 +145,34 @@ def test_perturbation_in_segments(k, start, ends, dtype):
     assert torch.equal(out, (base.to(wide) + factor * y).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", ops.FLOATING)
+def test_new_tensors_are_made_as_others_are_written(dtype, device):
+    """Of any shapes and strides, from aligned rows and others, against the reference and to the bit
+    against `perturb_`."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    v = torch.randn(256, dtype=wide, device=device) / 16
+    shapes, starts = [(40, 7), (1,), (3, 100), (0,), (2, 5, 60)], [0, 5, 256, 9, 1001]
+    bases = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+    bases[2] = bases[2].T
+    scales = torch.tensor([1.0, -2.0, 0.5, 1.0, 3.0], dtype=wide, device=device)
+    places, bounds = [4, 1, 2, 0, 3], torch.tensor([0, 1 << 40], device=device)
+    made = ops.perturbed(bases, v, bounds, scales, 8, starts, places)
+    v_there, *there = (x.cpu() for x in (v, bounds, scales))
+    bases_there = [base.cpu() for base in bases]
+    want = reference.perturbed(bases_there, v_there, *there, 8, starts, places)
+    for i, (one, base) in enumerate(zip(made, bases, strict=True)):
+        assert one.shape == base.shape and one.dtype == dtype and one.is_contiguous()
+        out, offsets = (
+            torch.empty_like(one).view(-1),
+            torch.tensor([0, base.numel()], device=device),
+        )
+        scale = scales[places[i]][None]
+        ops.perturb_(out, base.reshape(-1), v, offsets, scale, 8, starts[i])
+        assert torch.equal(one.view(-1), out)
+        error = 3e-4 + want[i].abs() * torch.finfo(dtype).eps
+        assert bool(((one.cpu().double() - want[i]).abs() <= error).all())
+
+
 def test_perturbation_of_every_kind(kind, device):
     P = kind[0](20, 1000, seed=2)
     theta, base = torch.randn(20, device=device), torch.randn(600, device=device)
@@ -157,6 +186,9 @@ def test_perturbation_of_every_kind(kind, device):
     assert out._version > version
     factor = torch.repeat_interleave(scales, offsets.diff())
     torch.testing.assert_close(out, base + factor * P(theta)[300:900])
+    bounds, bases = torch.tensor([0, 1000], device=device), [base[:100], base[100:]]
+    made = P.perturbed(bases, theta, bounds, scales, [300, 400], [0, 1], P.spread(theta))
+    assert torch.equal(torch.cat(made), out)
 
 
 def test_gradient_of_narrow_types_is_summed_in_float32(device):

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from subspace_models import IDS, bert, check_gradients, gpt2, loss_of, mlp, move
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastfood import projection, streamed
+from fastfood import ops, streamed
 
 
 def pair(build, **settings):
@@ -153,7 +154,6 @@ def peak_bytes(run):
 
 def test_memory(monkeypatch):
     monkeypatch.setattr(streamed, "_PIECE", 1 << 16)
-    monkeypatch.setattr(projection, "_HELD", 1 << 16)  # the same, as in use
     block = 4 * 600 * 600
 
     def build():
@@ -182,16 +182,59 @@ def test_memory(monkeypatch):
 def test_linear_layers_by_rows(monkeypatch):
     monkeypatch.setattr(streamed, "_PIECE", 8)  # two rows at a time
     made = []
-    make_rows = streamed.Source.make_rows
-    monkeypatch.setattr(streamed.Source, "make_rows", lambda *a: made.append(a[1]) or make_rows(*a))
+    make = streamed.Large.make
+    monkeypatch.setattr(streamed.Large, "make", lambda *a: made.append(a[2:]) or make(*a))
     for settings in ({"method": "did", "d": 2}, {"d": 6, "normalization": "tensor"}):
         made.clear()
         check_gradients(move(wrap(mlp(), weights="streamed", **settings)), mlp())
-        assert 2 in made and 4 in made
+        assert (2, 4) in made and (4, 6) in made
+
+
+def with_units(**changes):
+    """A model with a unit for each layer: its table is much larger."""
+    return bert(vocab_size=400, **changes)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "released"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_are_made_as_units(checkpointing, gradient, monkeypatch):
+    made = []
+    perturbed = ops.perturbed
+    monkeypatch.setattr(
+        ops, "perturbed", lambda bases, *rest: made.append(len(bases)) or perturbed(bases, *rest)
+    )
+    model = move(wrap(with_units(), weights="streamed", gradient=gradient))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    check_gradients(model.train(), with_units())
+    # the table, what is small, layers forth and back; the head's and the pooler's are alone
+    assert sorted(made)[-5:] == [7, 7, 7, 7, 22] and made.count(1) < 8
+
+
+def test_one_unit_at_a_time(monkeypatch):
+    """A unit that others came after is made again, whatever uses it and under whichever mode."""
+    model = move(wrap(with_units(), weights="streamed"))
+    with torch.inference_mode():
+        before = loss_of(model)
+    first, second = (layer.attention.self.query for layer in model.bert.encoder.layer)
+    x = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        wanted = second(first(x))
+    y = second(first(x))
+    assert torch.equal(y, wanted) and torch.equal(loss_of(model), before)
+    shelf = second.weight.source.unit.shelf
+    kept = [weakref.ref(w) for w in shelf.weights]
+    (y + first(y)).square().sum().backward()
+    assert all(w() is None for w in kept)
+    merged = model.merge_and_unload().bert.encoder.layer
+    z = x.detach().requires_grad_()
+    once = merged[1].attention.self.query(merged[0].attention.self.query(z))
+    (once + merged[0].attention.self.query(once)).square().sum().backward()
+    torch.testing.assert_close(x.grad, z.grad)
 
 
 def test_nothing_of_the_weights_is_saved():
-    model = move(wrap(bert(), weights="streamed"))
+    model = move(wrap(with_units(), weights="streamed"))
     sizes = {tuple(s.shape) for s in model.segments if len(s.shape) == 2}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
@@ -230,10 +273,11 @@ def test_copies(duplicate):
     assert torch.equal(loss_of(model.double().unload()), loss_of(t5()))
 
 
-def test_a_backward_over_changed_weights_is_an_error():
-    model = wrap(mlp(), weights="streamed")
+@pytest.mark.parametrize("build", [mlp, with_units])
+def test_a_backward_over_changed_weights_is_an_error(build):
+    model = wrap(build(), weights="streamed")
     loss = loss_of(model)
-    model.wrapped.load_state_dict(mlp().state_dict())
+    model.wrapped.load_state_dict(build().state_dict())
     with pytest.raises(RuntimeError, match="moved, converted or written"):
         loss.backward()
 
@@ -242,7 +286,9 @@ def test_facts_are_known_without_making_the_weight(monkeypatch):
     model = wrap(mlp().float(), weights="streamed")
     model.refresh()
     weight = model.wrapped.embed.weight
-    monkeypatch.delattr(streamed.Source, "make")
+    for source in (streamed.Member, streamed.Large):
+        monkeypatch.delattr(source, "make")
+        monkeypatch.delattr(source, "weight")
     assert (weight.shape, weight.dtype, weight.device.type) == ((7, 5), torch.float32, "cpu")
     assert weight.size(0) == 7 and weight.dim() == weight.ndim == 2 and weight.numel() == 35
     assert weight.requires_grad and weight.is_floating_point() and weight.is_contiguous()

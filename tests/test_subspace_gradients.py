@@ -89,10 +89,14 @@ def test_gradient_checkpointing(use_reentrant, weights):
     check_gradients(model.train(), bert())
 
 
-def test_large_gradients_go_alone(monkeypatch):
-    monkeypatch.setattr("fastfood.weights._ALONE", 20)
-    check_gradients(move(wrap(mlp(), d=4, method="did")), mlp())
-    check_gradients(move(wrap(mlp(), d=5, groups=lambda _: 0, normalization="tensor")), mlp())
+@EACH_WAY
+@pytest.mark.parametrize("gradient", ["exact", "released"])
+@pytest.mark.parametrize("entries", [1, 3 * 256])
+def test_in_parts_where_there_are_many_large_groups(monkeypatch, entries, gradient, weights):
+    """The rows of V with 256 entries each, one at a time, and three."""
+    monkeypatch.setattr("fastfood.points._ENTRIES", entries)
+    config = {"groups": "tensor", "gradient": gradient, "weights": weights}
+    check_gradients(move(wrap(mlp(), **config)), mlp())
 
 
 @settings(max_examples=15, deadline=None)

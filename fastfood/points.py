@@ -1,0 +1,262 @@
+"""A point of a subspace, and autograd's way from weights back to it.
+
+With v = spread(theta), the rows lambda_g v of all groups g make V, m x L (for DID one row, v), and
+the weights of group g are theta_0 plus rows of P's blocks times their row of V. So there are two
+kinds of nodes: `Rows` from theta and lambda_ to V's rows, and `Weights` from a row to the weights
+of a group. A group's backward is one adjoint, whose result is the row's gradient; what is left,
+from V to theta and lambda_, is done once, when all groups have arrived.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .coordinates import Adapter, Group
+from .fakes import wide
+from .layout import Segment
+
+_ENTRIES = 1 << 24  # of V's gradient, from which on it is taken in parts
+_AT_ONCE = 2**63  # a place in autograd's order before all that a forward records
+
+
+class Spread(NamedTuple):
+    """Of a point, in one dtype and on one device: theta, v = spread(theta), lambda * norm of each
+    segment, and the bounds that `perturbed` wants."""
+
+    theta: Tensor
+    v: Tensor
+    scales: Tensor
+    bounds: Tensor
+
+
+@dataclass
+class Point:
+    """theta and, for SAID, lambda_ at one moment."""
+
+    adapter: Adapter
+    leaves: list[Tensor]
+    values: list[Tensor]
+    versions: list[int]
+    backwards_left: float = math.inf  # that DistributedDataParallel would still reduce
+    backward: int = -1  # the running one
+    _spreads: dict = field(default_factory=dict)
+    _seen: tuple[Tensor, Any] | None = None  # pinned memory for a comparison's result, its event
+
+    @staticmethod
+    def of(adapter: Adapter, leaves: list[Tensor]) -> "Point":
+        """Where the leaves are now."""
+        values, versions = [p.detach().clone() for p in leaves], [p._version for p in leaves]
+        return Point(adapter, leaves, values, versions)
+
+    @property
+    def released(self) -> bool:
+        """Whether theta's gradient is that of the authors' code (SubspaceConfig)."""
+        return self.adapter.config.gradient == "released"
+
+    def expect_backwards(self) -> None:
+        """Takes note, before a forward, of how many backwards after it will be reduced."""
+        ddp = nn.parallel.DistributedDataParallel._active_ddp_module
+        once = ddp is not None and ddp.require_backward_grad_sync and not ddp.static_graph
+        self.backwards_left, self.backward = 1 if once else math.inf, -1
+
+    def enter_backward(self) -> None:
+        """Raises RuntimeError if theta's gradient from this backward would not be reduced."""
+        backward = torch._C._current_graph_task_id()
+        if backward == self.backward:
+            return
+        if not self.backwards_left:
+            raise RuntimeError(
+                "a second backward after one forward, or one nested in it, reached theta, which "
+                "DistributedDataParallel would not reduce: give it static_graph=True, or gradient "
+                "checkpointing use_reentrant=False"
+            )
+        self.backward, self.backwards_left = backward, self.backwards_left - 1
+
+    def spread(self, dtype: torch.dtype, device: torch.device) -> "Spread":
+        """What all rows need, made once for each dtype and device."""
+        key = dtype, device
+        if key not in self._spreads:
+            theta, *lambda_ = (p.to(device, dtype) for p in self.values)
+            scales, bounds = self.adapter.scales_and_bounds(*lambda_, like=theta)
+            v = self.adapter.projection.spread(theta)
+            self._spreads[key] = Spread(theta, v, scales, bounds)
+        return self._spreads[key]
+
+    def perturbed(
+        self, segments: list[Segment], bases: list[Tensor], skip: int = 0
+    ) -> list[Tensor]:
+        """base + lambda * norm * (P theta) for each segment, of one dtype and device, as new
+        tensors; `skip`: how many of its entries come before those of the base."""
+        theta, v, scales, bounds = self.spread(wide(bases[0].dtype), bases[0].device)
+        starts, places = [s.start + skip for s in segments], [s.index for s in segments]
+        projection = self.adapter.projection
+        return projection.perturbed(bases, theta, bounds, scales, starts, places, v)
+
+    def coordinates(self) -> list[Tensor]:
+        """theta and, for SAID, lambda_, in a form to compute gradients from."""
+        if not torch.is_grad_enabled():
+            return self.values
+        if self.versions != [p._version for p in self.leaves]:
+            raise RuntimeError("theta or lambda_ was changed before a backward with create_graph")
+        return self.leaves
+
+    def was_left_unseen(self) -> bool:
+        """Whether something wrote to theta or lambda_ past their version counters, as some
+        optimizers do through .data. On CUDA, where nothing shall wait for the GPU, the answer is
+        that to an earlier call, and the comparison of this one is read by a later one.
+        """
+        if not self.leaves[0].is_cuda:
+            return not all(map(torch.equal, self.leaves, self.values))
+        if self._seen is None:
+            found = torch.zeros((), dtype=torch.bool, pin_memory=True)
+            self._seen = found, torch.cuda.Event()
+        found, event = self._seen
+        if not event.query():
+            return False
+        seen = bool(found)
+        integers = torch.int64 if self.leaves[0].dtype == torch.float64 else torch.int32
+        pairs = zip(self.leaves, self.values, strict=True)  # by bits: a NaN is itself
+        differ = [(p.detach().view(integers) != v.view(integers)).any() for p, v in pairs]
+        found.copy_(torch.stack(differ).any(), non_blocking=True)
+        event.record()
+        return seen
+
+
+def without_autocast(kind: str) -> AbstractContextManager:
+    """A context in which a device of this kind computes in the types that tensors have."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+class Rows(torch.autograd.Function):
+    """(theta, lambda_) -> the rows of V that belong to some groups, twice over where theta's
+    gradient is another than lambda_'s. They hold no data; their gradients are what matters.
+
+    Nothing is saved in autograd's sense, so a node serves any number of backwards.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, point: Point, groups: range, theta: Tensor, *lambda_: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.point, ctx.groups = point, groups
+        width = point.spread(theta.dtype, theta.device).v.shape[-1]
+        return theta.new_empty(()).expand(len(groups) * _copies(point), width).unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        point, groups = ctx.point, ctx.groups
+        point.enter_backward()
+        theta, *lambda_ = point.coordinates()
+        projection = point.adapter.projection
+        with without_autocast(theta.device.type):
+            z = _stacked(grads[: len(groups)])
+            if not lambda_:
+                return None, None, projection.spread_adjoint(z[0])
+            scales = lambda_[0][groups.start : groups.stop]
+            theta_grad = projection.spread_adjoint(scales @ z)
+            if not ctx.needs_input_grad[3]:
+                return None, None, theta_grad, None
+            if point.released:
+                z = _stacked(grads[len(groups) :])
+            if torch.is_grad_enabled():
+                v = projection.spread(theta)
+            else:
+                v = point.spread(theta.dtype, theta.device).v
+            around = groups.start, len(lambda_[0]) - groups.stop
+            return None, None, theta_grad, nn.functional.pad(z @ v, around)
+
+
+def _copies(point: Point) -> int:
+    return 2 if point.released and len(point.leaves) > 1 else 1
+
+
+def _stacked(rows: tuple[Tensor | None, ...]) -> Tensor:
+    """The rows as a matrix, of zeros where there is none."""
+    like = next(row for row in rows if row is not None)
+    return torch.stack([torch.zeros_like(like) if row is None else row for row in rows])
+
+
+class Weights(torch.autograd.Function):
+    """Rows of V -> weights of their group, which were made before; nothing is computed.
+
+    Nothing is saved in autograd's sense, so a node serves any number of backwards.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, point: Point, group: Group, weights: list[Tensor], *rows: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.point, ctx.group, ctx.like = point, group, rows[0]
+        return tuple(weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        point, group, like = ctx.point, ctx.group, ctx.like
+        gs = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+        present = [i for i, g in enumerate(gs) if g is not None]
+        chosen = [group.starts, group.released_factors if point.released else group.factors]
+        chosen = [gs, *chosen, group.factors]
+        if len(present) < len(gs):
+            chosen = [[values[i] for i in present] for values in chosen]
+        gs, starts, *factors = chosen
+        found: list[Tensor | None] = [None, None, None]
+        with without_autocast(like.device.type):
+            for some in factors[: len(ctx.needs_input_grad) - len(found)]:
+                z = point.adapter.projection.spread_gradient(gs, starts, some, like)
+                found.append(z)
+        return tuple(found)
+
+
+class Origin:
+    """A point with the rows of V, to which autograd comes back from weights made at it.
+
+    The point does not know of them: a cycle through autograd would never be freed.
+    """
+
+    def __init__(self, point: Point):
+        self.point = point
+        theta, *lambda_ = point.leaves
+        m = len(lambda_[0]) if lambda_ else 1
+        width = point.spread(theta.dtype, theta.device).v.shape[-1]
+        step = max(1, _ENTRIES // width)
+        self._rows: list[tuple[Tensor, ...]] = []
+        with torch.enable_grad():
+            for first in range(0, m, step):
+                groups = range(first, min(first + step, m))
+                rows = Rows.apply(point, groups, theta, *lambda_)
+                _first_of_all(rows[0])
+                self._rows += [rows[i :: len(groups)] for i in range(len(groups))]
+
+    def rows(self, segment: Segment) -> tuple[Tensor, ...]:
+        """What weights of the segment are a function of."""
+        return self._rows_of(self.point.adapter.segments[segment.index].group)
+
+    def _rows_of(self, group: int) -> tuple[Tensor, ...]:
+        return self._rows[group if len(self.point.leaves) > 1 else 0]
+
+    def attach(self, segments: list[Segment], weights: list[Tensor]) -> list[Tensor]:
+        """The segments' weights as functions of theta and lambda_, with a node for each group."""
+        attached = list(weights)
+        for group in self.point.adapter.groups(segments):
+            made = [weights[i] for i in group.places]
+            with torch.inference_mode(False), torch.enable_grad():
+                made = Weights.apply(self.point, group, made, *self._rows_of(group.number))
+            _first_of_all(made[0])
+            for i, weight in zip(group.places, made, strict=True):
+                attached[i] = weight
+        return attached
+
+
+def _first_of_all(output: Tensor) -> None:
+    """Has a node run as soon as its gradients are there, so that they are freed: those that were
+    recorded before a forward would wait for all of its backward."""
+    if output.grad_fn is not None:
+        output.grad_fn._set_sequence_nr(_AT_ONCE)  # type: ignore[attr-defined]
