@@ -2,13 +2,16 @@
 trainable tensors of one base model.
 """
 
+import functools
 import itertools
+import weakref
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .layout import PROJECTIONS, Segment, SubspaceConfig, lay_out
 from .projection import Projection
@@ -89,6 +92,24 @@ def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
     )
 
 
+_alive: "weakref.WeakSet[Coordinates]" = weakref.WeakSet()
+
+
+@functools.cache
+def _listen() -> None:
+    register_optimizer_step_post_hook(_note_step)
+
+
+def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Counts an optimizer's step as a write to theta and lambda_, which some make through .data or
+    by address, past the version counters."""
+    leaves = {id(p) for model in _alive for p in model._leaves()}
+    for group in optimizer.param_groups if leaves and not torch.compiler.is_compiling() else []:
+        for p in group["params"]:
+            if id(p) in leaves:
+                torch.autograd.graph.increment_version(p)
+
+
 class Coordinates(nn.Module):
     """Named adapters, one of which is active: theta and lambda_ are its parameters."""
 
@@ -103,6 +124,13 @@ class Coordinates(nn.Module):
         self.active_adapter = name
         self._adapters = {name: first}
         self._disabled = False
+        _listen()
+        _alive.add(self)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        _listen()
+        _alive.add(self)
 
     def _check_possible(self, config: SubspaceConfig) -> None:
         """Raises ValueError if the weights as they are held cannot be made in such a subspace."""

@@ -81,6 +81,8 @@ class Part:
 class Sharded:
     """The parts of all weights, theta_0 beside theta_D; the interface of Resident."""
 
+    exist = True
+
     def __init__(self, base_model: nn.Module, segments: list[Segment]):
         self.base_model, self.segments = base_model, segments
         for segment in segments:  # FSDP scatters the gradients of what requires them

@@ -362,7 +362,9 @@ class LargeLinear(torch.autograd.Function):
 
 
 class Streamed:
-    """Weights made one by one when they are used; the interface of Resident."""
+    """Weights made when they are used; the interface of Resident."""
+
+    exist = False
 
     def __init__(self, base_model: nn.Module, segments: list[Segment]):
         self.base_model, self.segments = base_model, segments

@@ -76,7 +76,13 @@ class SubspaceModel(Coordinates):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward."""
-        return self.wrapped(*args, **kwargs)
+        return self._compilable()(*args, **kwargs)
+
+    def _compilable(self) -> Callable:
+        """The base model, for torch.compile to look into if there are weights to see."""
+        if self._weights.exist or not torch.compiler.is_compiling():
+            return self.wrapped
+        return torch.compiler.disable(self.wrapped)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -100,7 +106,14 @@ class SubspaceModel(Coordinates):
 
     def _before_forward(self, module, args):
         prepare = self._prepare
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "torch.export: wanted a plain model, got one whose weights are functions of theta: "
+                "call merge_and_unload() first"
+            )
         if torch.compiler.is_compiling():  # writing the weights is no part of a compiled graph
+            if module is not self and module is not self.wrapped:
+                return
             prepare = torch.compiler.disable(prepare)
         # a forward that somebody put in place of ours need not go through wrapped
         replaced = module is self and "forward" in self.__dict__
@@ -326,7 +339,7 @@ def _class_over(base: type, kind: type = SubspaceModel) -> type:
     """`kind` with base's name and forward signature, which transformers.Trainer reads."""
 
     def forward(self, *args, **kwargs):
-        return self.wrapped(*args, **kwargs)
+        return self._compilable()(*args, **kwargs)
 
     forward.__wrapped__, forward.__doc__ = base.forward, base.forward.__doc__
     return type(f"Subspace{base.__name__}", (kind,), {"forward": forward})

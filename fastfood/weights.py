@@ -121,6 +121,8 @@ class Resident:
     An autograd node for each group serves all forwards until the next write.
     """
 
+    exist = True  # while a forward runs
+
     def __init__(self, base_model: nn.Module, segments: list[Segment]):
         self.base_model, self.segments = base_model, segments
         self.recurrent = recurrent(base_model)

@@ -28,6 +28,15 @@ def device(request):
     return torch.device(request.param)
 
 
+@pytest.fixture
+def everywhere(device, monkeypatch):
+    """Has the models and inputs of subspace_models lie on each device in turn."""
+    import subspace_models
+
+    monkeypatch.setattr(subspace_models, "DEVICE", device)
+    return device
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """What one process on the whole batch and two on a half each have in common: the batch, steps and
 models of test_distributed.py."""
 
+import subspace_models
 import torch
 import torch.distributed as dist
 import transformers
@@ -20,7 +21,8 @@ def rows(step=0):
 
 def loss(model, these):
     labels = BATCH if hasattr(model, "lm_head") else LABELS
-    return model(input_ids=BATCH[these], labels=labels[these]).loss
+    ids, labels = (x[these].to(subspace_models.DEVICE) for x in (BATCH, labels))
+    return model(input_ids=ids, labels=labels).loss
 
 
 def gradients(model):

@@ -1,10 +1,13 @@
 """What each of two processes does for test_distributed.py: started by torchrun with a folder, it
-runs all checks over gloo and writes what they return to <folder>/<rank>.pt."""
+runs all checks over gloo, or with "nccl" those that fit on two GPUs, and writes what they return
+to <folder>/<rank>.pt."""
 
+import os
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import subspace_models
 import torch
 import torch.distributed as dist
 from distributed_models import (
@@ -29,12 +32,22 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import profile
+from torch.utils._pytree import tree_map_only
 
 from fastfood import ops
 from fastfood.projection import Fastfood
 from fastfood.subspace import SubspaceModel
 
 CHECKS = []
+ON_GPUS = (
+    "ddp_checkpointed",
+    "ddp_streamed",
+    "ddp_accumulated",
+    "ddp_trained",
+    "fsdp_variants",
+    "fsdp_accumulated",
+    "fsdp_trained",
+)
 
 
 def check(function):
@@ -42,9 +55,16 @@ def check(function):
     return function
 
 
-def main(folder):
-    dist.init_process_group("gloo")
-    results = {function.__name__: function(Path(folder)) for function in CHECKS}
+def main(folder, backend="gloo"):
+    checks = CHECKS
+    if backend == "nccl":
+        rank = int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(rank)
+        subspace_models.DEVICE = torch.device("cuda", rank)
+        checks = [function for function in CHECKS if function.__name__ in ON_GPUS]
+    dist.init_process_group(backend)
+    results = {function.__name__: function(Path(folder)) for function in checks}
+    results = tree_map_only(torch.Tensor, torch.Tensor.cpu, results)
     torch.save(results, Path(folder) / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
@@ -170,7 +190,8 @@ def trainer(folder):
 
 def shard(model, only_inside=False, copies=False, **options):
     mesh = (2, 1) if copies else (1, 2)
-    mesh = init_device_mesh("cpu", mesh, mesh_dim_names=("copies", "shards"))
+    kind = subspace_models.DEVICE.type
+    mesh = init_device_mesh(kind, mesh, mesh_dim_names=("copies", "shards"))
     options["mesh"] = mesh if copies else mesh["shards"]
     for module in model.modules():
         if type(module).__name__ in ("BertLayer", "T5Block"):
@@ -344,4 +365,4 @@ def fsdp_refused(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

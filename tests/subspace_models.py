@@ -1,4 +1,8 @@
-"""Small models of every kind, how tests wrap and move them, and the gradients they should have."""
+"""Small models of every kind, how tests wrap and move them, and the gradients they should have.
+
+They are built on the CPU, so that they are the same everywhere, and then lie on DEVICE, which the
+fixture `everywhere` sets.
+"""
 
 import itertools
 import math
@@ -12,6 +16,7 @@ from fastfood.subspace import SubspaceConfig, get_subspace_model
 
 transformers = pytest.importorskip("transformers")
 streamed.SMALL = 20  # so that models this small have weights of both kinds
+DEVICE = torch.device("cpu")
 
 SMALL = {
     "vocab_size": 41,
@@ -26,6 +31,17 @@ SMALL = {
 IDS = torch.randint(3, 41, (3, 7), generator=torch.Generator().manual_seed(1))
 IDS[:, -1] = 2  # the sequence end, where BART's head reads
 LABELS = torch.tensor([0, 1, 1])
+
+
+def ids(*shape):
+    """IDS, or a corner of them, where the models are."""
+    return IDS[tuple(slice(n) for n in shape)].to(DEVICE)
+
+
+def inputs(rows, *width):
+    """Some numbers for a model of float64, where the models are."""
+    count = torch.Size((rows, *width)).numel()
+    return torch.linspace(-1, 1, count, dtype=torch.float64).view(rows, *width).to(DEVICE)
 
 
 class Mlp(nn.Module):
@@ -44,13 +60,13 @@ class Mlp(nn.Module):
 
 def mlp():
     torch.manual_seed(0)
-    return Mlp().double()
+    return Mlp().double().to(DEVICE)
 
 
 def bert(**changes):
     torch.manual_seed(0)
     config = transformers.BertConfig(**SMALL | changes, num_labels=2)
-    return transformers.BertForSequenceClassification(config).double()
+    return transformers.BertForSequenceClassification(config).double().to(DEVICE)
 
 
 def albert():
@@ -58,7 +74,7 @@ def albert():
     config = transformers.AlbertConfig(
         **SMALL, embedding_size=8, num_labels=2, classifier_dropout_prob=0.0
     )
-    return transformers.AlbertForSequenceClassification(config).double()
+    return transformers.AlbertForSequenceClassification(config).double().to(DEVICE)
 
 
 def bart():
@@ -76,7 +92,7 @@ def bart():
         dropout=0.0,
         num_labels=2,
     )
-    return transformers.BartForSequenceClassification(config).double()
+    return transformers.BartForSequenceClassification(config).double().to(DEVICE)
 
 
 def t5():
@@ -91,7 +107,7 @@ def t5():
         dropout_rate=0.0,
         decoder_start_token_id=0,
     )
-    return transformers.T5ForConditionalGeneration(config).double()
+    return transformers.T5ForConditionalGeneration(config).double().to(DEVICE)
 
 
 def gpt2():
@@ -105,18 +121,16 @@ def gpt2():
         eos_token_id=2,
         pad_token_id=2,
     )
-    return transformers.GPT2LMHeadModel(config)
+    return transformers.GPT2LMHeadModel(config).to(DEVICE)
 
 
 def loss_of(model):
     """One scalar of any of the models above, in the dtype of its weights."""
     base = getattr(model, "wrapped", model)
     if not isinstance(model, transformers.PreTrainedModel) and not hasattr(base, "config"):
-        x = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(4, 5)
-        weight = base.embed.weight
-        return model(x.to(weight.dtype)).double().square().sum()
-    labels = IDS if hasattr(model, "lm_head") else LABELS
-    return model(input_ids=IDS, labels=labels).loss
+        return model(inputs(4, 5).to(base.embed.weight.dtype)).double().square().sum()
+    labels = ids() if hasattr(model, "lm_head") else LABELS.to(DEVICE)
+    return model(input_ids=ids(), labels=labels).loss
 
 
 def wrap(model, d=30, weights="resident", **settings):
@@ -127,9 +141,9 @@ def move(model, seed=0):
     """Takes theta and lambda_ away from where all mistakes vanish."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        model.theta += 0.3 * torch.randn(model.theta.shape, generator=generator)
+        model.theta += 0.3 * torch.randn(model.theta.shape, generator=generator).to(DEVICE)
         if model.lambda_ is not None:
-            model.lambda_ += torch.rand(model.lambda_.shape, generator=generator)
+            model.lambda_ += torch.rand(model.lambda_.shape, generator=generator).to(DEVICE)
     return model
 
 
@@ -138,7 +152,7 @@ def expected(model, plain, loss=loss_of):
     config, theta = model.subspace_config, model.theta.detach()
     named = [(name, p) for name, p in plain.named_parameters() if p.requires_grad]
     D = sum(p.numel() for _, p in named)
-    P = model.projection.to_dense(torch.float64)
+    P = model.projection.to_dense(torch.float64, theta.device)
     assert P.shape == (D, len(theta)) and model.projection.seed == config.seed
     group = {segment.name: segment.group for segment in model.segments}
     factors, rows_group, released = [], [], []
@@ -150,8 +164,8 @@ def expected(model, plain, loss=loss_of):
         rows_group.append(torch.full((p.numel(),), group[name]))
         rows = 2.0 ** math.ceil(math.log2(p.numel())) if config.gradient == "released" else 1.0
         released.append(torch.full((p.numel(),), 1 / rows, dtype=torch.float64))
-    norms, scales = torch.cat(factors).T
-    rows_group = torch.cat(rows_group)
+    norms, scales = torch.cat(factors).to(theta.device).T
+    rows_group = torch.cat(rows_group).to(theta.device)
     step, start = scales * (P @ theta), 0
     with torch.no_grad():
         for _, p in named:
@@ -160,13 +174,13 @@ def expected(model, plain, loss=loss_of):
     value = loss(plain)
     grads = torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
     flat = [
-        torch.zeros(p.numel()) if g is None else g.reshape(-1)
+        torch.zeros(p.numel(), device=p.device) if g is None else g.reshape(-1)
         for g, (_, p) in zip(grads, named, strict=True)
     ]
     g = torch.cat(flat).double()
-    lambda_grad = torch.zeros(len(model.group_names), dtype=torch.float64)
+    lambda_grad = torch.zeros(len(model.group_names), dtype=torch.float64, device=theta.device)
     lambda_grad.index_add_(0, rows_group, norms * (P @ theta) * g)
-    theta_grad = P.T @ (scales * torch.cat(released) * g)
+    theta_grad = P.T @ (scales * torch.cat(released).to(theta.device) * g)
     return value, theta_grad, None if model.lambda_ is None else lambda_grad
 
 

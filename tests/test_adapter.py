@@ -76,6 +76,28 @@ def test_round_trip(tmp_path, method, groups, normalization):
     assert torch.equal(other.merge_and_unload()(IDS), logits)
 
 
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_an_adapter_gives_the_same_bits_wherever_it_was_trained(tmp_path, device, weights):
+    """All weights, on the CPU and on the device."""
+    config = SubspaceConfig(d=200, seed=3, normalization="tensor")
+    model = get_subspace_model(net().to(device), config, weights=weights)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    for _ in range(3):
+        model(IDS.to(device)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    path = model.save_pretrained(tmp_path)
+    places = [torch.device("cpu"), device]
+    there, here = (
+        SubspaceModel.from_pretrained(net().to(place), path).merge_and_unload() for place in places
+    )
+    moved = False
+    for p, q, r in zip(there.parameters(), here.parameters(), net().parameters(), strict=True):
+        assert torch.equal(p, q.cpu())
+        moved |= not torch.equal(p, r)
+    assert moved and torch.equal(model.merge_and_unload().head.weight.cpu(), there.head.weight)
+
+
 def test_saving_needs_no_forward_and_loading_writes_the_weights(tmp_path):
     model = trained()
     model.save_pretrained(tmp_path)

@@ -3,12 +3,14 @@ against the dense matrix, with and without gradient checkpointing, resident and 
 shares a scale."""
 
 import pytest
+import subspace_models
 import torch
-from subspace_models import IDS, LABELS, SMALL, check_gradients, move, wrap
+from subspace_models import LABELS, SMALL, check_gradients, ids, inputs, move, wrap
 
 from fastfood import SubspaceModel
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 DECODER = {
     "vocab_size": 41,
@@ -89,16 +91,17 @@ def build(name, **changes):
     model_class = getattr(transformers, model_class)
     special = {} if name == "vit" else {"pad_token_id": 1, "eos_token_id": 2, "vocab_size": 41}
     config = model_class.config_class(**settings | special | changes, num_labels=2)
-    return model_class(config).double()
+    return model_class(config).double().to(subspace_models.DEVICE)
 
 
 def loss_of(model):
     base = model.wrapped if isinstance(model, SubspaceModel) else model
     if "pixel_values" in getattr(base, "main_input_name", ""):
-        pixels = torch.linspace(-1, 1, 3 * 64, dtype=torch.float64).view(3, 1, 8, 8)
-        return model(pixel_values=pixels, labels=LABELS).loss
+        labels = LABELS.to(subspace_models.DEVICE)
+        return model(pixel_values=inputs(3, 1, 8, 8), labels=labels).loss
     causal = type(base).__name__.endswith(("LMHeadModel", "ForCausalLM"))
-    return model(input_ids=IDS, labels=IDS if causal else LABELS).loss
+    labels = ids() if causal else LABELS.to(subspace_models.DEVICE)
+    return model(input_ids=ids(), labels=labels).loss
 
 
 @pytest.mark.filterwarnings("ignore")

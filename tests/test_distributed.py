@@ -28,22 +28,27 @@ from fastfood.subspace import SubspaceModel
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The results of both processes, and the folder they worked in."""
-    folder = tmp_path_factory.mktemp("distributed")
+def in_both(folder, *backend):
+    """What both processes return."""
     here = Path(__file__).parent
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
     }
     launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    script = ["--nproc-per-node", "2", str(here / "distributed_worker.py"), str(folder)]
+    script = ["--nproc-per-node", "2", str(here / "distributed_worker.py"), str(folder), *backend]
     done = subprocess.run(
         launch + script, env=environment, cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)], folder
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The results of both processes, and the folder they worked in."""
+    folder = tmp_path_factory.mktemp("distributed")
+    return in_both(folder), folder
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,28 @@ def test_accelerate_and_trainer(results, name, tmp_path):
     for result in results:
         assert relative(result[name], wanted) <= 2**models.STEPS * bound(model.projection.D)
     assert torch.equal(results[0][name], results[1][name])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_over_nccl_with_cuda(tmp_path):
+    """The gradients and the training of one process on the CPU."""
+    found = in_both(tmp_path, "nccl")
+    model = move(wrap(bert()))
+    for get in (
+        lambda result: result["ddp_checkpointed"][False],
+        lambda result: result["ddp_checkpointed"][True],
+        lambda result: result["ddp_streamed"],
+        lambda result: result["ddp_accumulated"],
+        lambda result: result["fsdp_accumulated"]["reduced once"],
+        lambda result: result["fsdp_accumulated"]["reduced twice"],
+    ):
+        check(found, model, get)
+        model.zero_grad()
+    for name, make in models.VARIANTS.items():
+        wanted = move(make(models.whole))
+        check(found, wanted, lambda result, name=name: result["fsdp_variants"][name])
+    check_path(found, "ddp_trained")
+    check_path(found, "fsdp_trained")
 
 
 # fully_shard

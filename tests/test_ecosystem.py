@@ -4,8 +4,9 @@ pipelines, generate and PEFT, against the merged model or a run by hand."""
 import copy
 
 import pytest
+import subspace_models
 import torch
-from subspace_models import IDS, bert, gpt2, loss_of, mlp, move, wrap
+from subspace_models import bert, gpt2, ids, loss_of, mlp, move, wrap
 from torch import nn
 
 from fastfood.subspace import SubspaceModel
@@ -14,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
 accelerate = pytest.importorskip("accelerate")
 tokenizers = pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 DROPOUT = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
 
@@ -34,7 +36,7 @@ def trainer(model, folder, **changes):
         "per_device_train_batch_size": 4,
         "learning_rate": 0.05,
         "lr_scheduler_type": "constant",
-        "use_cpu": True,
+        "use_cpu": subspace_models.DEVICE.type == "cpu",
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
@@ -108,7 +110,8 @@ def test_the_best_model_comes_back(tmp_path):
     other.load_state_dict(safetensors_torch.load_file(saved))
     merged = other.eval().merge_and_unload()
     with torch.no_grad():
-        logits = merged(torch.tensor(rows(16)["input_ids"])).logits
+        words = torch.tensor(rows(16)["input_ids"], device=subspace_models.DEVICE)
+        logits = merged(words).logits.cpu()
     torch.testing.assert_close(torch.from_numpy(predictions), logits)
 
 
@@ -125,7 +128,9 @@ def test_accelerate(fresh_accelerate, precision, tmp_path):
 
     def prepared():
         accelerator = accelerate.Accelerator(
-            cpu=True, mixed_precision=precision, gradient_accumulation_steps=2
+            cpu=subspace_models.DEVICE.type == "cpu",
+            mixed_precision=precision,
+            gradient_accumulation_steps=2,
         )
         model = wrap(classifier(), d=40)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -146,7 +151,8 @@ def test_accelerate(fresh_accelerate, precision, tmp_path):
     plain = torch.optim.AdamW(by_hand.parameters(), lr=0.05)
     for _ in range(2):
         for _ in range(2):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            kind = subspace_models.DEVICE.type
+            with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
                 loss = loss_of(by_hand)
             (loss.float() / 2).backward()
         nn.utils.clip_grad_norm_(by_hand.parameters(), 0.1)
@@ -187,7 +193,7 @@ def test_generate_as_the_merged_model(how):
     results = []
     for each in (model, merged, gpt2().eval()):
         torch.manual_seed(3)
-        results.append(each.generate(IDS[:2, :3], max_new_tokens=8, **how))
+        results.append(each.generate(ids(2, 3), max_new_tokens=8, **how))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -202,7 +208,8 @@ def test_generate_as_the_merged_model(how):
 )
 def test_pipelines_as_the_merged_model(task, build, how):
     def answers(model):
-        pipeline = transformers.pipeline(task, model=model.eval(), tokenizer=tokenizer())
+        place = {"tokenizer": tokenizer(), "device": subspace_models.DEVICE}
+        pipeline = transformers.pipeline(task, model=model.eval(), **place)
         return pipeline(["abcde", "zxy"], **how)
 
     model = move(wrap(build()))
@@ -215,13 +222,13 @@ def test_train_and_eval_switch_dropout():
     model = move(wrap(classifier(**DROPOUT)))
     with torch.no_grad():
         model.train()
-        assert not torch.equal(model(IDS).logits, model(IDS).logits)
+        assert not torch.equal(model(ids()).logits, model(ids()).logits)
         model.eval()
-        logits = model(IDS).logits
-        assert torch.equal(model(IDS).logits, logits)
+        logits = model(ids()).logits
+        assert torch.equal(model(ids()).logits, logits)
         merged = model.merge_and_unload()
         assert not merged.training
-        assert torch.equal(merged(IDS).logits, logits)
+        assert torch.equal(merged(ids()).logits, logits)
 
 
 def test_torch_save_holds_the_whole_model(tmp_path):
@@ -235,12 +242,12 @@ def test_torch_save_holds_the_whole_model(tmp_path):
 
 def test_half_and_to():
     model = move(wrap(classifier()))
-    logits = model(IDS).logits
-    assert torch.equal(model.to("cpu")(IDS).logits, logits)
+    logits = model(ids()).logits
+    assert torch.equal(model.to(subspace_models.DEVICE)(ids()).logits, logits)
     model.half()
     assert model.dtype == torch.float16 and model.theta.dtype == torch.float32
     exact = move(wrap(classifier().half().float()))
-    torch.testing.assert_close(model(IDS).logits.float(), exact(IDS).logits, rtol=0, atol=5e-3)
+    torch.testing.assert_close(model(ids()).logits.float(), exact(ids()).logits, rtol=0, atol=5e-3)
 
 
 def test_attributes_are_those_of_the_wrapped_model():
@@ -276,11 +283,11 @@ def around(model):
 def test_other_parameters_than_at_wrapping_are_refused(meddle, used):
     model = wrap(classifier())
     if used:
-        model(IDS)
+        model(ids())
     meddle(model)
     message = r"added, replaced, resized or removed .*the first .*(word_embeddings|lora)"
     with pytest.raises(RuntimeError, match=message):
-        move(model)(IDS)
+        move(model)(ids())
     with pytest.raises(RuntimeError, match=message):
         model.merge_and_unload()
 
@@ -303,9 +310,9 @@ def test_a_lora_adapter_in_a_subspace():
     plain = gpt2().eval()
     model = move(wrap(peft.get_peft_model(plain, lora("c_attn")).eval()))
     assert model.projection.D == 2 * (8 * 16 + 8 * 48)
-    logits = model(IDS).logits
+    logits = model(ids()).logits
     with model.wrapped.disable_adapter():
-        torch.testing.assert_close(model(IDS).logits, gpt2().eval()(IDS).logits)
+        torch.testing.assert_close(model(ids()).logits, gpt2().eval()(ids()).logits)
     adapted = model.merge_and_unload()
-    assert torch.equal(adapted(IDS).logits, logits)
-    torch.testing.assert_close(adapted.merge_and_unload()(IDS).logits, logits)
+    assert torch.equal(adapted(ids()).logits, logits)
+    torch.testing.assert_close(adapted.merge_and_unload()(ids()).logits, logits)

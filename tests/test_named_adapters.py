@@ -5,12 +5,13 @@ import pickle
 
 import pytest
 import torch
-from subspace_models import IDS, bert, gpt2, loss_of, mlp, move, wrap
+from subspace_models import bert, gpt2, ids, loss_of, mlp, move, wrap
 from torch import nn
 
 import fastfood
 from fastfood.subspace import SubspaceConfig, get_subspace_model
 
+pytestmark = pytest.mark.usefixtures("everywhere")
 EACH_WAY = pytest.mark.parametrize("weights", ["resident", "streamed"])
 OTHER = SubspaceConfig(d=17, method="did", seed=9, groups="tensor", normalization="tensor")
 
@@ -177,15 +178,15 @@ def test_generation_with_each_adapter():
     for name in ("default", "b"):
         model.set_adapter(name)
         move(model, seed=len(tokens))
-        tokens[name] = model.generate(IDS[:, :3], max_new_tokens=8, do_sample=False)
+        tokens[name] = model.generate(ids(3, 3), max_new_tokens=8, do_sample=False)
     for name in ("default", "b"):
         model.set_adapter(name)
         assert torch.equal(
-            model.generate(IDS[:, :3], max_new_tokens=8, do_sample=False), tokens[name]
+            model.generate(ids(3, 3), max_new_tokens=8, do_sample=False), tokens[name]
         )
     with model.disable_adapter():
-        plain = gpt2().eval().generate(IDS[:, :3], max_new_tokens=8, do_sample=False)
-        assert torch.equal(model.generate(IDS[:, :3], max_new_tokens=8, do_sample=False), plain)
+        plain = gpt2().eval().generate(ids(3, 3), max_new_tokens=8, do_sample=False)
+        assert torch.equal(model.generate(ids(3, 3), max_new_tokens=8, do_sample=False), plain)
 
 
 def test_parameter_groups():

@@ -3,11 +3,13 @@
 import copy
 
 import pytest
+import subspace_models
 import torch
-from subspace_models import IDS, SMALL, bert, expected, gpt2, loss_of, mlp, move, t5, wrap
+from subspace_models import SMALL, bert, expected, gpt2, ids, loss_of, mlp, move, t5, wrap
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 import fastfood  # noqa: E402
 from fastfood.peft import DidConfig, SaidConfig  # noqa: E402
@@ -31,12 +33,13 @@ def layer(model):
 
 @torch.no_grad()
 def logits(model):
-    return model(input_ids=IDS).logits
+    return model(input_ids=ids()).logits
 
 
 def bert_for(task):
     torch.manual_seed(0)
-    return getattr(transformers, f"BertFor{task}")(transformers.BertConfig(**SMALL, num_labels=2))
+    config = transformers.BertConfig(**SMALL, num_labels=2)
+    return getattr(transformers, f"BertFor{task}")(config).to(subspace_models.DEVICE)
 
 
 # What trains
@@ -155,7 +158,7 @@ def test_two_adapters():
     assert list(layer(model).subspace_model.adapters) == ["default"]
     model.delete_adapter("default")
     assert model.active_adapters == [] and not model.peft_config and layer(model) is None
-    assert torch.equal(model.base_model(input_ids=IDS).logits, logits(bert().float().eval()))
+    assert torch.equal(model.base_model(input_ids=ids()).logits, logits(bert().float().eval()))
     model.add_adapter("new", said())
     model.set_adapter("new")
     assert torch.equal(logits(model), logits(bert().float().eval()))
@@ -281,7 +284,7 @@ def test_what_cannot_be_had():
     with pytest.raises(ValueError, match="adapter_names must be a single one"):
         model.base_model.set_adapter(["default", "other"])
     with pytest.raises(ValueError, match="a batch goes through one adapter"):
-        model(input_ids=IDS, adapter_names=["default"] * len(IDS))
+        model(input_ids=ids(), adapter_names=["default"] * len(ids()))
     with pytest.raises(ValueError, match="shared state"):
         peft.inject_adapter_in_model(said(), bert())
 
@@ -292,7 +295,7 @@ def test_what_cannot_be_had():
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
 def test_generate(weights):
     model = peft.get_peft_model(gpt2().eval(), said(task_type="CAUSAL_LM", weights=weights))
-    prompt = {"input_ids": IDS[:1, :3], "max_new_tokens": 6, "do_sample": False}
+    prompt = {"input_ids": ids(1, 3), "max_new_tokens": 6, "do_sample": False}
     plain = model.generate(**prompt)
     layer(model).theta["default"].data.normal_()
     adapted = model.generate(**prompt)

@@ -6,12 +6,15 @@ import pickle
 import weakref
 
 import pytest
+import subspace_models
 import torch
-from subspace_models import IDS, bert, check_gradients, gpt2, loss_of, mlp, move, t5, wrap
+from subspace_models import bert, check_gradients, gpt2, ids, inputs, loss_of, mlp, move, t5, wrap
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastfood import ops, streamed
+
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 
 def pair(build, **settings):
@@ -40,7 +43,7 @@ def test_equal_to_resident_weights(build, dtype):
 
 
 def test_generation_is_the_same():
-    prompt = {"input_ids": IDS[:, :3], "max_new_tokens": 6, "num_beams": 2, "do_sample": False}
+    prompt = {"input_ids": ids(3, 3), "max_new_tokens": 6, "num_beams": 2, "do_sample": False}
     resident, other = pair(lambda: gpt2().eval())
     tokens = other.generate(**prompt)
     assert torch.equal(tokens, resident.generate(**prompt))
@@ -51,7 +54,7 @@ def test_autocast():
     resident, other = pair(lambda: bert().float())
     found = []
     for model in (resident, other):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(subspace_models.DEVICE.type, torch.bfloat16):
             loss = loss_of(model)
         found.append((loss, *gradients(model, loss)))
     assert torch.equal(found[0][0], found[1][0])
@@ -103,10 +106,11 @@ class Kinds(nn.Module):
 @pytest.mark.parametrize("train", [True, False])
 def test_any_use_of_a_weight(train):
     def build():
-        return Kinds().double().train(train)
+        return Kinds().double().to(subspace_models.DEVICE).train(train)
 
     def loss(model):
-        return model(torch.arange(12).reshape(3, 4) % 7).square().sum()
+        words = torch.arange(12, device=subspace_models.DEVICE).reshape(3, 4) % 7
+        return model(words).square().sum()
 
     check_gradients(move(wrap(build(), weights="streamed")), build(), loss)
     with torch.no_grad():
@@ -217,7 +221,7 @@ def test_one_unit_at_a_time(monkeypatch):
     with torch.inference_mode():
         before = loss_of(model)
     first, second = (layer.attention.self.query for layer in model.bert.encoder.layer)
-    x = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
+    x = inputs(2, 16).requires_grad_()
     with torch.no_grad():
         wanted = second(first(x))
     y = second(first(x))
@@ -289,7 +293,8 @@ def test_facts_are_known_without_making_the_weight(monkeypatch):
     for source in (streamed.Member, streamed.Large):
         monkeypatch.delattr(source, "make")
         monkeypatch.delattr(source, "weight")
-    assert (weight.shape, weight.dtype, weight.device.type) == ((7, 5), torch.float32, "cpu")
+    assert (weight.shape, weight.dtype) == ((7, 5), torch.float32)
+    assert weight.device.type == subspace_models.DEVICE.type
     assert weight.size(0) == 7 and weight.dim() == weight.ndim == 2 and weight.numel() == 35
     assert weight.requires_grad and weight.is_floating_point() and weight.is_contiguous()
     assert repr(weight) == "StreamedWeight(embed.weight)"
@@ -304,9 +309,9 @@ def test_weights_are_made_where_they_are_used():
     for module in (base.classifier, base.bert.pooler.dense, base.bert.embeddings.LayerNorm):
         y = module(hidden)
         assert y.device.type == "meta" and y.shape[0] == 2
-    ids = torch.empty(2, 3, dtype=torch.long, device="meta")
-    assert base.bert.embeddings.word_embeddings(ids).device.type == "meta"
-    assert all(p.device.type == "cpu" for p in base.parameters())
+    words = torch.empty(2, 3, dtype=torch.long, device="meta")
+    assert base.bert.embeddings.word_embeddings(words).device.type == "meta"
+    assert all(p.device.type == subspace_models.DEVICE.type for p in base.parameters())
     assert torch.equal(loss_of(model), loss_of(move(wrap(bert()))))
 
 
@@ -323,7 +328,8 @@ def test_writing_to_what_a_backward_needs_is_an_error():
             return z
 
     for weights in ("resident", "streamed"):
-        loss = wrap(Net(), d=12, weights=weights)(torch.ones(3, 6)).square().sum()
+        net = wrap(Net().to(subspace_models.DEVICE), d=12, weights=weights)
+        loss = net(inputs(3, 6).float()).square().sum()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 

@@ -6,15 +6,17 @@ import inspect
 import pickle
 
 import pytest
+import subspace_models
 import torch
 from subspace_models import (
-    IDS,
     albert,
     bart,
     bert,
     check_gradients,
     expected,
     gpt2,
+    ids,
+    inputs,
     loss_of,
     mlp,
     move,
@@ -24,6 +26,7 @@ from subspace_models import (
 from torch import nn
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 
 def test_exactly_d_numbers_and_tied_weights_once():
@@ -87,7 +90,7 @@ def test_accumulated_gradients_add_up():
 
 def test_generate_projects_once_and_sees_new_weights(writes):
     model = wrap(gpt2().eval())
-    prompt = {"input_ids": IDS[:1, :3], "max_new_tokens": 5, "do_sample": False}
+    prompt = {"input_ids": ids(1, 3), "max_new_tokens": 5, "do_sample": False}
     model.generate(**prompt)
     assert writes[0] == 1
     move(model)
@@ -98,12 +101,12 @@ def test_generate_projects_once_and_sees_new_weights(writes):
 
 def test_an_encoder_called_first_sees_new_weights():
     model = wrap(t5().eval())
-    prompt = {"input_ids": IDS, "max_new_tokens": 4, "do_sample": False}
+    prompt = {"input_ids": ids(), "max_new_tokens": 4, "do_sample": False}
     model.generate(**prompt)
     move(model)
     with torch.no_grad():
-        before = model.get_encoder()(input_ids=IDS).last_hidden_state
-        after = move(model, seed=1).get_encoder()(input_ids=IDS).last_hidden_state
+        before = model.get_encoder()(input_ids=ids()).last_hidden_state
+        after = move(model, seed=1).get_encoder()(input_ids=ids()).last_hidden_state
     assert not torch.equal(before, after)
 
 
@@ -111,17 +114,49 @@ def test_writes_through_data_are_seen():
     model = wrap(mlp())
     before = loss_of(model)
     model.theta.data.fill_(0.5)  # leaves the version counter alone
+    if model.theta.is_cuda:  # where nothing waits for the comparison, which the forward after tells
+        loss_of(model)
+        torch.cuda.synchronize()
+        with pytest.raises(RuntimeError, match="call refresh\\(\\) after such a write"):
+            loss_of(model)
+        model.refresh()
     assert loss_of(model) != before
     model.theta = nn.Parameter(torch.zeros_like(model.theta))
     assert loss_of(model) == before
 
 
+class ByAddress(torch.optim.SGD):
+    """As fused kernels of other libraries, which know nothing of version counters."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.sub_(group["lr"] * p.grad)
+
+
+@pytest.mark.parametrize("duplicate", [lambda m: m, copy.deepcopy])
+def test_steps_of_any_optimizer_are_seen(duplicate, monkeypatch):
+    monkeypatch.setattr("fastfood.points.Point.was_left_unseen", lambda self: False)
+    plain, model = move(wrap(mlp())), duplicate(move(wrap(mlp())))
+    optimizers = torch.optim.SGD(plain._leaves(), lr=0.1), ByAddress(model._leaves(), lr=0.1)
+    for _ in range(3):
+        losses = loss_of(plain), loss_of(model)
+        torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert not torch.equal(losses[0], loss_of(move(wrap(mlp()))))
+
+
 def test_refreshing_inside_autocast_and_inference_mode():
-    for context in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode()):
+    kind = subspace_models.DEVICE.type
+    for context in (torch.autocast(kind, torch.bfloat16), torch.inference_mode()):
         for projection in ("fastfood", "dense"):
             model = move(wrap(mlp().float(), projection=projection))
             with context:
-                model(torch.ones(1, 5))
+                model(inputs(1, 5).float())
             got = model.wrapped.embed.weight.detach().clone()
             other = move(wrap(mlp().float(), projection=projection))
             other.refresh()
@@ -287,7 +322,7 @@ def test_weights_loaded_before_the_first_forward_are_theta_0():
     [
         lambda base: base.float(),
         lambda base: base.load_state_dict(mlp().state_dict()),
-        lambda base: setattr(base.embed, "weight", nn.Parameter(torch.ones(7, 5).double())),
+        lambda base: setattr(base.embed, "weight", nn.Parameter(inputs(7, 5))),
     ],
 )
 def test_changing_the_base_alone_is_an_error(meddle, weights):
@@ -301,7 +336,7 @@ def test_changing_the_base_alone_is_an_error(meddle, weights):
 def test_the_base_stays_usable():
     model = wrap(bert())
     assert model.config.hidden_size == 16
-    assert model.dtype == torch.float64 and model.device.type == "cpu"
+    assert model.dtype == torch.float64 and model.device.type == subspace_models.DEVICE.type
     names = [name for name, _ in bert().named_parameters()]
     assert [name for name, _ in model.wrapped.named_parameters()] == names
     assert not any(p.requires_grad for p in model.wrapped.parameters())
@@ -343,7 +378,7 @@ def test_trainer(tmp_path, writes):
             learning_rate=0.05,
             lr_scheduler_type="constant",
             bf16=True,
-            use_cpu=True,
+            use_cpu=subspace_models.DEVICE.type == "cpu",
             save_strategy="steps",
             save_steps=3,
             eval_strategy="steps",
