@@ -111,6 +111,8 @@ class Point:
         """
         if not self.leaves[0].is_cuda:
             return not all(map(torch.equal, self.leaves, self.values))
+        if torch.cuda.is_current_stream_capturing():
+            return False
         if self._seen is None:
             found = torch.zeros((), dtype=torch.bool, pin_memory=True)
             self._seen = found, torch.cuda.Event()

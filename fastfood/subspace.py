@@ -62,6 +62,7 @@ class SubspaceModel(Coordinates):
         self.training = model.training
         self.base_digests: list[bytes] | None = None  # of theta_0, once adapter needs them
         self._written: tuple[list, Point | None] | None = None  # stamp and point of the last write
+        self._entered = False  # whether the base model's forward is about to be called by ours
         for segment in segments:
             segment.parameter.requires_grad_(False)
         # encoders and heads are also called on their own (generate), numbered blocks are not
@@ -115,12 +116,13 @@ class SubspaceModel(Coordinates):
             if module is not self and module is not self.wrapped:
                 return
             prepare = torch.compiler.disable(prepare)
-        # a forward that somebody put in place of ours need not go through wrapped
-        replaced = module is self and "forward" in self.__dict__
-        prepare(replaced or module is self.wrapped)
+        prepare(module)
 
-    def _prepare(self, whole: bool) -> None:
-        """Before the forward of the whole base model or of one of its modules."""
+    def _prepare(self, module: nn.Module) -> None:
+        """Before the forward of this model, of the base model or of a module of it."""
+        whole = module is self or (module is self.wrapped and not self._entered)
+        # a forward that somebody put in place of ours need not go through wrapped
+        self._entered = module is self and "forward" not in self.__dict__
         stamp, point = self._written or (None, None)
         if stamp != self._stamp():
             self.refresh()

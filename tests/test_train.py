@@ -201,6 +201,22 @@ def test_prediction_is_in_eval_mode_and_leaves_no_trace(settings, monkeypatch):
     assert not model.training
 
 
+def test_parts_are_tokenized_once_and_by_length(settings):
+    task, batches = tasks.load_task(settings), []
+    train._own_batches.cache_clear()  # another test may have looked at this part
+    collate = task.collate
+    object.__setattr__(task, "collate", lambda rows: batches.append(rows) or collate(rows))
+    try:
+        model = build_model(settings, trial_of(), 2)
+        first = predict(model, task, task.test)
+        assert predict(model, task, task.test) == first
+    finally:
+        object.__setattr__(task, "collate", collate)
+    lengths = [len(row["sentence"]) for rows in batches for row in rows]
+    assert lengths == sorted(lengths) and len(lengths) == len(task.test)
+    assert len(set(lengths)) > 1
+
+
 def test_some_rows_are_always_the_same_choice():
     rows = [{"sentence": "x" * (i % 7), "other": i} for i in range(50)]
     chosen = some_rows(rows, 20)

@@ -1,10 +1,11 @@
 """One trial: one model trained by one method with one rate and one seed, through
 `transformers.Trainer`, and its scores. On the CPU the same trial always gives the same scores."""
 
+import functools
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -17,6 +18,7 @@ from .plan import trial_key
 from .tasks import Task, load_task, score
 
 EVALUATION_BATCH = 128
+KEPT_ROWS = 5000  # of a part that is tokenized once for all trials
 CHECKS = 10  # how often a training looks whether it has diverged
 
 
@@ -164,13 +166,9 @@ def _scores(settings: Settings, trial: dict, task: Task, model: nn.Module) -> di
 
 
 def some_rows(rows: Sequence[dict], count: int) -> list[dict]:
-    """At most `count` of the rows, always the same random choice, texts by length: batches of equal
-    lengths waste little padding."""
+    """At most `count` of the rows, always the same random choice, texts by length."""
     chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
-    return sorted(
-        (rows[i] for i in chosen),
-        key=lambda row: sum(len(value) for value in row.values() if isinstance(value, str)),
-    )
+    return sorted((rows[i] for i in chosen), key=_length)
 
 
 def predict(
@@ -182,18 +180,41 @@ def predict(
     """
     device = next(model.parameters()).device
     forked = [device] if device.type == "cuda" else []
-    predicted, labels, was_training = [], [], model.training
+    own = [part for part in ("validation", "test") if rows is getattr(task, part)]
+    keep = own and len(rows) <= KEPT_ROWS
+    batches = _own_batches(task, own[0]) if keep else _batches(task, rows)
+    places, labels, predicted, was_training = [], [], [], model.training
     model.eval()
     with (
         torch.random.fork_rng(forked),
         torch.no_grad(),
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
-        for start in range(0, len(rows), EVALUATION_BATCH):
-            end = min(start + EVALUATION_BATCH, len(rows))
-            batch = task.collate([rows[i] for i in range(start, end)])
-            labels += batch.pop("labels").tolist()
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            predicted += model(**inputs).logits.argmax(-1).tolist()
+        for chosen, batch in batches:
+            inputs = {name: x.to(device) for name, x in batch.items() if name != "labels"}
+            predicted.append(model(**inputs).logits.argmax(-1))
+            labels.append(batch["labels"])
+            places += chosen
     model.train(was_training)
-    return predicted, labels
+    back = torch.tensor(places).argsort()
+    return tuple(torch.cat(x).cpu()[back].tolist() for x in (predicted, labels))
+
+
+def _batches(task: Task, rows: Sequence[dict]) -> Iterator[tuple[list[int], dict]]:
+    """Where a batch's rows are among all, and the batch: texts by length, so that little of it is
+    padding."""
+    rows = list(rows)
+    order = sorted(range(len(rows)), key=lambda i: _length(rows[i]))
+    for start in range(0, len(rows), EVALUATION_BATCH):
+        chosen = order[start : start + EVALUATION_BATCH]
+        yield chosen, task.collate([rows[i] for i in chosen])
+
+
+@functools.lru_cache(maxsize=4)
+def _own_batches(task: Task, part: str) -> list[tuple[list[int], dict]]:
+    """Those of a part that every trial of a study is scored on."""
+    return list(_batches(task, getattr(task, part)))
+
+
+def _length(row: dict) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, str))
