@@ -23,7 +23,7 @@ help:
 	@echo '             FFHT=libffht.so AUTHORS=compacter/seq2seq/projections/intrinsic.py'
 	@echo 'make gpu     tests, sanitizers and benchmarks on the GPU, with an installed wheel, 10 minutes:'
 	@echo '             results in build/gpu; PYTHON=python3 names who has the wheel, DRY=1 says what'
-	@echo '             would run, OUT= MINUTES= PARTS=tests,sanitizer,fwht,projection'
+	@echo '             would run, OUT= MINUTES= PARTS=tests,sanitizer,fwht,projection,step,overhead'
 	@echo 'make wheel   one checked wheel for this platform, in dist (FASTFOOD_CUDA=0: CPU alone)'
 	@echo 'make matrix  the tests of the operators with that wheel under many Pythons and torches, hours'
 

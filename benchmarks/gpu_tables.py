@@ -131,7 +131,54 @@ def projection_tables(results):
             yield from make(rows)
 
 
-TABLES = {"fwht": fwht_tables, "projection": projection_tables}
+def case_of(row):
+    """What was trained, in words."""
+    marks = [f"{row['model']}, {row['dtype']}, {row['batch_size']} x {row['length']}"]
+    return ", ".join(marks + [name for name in ("autocast", "checkpointing") if row[name]])
+
+
+def step_ratio(row, rows):
+    """A step's time to that of full fine-tuning of the same, on a GPU with the fused optimizer."""
+    of = {r["method"]: r["times"] for r in rows if "times" in r and case_of(r) == case_of(row)}
+    fused = row["device"] == "cuda" and "full-fused" in of
+    found = {"ours": row["times"]["step"]} | of.get("full-fused" if fused else "full", {})
+    return ratio(found, "ours", "step")
+
+
+def step_tables(results):
+    """Training steps; what did not run is said below."""
+    cells = []
+    for row in (r for r in results if "times" in r):
+        ms = 1e3 * row["times"]["step"]["median"]
+        cells.append([case_of(row), row["step"], f"{ms:,.1f}", step_ratio(row, results)])
+        busy = [f"{1e3 * row['busy']:,.1f}", f"{row['launches']:,}"] if "busy" in row else ["", ""]
+        cells[-1] += [*busy, f"{row['peak'] / 1e6:,.0f}"]
+    heads = ["model", "step", "ms", "/ full", "GPU busy, ms", "launches", "peak, MB"]
+    yield from ("A training step", "", *table(heads, cells), "")
+    for row in results:
+        if "reason" in row:
+            yield from (f"{case_of(row)}, {row['step']}: not run, {row['reason']}", "")
+
+
+def overhead_table(results):
+    full = min((r["step"] for r in results if r["method"].startswith("full")), default=None)
+    cells = []
+    for row in results:
+        times = [f"{row[name]:.1f}" for name in ("forward", "backward", "optimizer", "step")]
+        times.append(f"{row['step'] / full:.2f}" if full else "")
+        calls = [f"{row[name]:,}" for name in ("fastfood", "operators", "launches")]
+        cells.append([row["method"].replace("-", ", "), *times, *calls])
+    heads = ["method", "forward", "backward", "optimizer", "step", "/ full"]
+    heads += ["fastfood calls", "operators", "launches"]
+    return ["A training step of 24 tiny layers, ms", "", *table(heads, cells), ""]
+
+
+TABLES = {
+    "fwht": fwht_tables,
+    "projection": projection_tables,
+    "step": step_tables,
+    "overhead": overhead_table,
+}
 
 
 def facts(environment):
@@ -150,9 +197,11 @@ def tables(measured):
     ]
     yield from table(["step", "came to", "what it said", "seconds"], cells)
     yield ""
-    for step in measured["steps"]:
-        if step["name"] in TABLES and step.get("results"):
-            yield from TABLES[step["name"]](step["results"])
+    for part, make in TABLES.items():
+        steps = [step for step in measured["steps"] if step["part"] == part]
+        results = [row for step in steps for row in step.get("results", ())]
+        if results:
+            yield from make(results)
 
 
 def main():

@@ -6,13 +6,11 @@ all that takes time is to call operators.
 On a GPU a step cannot be faster than the processor that launches it; this is the processor's share,
 and it shows without a GPU. Batch 2 x 8, one thread, AdamW. Milliseconds of forward, backward and
 optimizer are medians, the methods taking turns, some steps each; "fastfood" counts calls of this
-library's operators in a step, "operators" those of all, "launches" CUDA's kernels and copies, from
+library's operators in a step, "operators" those of all, "launches" a GPU's kernels and copies, from
 torch's profiler. Matrices are streamed as they would be at their full size.
 """
 
 import argparse
-import collections
-import json
 import statistics
 import sys
 import time
@@ -20,7 +18,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from facts import environment
+from facts import environment, write
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import fastfood
@@ -38,7 +37,6 @@ SHAPE = transformers.RobertaConfig(
 METHODS = ("full", "full-fused", "did-resident", "said-resident", "did-streamed", "said-streamed")
 PHASES = ("forward", "backward", "optimizer")
 IN_A_ROW = 8  # steps of a method before the next one's turn
-LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync")
 
 
 class Case:
@@ -76,17 +74,33 @@ class Case:
         return time.perf_counter()
 
 
+def of_the_gpu(events):
+    """A profile's kernels, copies and fills. Ranges that have a name only cover some of these."""
+    return [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+
+
+def gpu_work(run):
+    """Of one call: the seconds that kernels and copies take, and how many these are."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        run()
+        torch.cuda.synchronize()
+    events = of_the_gpu(profiled.events())
+    microseconds = sum(event.time_range.elapsed_us() for event in events)
+    return {"busy": 1e-6 * microseconds, "launches": len(events)}
+
+
 def count(case):
-    """Calls in one step: of this library's operators, of all, and what CUDA was asked for."""
+    """Calls in one step: of this library's operators, of all, and what the GPU was given."""
     kinds = [ProfilerActivity.CPU]
     kinds += [ProfilerActivity.CUDA] if case.device.type == "cuda" else []
     with profile(activities=kinds) as profiled:
         case.step()
-    names = collections.Counter(event.name for event in profiled.events())
+    events = profiled.events()
+    names = [e.name for e in events if e.device_type == DeviceType.CPU]
     return {
-        "fastfood": sum(n for name, n in names.items() if name.startswith("fastfood::")),
-        "operators": sum(n for name, n in names.items() if "::" in name and " " not in name),
-        "launches": sum(n for name, n in names.items() if name.startswith(LAUNCHES)),
+        "fastfood": sum(name.startswith("fastfood::") for name in names),
+        "operators": sum("::" in name and " " not in name for name in names),
+        "launches": len(of_the_gpu(events)),
     }
 
 
@@ -128,8 +142,7 @@ def main():
     rows = measure(torch.device(arguments.device), arguments.repetitions)
     print_table(rows)
     if arguments.json:
-        found = {"environment": environment(arguments.device), "results": rows}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        write(arguments.json, environment(arguments.device), rows)
 
 
 if __name__ == "__main__":

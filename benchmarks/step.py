@@ -2,7 +2,8 @@
 
     python benchmarks/step.py [--model minilm] [--dtype float32] [--device cpu] [--d 1000]
         [--batch-size 32] [--length 64] [--threads 1] [--repetitions 7] [--checkpointing]
-        [--methods full,lora,did,...] [--authors PATH/intrinsic.py]
+        [--autocast] [--methods full,lora,did-resident,...] [--authors PATH/intrinsic.py]
+        [--json FILE]
 
 One table of random models of known shapes, trained with AdamW. "inference" is the forward under
 no_grad, the floor of memory; "forward + backward" has gradients of all weights and no optimizer.
@@ -14,6 +15,11 @@ what torch allocates, from before the model is built to the end of the second st
 there before. Times are medians; all methods take turns in one process, and where memory does not
 hold all of them at once each is built anew for each repetition. "projection" is the share of a
 step that goes into writing weights and into the adjoint, measured in steps of their own.
+
+On CUDA a step is timed by events around it, all optimizers but that of "full" are fused, and
+"/ full" is to "full-fused". "GPU busy" sums what its kernels and copies take in a profiled step,
+"launches" counts them: where busy is far below the step's time, the GPU waits for its launches.
+--autocast runs the forward in bfloat16, on weights that are in --dtype.
 """
 
 import argparse
@@ -22,9 +28,9 @@ import contextlib
 import copy
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import os
-import platform
 import resource
 import shlex
 import statistics
@@ -36,6 +42,10 @@ from unittest import mock
 
 import torch
 import transformers
+from facts import environment, processor, write
+from gpu_tables import step_ratio, table
+from gpu_timing import elapsed, summary, warm_up
+from overhead import gpu_work
 from projection import released_code, resident, seconds
 
 import fastfood
@@ -140,24 +150,36 @@ class Case:
         size, d = (arguments.batch_size, arguments.length), arguments.d
         if tiny:
             size, d = (2, 8), min(d, 100)
-        ids = torch.randint(5, model.config.vocab_size, size, device=arguments.device)
+        ids = torch.randint(5, model.config.vocab_size, size, device=model.device)
         labels = ids if model.config.model_type == "llama" else ids[:, 0] % 2
         self.batch = {"input_ids": ids, "labels": labels}
+        self.kind, self.autocast = model.device.type, arguments.autocast
         self.method, self.model = method, wrap(method, model, d, arguments.authors)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = 0 if method == "inference" else sum(p.numel() for p in trained)
-        fused = True if method == "full-fused" else None
-        self.optimizer = torch.optim.AdamW(trained, lr=RATES[method], fused=fused)
+        fused = method == "full-fused" or (self.kind == "cuda" and method != "full")
+        self.optimizer = torch.optim.AdamW(trained, lr=RATES[method], fused=fused or None)
 
     def __call__(self):
         if self.method == "inference":
             with torch.no_grad():
-                self.model.eval()(**self.batch)
+                self._forward(self.model.eval())
             return
-        self.model(**self.batch).loss.backward()
+        self._forward(self.model).loss.backward()
         if self.method != "backward":
             self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _forward(self, model):
+        with torch.autocast(self.kind, torch.bfloat16, enabled=self.autocast):
+            return model(**self.batch)
+
+
+def fresh_case(method, model, arguments):
+    """A case on a copy of the model, or where that is None on a new one."""
+    if model is None:
+        return Case(method, build_model(SHAPES[arguments.model], arguments, "cuda"), arguments)
+    return Case(method, copy.deepcopy(model), arguments)
 
 
 def available(device):
@@ -193,6 +215,8 @@ def child(method, arguments):
 
 def impossible(method, model, arguments):
     """Why a method is not even tried here, or None."""
+    if method in ("lora", "vera") and not importlib.util.find_spec("peft"):
+        return "peft is not installed"
     if method != "authors":
         return None
     if arguments.device == "cuda":
@@ -204,9 +228,11 @@ def impossible(method, model, arguments):
 
 
 def run_children(methods, model, arguments):
-    """Method -> peak and trainable, for those that ran; says why for the others."""
-    found = {}
+    """A row for each method: its peak and what it trains, or the reason why it did not run."""
+    rows = []
     for method in methods:
+        row = {"method": method, "step": TITLES[method]}
+        rows.append(row)
         reason = impossible(method, model, arguments)
         if not reason:
             command = [sys.executable, __file__, *sys.argv[1:], "--child", method]
@@ -214,34 +240,40 @@ def run_children(methods, model, arguments):
                 command, env=os.environ | ALLOCATOR, capture_output=True, text=True
             )
             if result.returncode == 0:
-                found[method] = json.loads(result.stdout.splitlines()[-1])
-                print(f"{method}: {found[method]['peak'] / 1e6:,.0f} MB", file=sys.stderr)
+                row |= json.loads(result.stdout.splitlines()[-1])
+                print(f"{method}: {row['peak'] / 1e6:,.0f} MB", file=sys.stderr)
                 continue
+            row["failed"] = True
             reason = (result.stderr.splitlines() or [f"exit status {result.returncode}"])[-1]
+        row["reason"] = reason
         print(f"{TITLES[method]}: not run, {reason}", flush=True)
-    return found
+    return rows
+
+
+def taken(run, device):
+    """Seconds, by a GPU's own clock where there is one."""
+    return elapsed(run, 1) if device == "cuda" else seconds(run)
 
 
 def time_steps(methods, model, arguments, together):
-    """Method -> median seconds of a step, and the cases that were kept."""
-    device = torch.device(arguments.device)
+    """Method -> seconds of its steps, and the cases that were kept."""
     times, cases = {method: [] for method in methods}, {}
     for repetition in range(arguments.repetitions + together):
         for method in methods:
             once = method == "authors"  # minutes each
             if once and repetition:
                 continue
-            case = cases.get(method) or Case(method, copy.deepcopy(model), arguments)
+            case = cases.get(method) or fresh_case(method, model, arguments)
             if together:
                 cases[method] = case
-            elif not once:
+            if arguments.device == "cuda" or not (together or once):
                 case()
-            taken = seconds(case, device)
+            value = taken(case, arguments.device)
             if once or repetition or not together:
-                times[method].append(taken)
+                times[method].append(value)
             del case
             gc.collect()
-    return {method: statistics.median(values) for method, values in times.items()}, cases
+    return times, cases
 
 
 def projection_share(case, device, repetitions):
@@ -254,35 +286,46 @@ def projection_share(case, device, repetitions):
     def timed(function):
         def run(*args, **kwargs):
             results = []
-            inside.append(seconds(lambda: results.append(function(*args, **kwargs)), device))
+            inside.append(taken(lambda: results.append(function(*args, **kwargs)), device))
             return results[0]
 
         return run
 
     case()
-    parts = [(fastfood.Fastfood, name) for name in ("perturb_", "spread", "spread_adjoint")]
+    names = ("perturb_", "perturbed", "spread", "spread_adjoint")
+    parts = [(fastfood.Fastfood, name) for name in names]
     parts.append((fastfood.projection.ops, "project_rows_adjoint_sum"))
     with contextlib.ExitStack() as patches:
         for owner, name in parts:
             patches.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))
         for _ in range(repetitions):
             inside.clear()
-            whole = seconds(case, device)
+            whole = taken(case, device)
             shares.append(sum(inside) / whole)
     return statistics.median(shares)
 
 
+def look_into(case, arguments):
+    """What steps of their own tell: the projection's share, and how busy a GPU is."""
+    found = {}
+    if case.method.startswith(("did", "said")):
+        repetitions = min(3, arguments.repetitions)
+        found["projection"] = projection_share(case, arguments.device, repetitions)
+    if arguments.device == "cuda":
+        case()
+        found |= gpu_work(case)
+    return found
+
+
 def print_hardware(arguments):
-    name, flags = platform.processor() or platform.machine(), []
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        facts = {key.strip(): value for key, _, value in (line.partition(":") for line in lines)}
-        name = facts.get("model name", name).strip()
-        flags = [flag for flag in FLAGS if flag in facts.get("flags", "").split()]
+    cpuinfo = Path("/proc/cpuinfo")
+    words = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    flags = " ".join(flag for flag in FLAGS if flag in words)
     if arguments.device == "cuda":
         print(torch.cuda.get_device_name())
-    versions = [f"{lib} {importlib.metadata.version(lib)}" for lib in ("transformers", "peft")]
-    print(f"{name} ({' '.join(flags)}), {arguments.threads} thread(s)")
+    libraries = [lib for lib in ("transformers", "peft") if importlib.util.find_spec(lib)]
+    versions = [f"{lib} {importlib.metadata.version(lib)}" for lib in libraries]
+    print(f"{processor()} ({flags}), {arguments.threads} thread(s)")
     print(", ".join([f"torch {torch.__version__}", *versions]))
     print("`python " + shlex.join(["benchmarks/step.py", *sys.argv[1:]]) + "`", flush=True)
 
@@ -301,13 +344,26 @@ def print_sizes(model, arguments):
     )
 
 
-def print_table(found, medians, shares):
-    print("\n| step | trainable | ms | / full | projection | peak, MB |\n" + "|---" * 6 + "|")
-    for method, facts in found.items():
-        ratio = f"{medians[method] / medians['full']:.2f}" if "full" in medians else ""
-        share = f"{shares[method]:.1%}" if method in shares else ""
-        cells = [TITLES[method], f"{facts['trainable']:,}", f"{1e3 * medians[method]:,.0f}"]
-        print("| " + " | ".join([*cells, ratio, share, f"{facts['peak'] / 1e6:,.0f}"]) + " |")
+def print_table(rows, device):
+    cuda, cells = device == "cuda", []
+    for row in rows:
+        ms = f"{1e3 * row['times']['step']['median']:,.{1 if cuda else 0}f}"
+        cells.append([row["step"], f"{row['trainable']:,}", ms, step_ratio(row, rows)])
+        cells[-1] += [f"{1e3 * row['busy']:,.1f}", f"{row['launches']:,}"] if cuda else []
+        cells[-1].append(f"{row['projection']:.1%}" if "projection" in row else "")
+        cells[-1].append(f"{row['peak'] / 1e6:,.0f}")
+    busy = ["GPU busy, ms", "launches"] if cuda else []
+    heads = ["step", "trainable", "ms", "/ full", *busy, "projection", "peak, MB"]
+    print("", *table(heads, cells), sep="\n")
+
+
+def save(rows, arguments):
+    """Writes what is known so far to the file that was asked for."""
+    names = ("model", "dtype", "batch_size", "length", "d", "checkpointing", "autocast", "device")
+    for row in rows:
+        row |= {name: getattr(arguments, name) for name in names}
+    if arguments.json:
+        write(arguments.json, environment(arguments.device), rows)
 
 
 def parse():
@@ -321,8 +377,10 @@ def parse():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--autocast", action="store_true", help="the forward in bfloat16")
     parser.add_argument("--methods", default=",".join(TITLES), help="names between commas")
     parser.add_argument("--authors", help="intrinsic.py of compacter")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--child", choices=TITLES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     methods = [m for m in arguments.methods.split(",") if m != "authors" or arguments.authors]
@@ -331,34 +389,47 @@ def parse():
     return arguments, methods
 
 
+def measure(methods, arguments):
+    """The rows of the methods, which --json gets anew after each stage."""
+    cuda = arguments.device == "cuda"
+    model = build_model(SHAPES[arguments.model], arguments, "meta")
+    print_sizes(model, arguments)
+    rows = run_children(methods, model, arguments)
+    save(rows, arguments)
+    found = {row["method"]: row for row in rows if "peak" in row}
+    # on CUDA a model is built fast, and one to copy may not fit beside another
+    model = None if cuda else build_model(SHAPES[arguments.model], arguments, "cpu")
+    if cuda:
+        warm_up()
+    together = sum(row["peak"] for row in found.values()) < available(arguments.device)
+    if not together:
+        print("each built anew for each repetition, as memory does not hold all at once")
+    times, cases = time_steps(found, model, arguments, together)
+    for method, row in found.items():
+        row["times"] = {"step": summary(times[method])}
+    save(rows, arguments)
+    for method, row in found.items():
+        case = cases.get(method) or fresh_case(method, model, arguments)
+        row |= look_into(case, arguments)
+        del case
+        gc.collect()
+    save(rows, arguments)
+    return rows
+
+
 def main():
     arguments, methods = parse()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's
     if arguments.child:
-        child(arguments.child, arguments)
-        return
+        return child(arguments.child, arguments)
     print_hardware(arguments)
-    shape = SHAPES[arguments.model]
-    model = build_model(shape, arguments, "meta")
-    print_sizes(model, arguments)
-    found = run_children(methods, model, arguments)
-    model = build_model(shape, arguments, arguments.device)
-    together = sum(facts["peak"] for facts in found.values()) < available(arguments.device)
-    if not together:
-        print("each built anew for each repetition, as memory does not hold all at once")
-    medians, cases = time_steps(found, model, arguments, together)
-    shares = {}
-    for method in found:
-        if method.startswith(("did", "said")):
-            case = cases.get(method) or Case(method, copy.deepcopy(model), arguments)
-            device = torch.device(arguments.device)
-            shares[method] = projection_share(case, device, min(3, arguments.repetitions))
-            del case
-            gc.collect()
-    print_table(found, medians, shares)
+    rows = measure(methods, arguments)
+    print_table([row for row in rows if "peak" in row], arguments.device)
+    # a CPU's memory may be known to be too small, and other tables follow this one
+    return arguments.device == "cuda" and any("failed" in row for row in rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

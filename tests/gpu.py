@@ -1,6 +1,6 @@
 """All that is worth knowing of a GPU, by one command: `make gpu`, or
 
-    python tests/gpu.py --out build/gpu [--minutes 10] [--parts tests,sanitizer,fwht,projection]
+    python tests/gpu.py --out build/gpu [--minutes 10] [--parts tests,sanitizer,fwht,...]
     python tests/gpu.py --dry-run
 
 With the installed package and a clone, and nothing is built: the tests that take a device, the
@@ -42,11 +42,28 @@ TESTS = (
     "test_features",
     "test_threads",
     "test_subspace_gradients",
+    "test_subspace",
+    "test_streamed",
+    "test_adapter",
+    "test_named_adapters",
+    "test_compiled",
+    "test_overhead",
+    "test_architectures",
+    "test_ecosystem",
+    "test_peft",
+    "test_distributed",
 )
 SELECTED = "cuda or any_form_of_call"  # the latter draws the device
 PROGRAM = ROOT / "tests" / "native" / "fastfood_compare"
 BUILD = "FASTFOOD_CUDA=1 FASTFOOD_TESTS=1 python setup.py build_ext --inplace"
-PARTS = ("tests", "sanitizer", "fwht", "projection")
+PARTS = ("tests", "sanitizer", "fwht", "projection", "step", "overhead")
+METHODS = "full-fused,did-resident,said-resident,said-streamed,lora"
+TRAININGS = {  # of benchmarks/step.py; the last one fits in 24 GB
+    "minilm": f"--batch-size 32 --length 64 --methods {METHODS}",
+    "roberta-large": f"--batch-size 32 --length 128 --autocast --methods {METHODS}",
+    "llama-7b": "--dtype bfloat16 --batch-size 1 --length 512 --checkpointing"
+    " --methods inference,said-streamed",
+}
 GRACE = 10  # seconds to end in, once asked to
 INNER = 0.8  # of a step's time before that, in which fastfood_compare begins cases
 FOUND_BY_THE_SANITIZER = 9  # its exit code then
@@ -113,17 +130,31 @@ def sanitizer_steps():
         yield Step("sanitizer", tool, share, [*command, *limit], [], lacking)
 
 
-def benchmark_step(name, share, out):
-    script, file = ROOT / "benchmarks" / f"{name}.py", out / f"{name}.json"
-    needs = [script, *(ROOT / "benchmarks" / f for f in (f"gpu_{name}.py", "gpu_timing.py"))]
-    command = [sys.executable, script, "--device", "cuda", "--json", file]
-    return Step(name, name, share, command, [*needs, ROOT / "benchmarks/facts.py"], "", file)
+def benchmark_step(part, name, share, out, imports, options=(), lacking=""):
+    """A step that runs a benchmark, which imports others of its folder."""
+    folder, file = ROOT / "benchmarks", out / f"{name}.json"
+    needs = [folder / f"{script}.py" for script in (part, *imports, "facts")]
+    command = [sys.executable, needs[0], "--device", "cuda", *options, "--json", file]
+    return Step(part, name, share, command, needs, lacking, file)
+
+
+def training_steps(out):
+    """Steps of models, and what a step costs besides arithmetic."""
+    found = importlib.util.find_spec("transformers")
+    lacking = "" if found else f"{sys.executable} has no transformers"
+    imports = ["overhead", "projection", "gpu_tables", "gpu_timing"]
+    for model, options in TRAININGS.items():
+        options = ["--model", model, *options.split()]
+        yield benchmark_step("step", f"step-{model}", 2, out, imports, options, lacking)
+    yield benchmark_step("overhead", "overhead", 1, out, [], [], lacking)
 
 
 def plan(parts, out, room):
     """The steps of these parts, the most valuable first."""
     steps = [test_step(room), *sanitizer_steps()]
-    steps += [benchmark_step("fwht", 2, out), benchmark_step("projection", 1, out)]
+    for name, share in (("fwht", 2), ("projection", 1)):
+        steps.append(benchmark_step(name, name, share, out, [f"gpu_{name}", "gpu_timing"]))
+    steps += training_steps(out)
     return [step for step in steps if step.part in parts]
 
 
@@ -245,7 +276,8 @@ def show_plan(steps, options):
         print(f"{step.name}: at most {seconds:.0f} s: {shown(step, seconds)}")
         for path in step.needs:
             print(f"    reads {path.relative_to(ROOT)}")
-    print(f"results in {options.out}: gpu.json, gpu.log, tables.md, fwht.json, projection.json")
+    files = [step.report.name for step in steps if step.report and step.part != "tests"]
+    print(f"results in {options.out}: {', '.join(['gpu.json', 'gpu.log', 'tables.md', *files])}")
     named = [*(path for step in steps for path in step.needs), ROOT / "benchmarks/gpu_tables.py"]
     return [path for path in named if not path.exists()]
 

@@ -1,7 +1,8 @@
 """`make gpu` where there is no GPU: what it would run, that its steps stand alone, the benchmarks'
-cases with a clock that stands in for a GPU's, and the tables from numbers made up here."""
+cases with what stands in for a GPU's clock and profiler, and the tables from numbers made up."""
 
 import ast
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -36,8 +37,10 @@ def test_the_dry_run_names_all_steps_in_order(tmp_path):
     assert done.returncode == 0, done.stderr
     names = [line.split(":")[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
     steps = ["tests", "compare", "memcheck", "racecheck", "fwht", "projection"]
+    steps += ["step-minilm", "step-roberta-large", "step-llama-7b", "overhead"]
     assert names == [*steps, f"results in {tmp_path}"]
     assert all(f"reads tests/{name}.py" in done.stdout for name in gpu.TESTS)
+    assert done.stdout.endswith("step-roberta-large.json, step-llama-7b.json, overhead.json\n")
 
 
 def test_the_dry_run_takes_parts_and_sees_what_is_missing(tmp_path, monkeypatch):
@@ -47,6 +50,32 @@ def test_the_dry_run_takes_parts_and_sees_what_is_missing(tmp_path, monkeypatch)
     options = types.SimpleNamespace(minutes=1, out=tmp_path)
     missing = gpu.show_plan(gpu.plan(["tests"], tmp_path, tmp_path), options)
     assert missing == [ROOT / "tests" / "test_gone.py"]
+
+
+def imported_at_once(path):
+    """Names of the modules that a file imports where it begins."""
+    body = ast.parse(path.read_text()).body
+    names = [alias.name for n in body if isinstance(n, ast.Import) for alias in n.names]
+    return names + [n.module for n in body if isinstance(n, ast.ImportFrom)]
+
+
+def test_a_benchmark_s_files_are_all_named(tmp_path):
+    steps = gpu.plan(["fwht", "projection", "step", "overhead"], tmp_path, tmp_path)
+    for step in steps:
+        for file in step.needs:
+            paths = [file.with_name(f"{name}.py") for name in imported_at_once(file)]
+            assert {path for path in paths if path.exists()} <= set(step.needs), step.name
+
+
+def test_training_steps_need_transformers(tmp_path, monkeypatch):
+    first, *_, last = gpu.training_steps(tmp_path)
+    command = first.command[2:]
+    assert command[:4] == ["--device", "cuda", "--model", "minilm"]
+    assert command[-2:] == ["--json", tmp_path / "step-minilm.json"] and not first.lacking
+    assert (last.part, last.command[-1]) == ("overhead", tmp_path / "overhead.json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = {step.lacking for step in gpu.training_steps(tmp_path)}
+    assert found == {f"{sys.executable} has no transformers"}
 
 
 def test_bad_options_are_refused():
@@ -63,8 +92,11 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 
 def takes_a_device(path):
-    """Whether a test of this file asks for the fixture."""
-    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+    """Whether a test of this file asks for the fixture, for `everywhere`, or for two GPUs."""
+    text = path.read_text()
+    if 'usefixtures("everywhere")' in text or "needs two GPUs" in text:
+        return path.stem != Path(__file__).stem
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     return any(
         f.name.startswith("test_") and "device" in [a.arg for a in f.args.args] for f in functions
     )
@@ -265,14 +297,50 @@ PROJECTION = [
     | {"times": times(fill=2, read=4, forward=L / 128, adjoint=6)}
     for L in (1024, 256)
 ]
+
+
+def trained(method, model="a", **more):
+    facts = {"model": model, "dtype": "bfloat16", "batch_size": 2, "length": 8, "device": "cuda"}
+    return facts | {"autocast": True, "checkpointing": False, "method": method} | more
+
+
+def timed_step(method, name, seconds, **more):
+    found = {"step": name, "times": {"step": {"median": seconds}}, "peak": 3e9}
+    return trained(method, busy=0.004, launches=2345, **found) | more
+
+
+STEP_A = [
+    timed_step("full-fused", "full", 0.02),
+    timed_step("full", "slow", 0.04),
+    timed_step("lora", "LoRA", 0.03, autocast=False),
+    trained("vera", step="VeRA", reason="none"),
+]
+STEP_B = [timed_step("full-fused", "full", 1.5, model="b"), timed_step("x", "X", 3, model="b")]
+del STEP_B[1]["busy"]  # what is cut short has none
+OVERHEAD = [
+    {"method": name, "forward": 1, "backward": 2.5, "optimizer": 0.5, "step": step}
+    | {"fastfood": 3, "operators": 4567, "launches": 89}
+    for name, step in (("full", 8), ("full-fused", 4), ("said-resident", 6))
+]
 MEASURED = {
     "environment": {"gpu": "made up", "memory": 3 * 2**30, "torch": "0", "command": "python x"},
     "steps": [
-        {"name": "tests", "status": "ok", "said": "3 passed", "seconds": 4.2, "results": {}},
-        {"name": "fwht", "status": "out of time", "said": "4 rows", "seconds": 9, "results": FWHT},
-        {"name": "projection", "status": "ok", "said": "", "seconds": 1, "results": PROJECTION},
+        {"name": name, "part": part, "status": "ok", "said": "", "seconds": 4.2, "results": rows}
+        for name, part, rows in (
+            ("tests", "tests", {"passed": 3}),
+            ("fwht", "fwht", FWHT),
+            ("projection", "projection", PROJECTION),
+            ("step-a", "step", STEP_A),
+            ("step-b", "step", STEP_B),
+            ("overhead", "overhead", OVERHEAD),
+        )
     ],
 }
+
+
+MEASURED["steps"][1] |= {"status": "out of time", "said": "4 rows", "seconds": 9}
+MEASURED["steps"].append({"name": "late", "part": "step", "status": "skipped", "said": ""})
+MEASURED["steps"][-1]["seconds"] = 0
 
 
 def test_tables_from_a_file(tmp_path):
@@ -288,6 +356,13 @@ def test_tables_from_a_file(tmp_path):
         "| 2^8 | 4.00 | 1.25 | 25 |",
         "| 2^9 | 4.00 | 2.00 |  |",
         "| bfloat16 | 3072 | 12 | 1.50 |",
+        "| model | step | ms | / full | GPU busy, ms | launches | peak, MB |",
+        "| a, bfloat16, 2 x 8, autocast | full | 20.0 | 1.00 | 4.0 | 2,345 | 3,000 |",
+        "| a, bfloat16, 2 x 8, autocast | slow | 40.0 | 2.00 | 4.0 | 2,345 | 3,000 |",
+        "| a, bfloat16, 2 x 8 | LoRA | 30.0 |  | 4.0 | 2,345 | 3,000 |",
+        "| b, bfloat16, 2 x 8, autocast | X | 3,000.0 | 2.00 |  |  | 3,000 |",
+        "a, bfloat16, 2 x 8, autocast, VeRA: not run, none",
+        "| said, resident | 1.0 | 2.5 | 0.5 | 6.0 | 1.50 | 3 | 4,567 | 89 |",
     ):
         assert line in lines, line
     first = lines.index("| 2^8 | 2.00 |  | 6.00 | 1.00 |  | 1.50 |  |")
