@@ -184,14 +184,6 @@ def check(model: nn.Module) -> None:
     _check_overlap(model)
 
 
-def _shape(module: nn.Module, attribute: str) -> torch.Size | None:
-    """Of what a module shows under this name, if that is a plain tensor, else of its parameter."""
-    shown = module.__dict__.get(attribute)
-    if type(shown) is not Tensor:
-        shown = module._parameters.get(attribute)
-    return shown if shown is None else shown.shape
-
-
 class Structure:
     """Where a model has its parameters, frozen ones included."""
 
@@ -213,7 +205,14 @@ class Structure:
     def check(self, model: nn.Module, segments: list[Segment]) -> None:
         """Raises RuntimeError if parameters are not where they were or not of their segments'
         shapes. Costs little where no module refers to another object than at the last check."""
-        resized = [s.name for s in segments if any(_shape(*owner) != s.shape for owner in s.owners)]
+        resized = [
+            segment.name
+            for segment in segments
+            for module, attribute in segment.owners
+            # what it shows, if that is a plain tensor
+            for p in (module.__dict__.get(attribute), module._parameters.get(attribute))
+            if (type(p) is Tensor or type(p) is nn.Parameter) and p.shape != segment.shape
+        ]
         if self._dicts and self._found == self._now() and not resized:
             return
         found = self._find(model)

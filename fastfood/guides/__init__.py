@@ -4,6 +4,7 @@
 .. include:: from_fast_hadamard_transform.md
 .. include:: from_the_authors_code.md
 .. include:: cuda.md
+.. include:: training_steps.md
 .. include:: format_1.md
 """
 
