@@ -23,7 +23,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import fastfood
-import fastfood.streamed
+import fastfood.units
 
 SHAPE = transformers.RobertaConfig(
     vocab_size=1000,
@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    fastfood.streamed.SMALL = 256  # entries: the matrices have as many or more, the vectors less
+    fastfood.units.SMALL = 256  # entries: the matrices have as many or more, the vectors less
     rows = measure(torch.device(arguments.device), arguments.repetitions)
     print_table(rows)
     if arguments.json:

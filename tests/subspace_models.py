@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastfood import streamed
+from fastfood import units
 from fastfood.subspace import SubspaceConfig, get_subspace_model
 
 transformers = pytest.importorskip("transformers")
-streamed.SMALL = 20  # so that models this small have weights of both kinds
+units.SMALL = 20  # so that models this small have weights of both kinds
 DEVICE = torch.device("cpu")
 
 SMALL = {

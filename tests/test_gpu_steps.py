@@ -162,7 +162,7 @@ def test_a_gpu_s_work_is_kernels_and_copies(overhead, monkeypatch):
 
 def test_the_overhead_of_a_step(overhead, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(overhead.SHAPE, "num_hidden_layers", 1)
-    monkeypatch.setattr(overhead.fastfood.streamed, "SMALL", overhead.fastfood.streamed.SMALL)
+    monkeypatch.setattr(overhead.fastfood.units, "SMALL", overhead.fastfood.units.SMALL)
     monkeypatch.setattr(overhead, "IN_A_ROW", 1)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     file = tmp_path / "overhead.json"

@@ -93,7 +93,7 @@ def test_resident_weights(full, method):
 
 @pytest.mark.parametrize("method", ["did", "said"])
 def test_streamed_weights(full, method, monkeypatch):
-    monkeypatch.setattr("fastfood.streamed.SMALL", 256)
+    monkeypatch.setattr("fastfood.units.SMALL", 256)
     found = calls(move(wrap(roberta(), method=method, d=100, weights="streamed")))
     counts = ours(found)
     assert counts.pop("fastfood::hadamard_transform_out") == 2

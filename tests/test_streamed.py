@@ -12,7 +12,7 @@ from subspace_models import bert, check_gradients, gpt2, ids, inputs, loss_of, m
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastfood import ops, streamed
+from fastfood import ops, streamed, units
 
 pytestmark = pytest.mark.usefixtures("everywhere")
 
@@ -174,7 +174,7 @@ def test_memory(monkeypatch):
     for _ in range(2):
         taken = peak_bytes(lambda: train(resident)), peak_bytes(lambda: train(other))
         assert taken[1] < 1.2 * block
-    assert taken[0] < 1.2 * D  # the gradients, at most
+    assert taken[0] < 1.2 * block  # a group's gradients at a time
     assert peak_bytes(lambda: train(pair(build)[0])) < 4.2 * D  # two models, theta_0 and theta_D
 
     def whole(model):
@@ -186,8 +186,8 @@ def test_memory(monkeypatch):
 def test_linear_layers_by_rows(monkeypatch):
     monkeypatch.setattr(streamed, "_PIECE", 8)  # two rows at a time
     made = []
-    make = streamed.Large.make
-    monkeypatch.setattr(streamed.Large, "make", lambda *a: made.append(a[2:]) or make(*a))
+    make = units.Large.make
+    monkeypatch.setattr(units.Large, "make", lambda *a: made.append(a[2:]) or make(*a))
     for settings in ({"method": "did", "d": 2}, {"d": 6, "normalization": "tensor"}):
         made.clear()
         check_gradients(move(wrap(mlp(), weights="streamed", **settings)), mlp())
@@ -213,6 +213,19 @@ def test_layers_are_made_as_units(checkpointing, gradient, monkeypatch):
     check_gradients(model.train(), with_units())
     # the table, what is small, layers forth and back; the head's and the pooler's are alone
     assert sorted(made)[-5:] == [7, 7, 7, 7, 22] and made.count(1) < 8
+
+
+@pytest.mark.parametrize("build", [mlp, t5])
+def test_a_small_model_stays_whole(build, monkeypatch):
+    monkeypatch.setattr(units, "SMALL", 1 << 16)
+    made = []
+    perturbed = ops.perturbed
+    monkeypatch.setattr(
+        ops, "perturbed", lambda bases, *rest: made.append(len(bases)) or perturbed(bases, *rest)
+    )
+    model = move(wrap(build(), weights="streamed"))
+    check_gradients(model, build())
+    assert made == [len(model.segments)]
 
 
 def test_one_unit_at_a_time(monkeypatch):
@@ -290,7 +303,7 @@ def test_facts_are_known_without_making_the_weight(monkeypatch):
     model = wrap(mlp().float(), weights="streamed")
     model.refresh()
     weight = model.wrapped.embed.weight
-    for source in (streamed.Member, streamed.Large):
+    for source in (units.Member, units.Large):
         monkeypatch.delattr(source, "make")
         monkeypatch.delattr(source, "weight")
     assert (weight.shape, weight.dtype) == ((7, 5), torch.float32)

@@ -1,0 +1,132 @@
+"""Units of weights that are made at once where they are not kept, for streamed.py.
+
+The matrices of a numbered block are a unit, or several if they and their gradients would take more
+than the model's largest tensor, and one unit is there at a time. A tensor that is too large for
+that is made for one operator and dropped. What is small, biases and norms, is one unit that stays.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .layout import Segment
+from .points import Origin
+from .weights import check_untouched, marks_of
+
+SMALL = 1 << 16  # entries, from which on a tensor does not stay
+_BLOCK = re.compile(r"(?:.*\.)?\d+(?=\.)")  # a name up to its last all-digit component
+
+
+def parameters_of(segments: list[Segment], device: torch.device | None) -> list[Tensor]:
+    """theta_0 of the segments, where it is or on the device."""
+    found = [segment.parameter for segment in segments]
+    return [p.data if device in (None, p.device) else p.data.to(device) for p in found]
+
+
+@dataclass
+class Shelf:
+    """The weights of the unit that is there, on one device."""
+
+    unit: "Unit | None" = None
+    device: torch.device | None = None
+    weights: list[Tensor] = field(default_factory=list)
+    attached: bool = False  # whether they are functions of theta and lambda_
+
+    def clear(self) -> None:
+        self.unit, self.device, self.weights, self.attached = None, None, [], False
+
+
+class Unit:
+    """Tensors of one dtype whose weights at a point are made at once."""
+
+    def __init__(self, segments: list[Segment], origin: Origin, shelf: Shelf):
+        self.segments, self.origin, self.shelf = segments, origin, shelf
+        self.marks = marks_of(segments)
+
+    def weights(self, device: torch.device) -> list[Tensor]:
+        """The weights on the device, as functions of theta and lambda_ where that is recorded."""
+        shelf = self.shelf
+        if shelf.unit is not self or shelf.device != device:
+            shelf.clear()  # before more is made
+            check_untouched(self.marks, marks_of(self.segments))
+            with torch.inference_mode(False):
+                bases = parameters_of(self.segments, device)
+                shelf.weights = self.origin.point.perturbed(self.segments, bases)
+            shelf.unit, shelf.device = self, device
+        if torch.is_grad_enabled() and not shelf.attached:
+            shelf.weights = self.origin.attach(self.segments, shelf.weights)
+            shelf.attached = True
+        return shelf.weights
+
+
+@dataclass
+class Member:
+    """Where the weight of a unit's tensor comes from."""
+
+    segment: Segment
+    unit: Unit
+    place: int  # among the unit's tensors
+    stays: bool
+
+    def weight(self, device: torch.device) -> Tensor:
+        """The weight on the device, as a function of theta and lambda_ where that is recorded."""
+        return self.unit.weights(device)[self.place]
+
+    def make(self, device: torch.device) -> Tensor:
+        """The weight on the device alone."""
+        return self.weight(device).detach()
+
+
+@dataclass
+class Large:
+    """Where the weight of a tensor comes from that is a unit of its own and not kept."""
+
+    segment: Segment
+    origin: Origin
+    shelf: Shelf  # of the units
+    marks: list
+    stays = False
+
+    def make(self, device: torch.device, first: int = 0, stop: int | None = None) -> Tensor:
+        """The weight alone as a new tensor on the device, or its rows [first, stop)."""
+        self.shelf.clear()
+        check_untouched(self.marks, marks_of([self.segment]))
+        [base] = parameters_of([self.segment], None)
+        if stop is not None:
+            base = base[first:stop]
+        skip = first * math.prod(base.shape[1:])
+        return self.origin.point.perturbed([self.segment], [base.to(device)], skip)[0]
+
+    def weight(self, device: torch.device) -> Tensor:
+        """The weight on the device, as a function of theta and lambda_ where that is recorded."""
+        made = self.make(device)
+        if torch.is_grad_enabled():
+            [made] = self.origin.attach([self.segment], [made])
+        return made
+
+
+def divided(
+    segments: list[Segment],
+) -> tuple[list[list[Segment]], list[list[Segment]], list[Segment]]:
+    """The small ones by dtype, the units of others, and those too large for one."""
+    room = max(segment.numel for segment in segments)
+    small: dict[torch.dtype, list[Segment]] = {}
+    units: list[list[Segment]] = []
+    large: list[Segment] = []
+    last, taken = None, 0  # the unit's block and dtype, and its entries
+    for segment in segments:
+        dtype, block = segment.parameter.dtype, _BLOCK.match(segment.name)
+        if segment.numel < SMALL:
+            small.setdefault(dtype, []).append(segment)
+        elif 2 * segment.numel > room:  # the weight and its gradient
+            large.append(segment)
+        elif block and last == (block[0], dtype) and 2 * (taken + segment.numel) <= room:
+            units[-1].append(segment)
+            taken += segment.numel
+        else:
+            units.append([segment])
+            last, taken = (block and block[0], dtype), segment.numel
+    return list(small.values()), units, large
