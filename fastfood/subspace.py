@@ -149,7 +149,9 @@ class SubspaceModel(Coordinates):
         """Writes theta_0 + lambda * (P theta) into the weights, one projection per run of a dtype;
         streamed weights take note of theta and lambda_ and are made later.
 
-        A forward does it if theta or lambda_ changed; call it to read wrapped's weights.
+        A forward does it if theta or lambda_ changed; call it to read wrapped's weights, and on
+        CUDA after writing to theta or lambda_ through .data other than in an optimizer's step, and
+        after replays of a CUDA graph: a forward sees what version counters count.
         Raises RuntimeError if wrapped's weights were moved, converted or written by others, or if
         parameters were added, replaced, resized or removed.
         """
@@ -302,8 +304,8 @@ def get_subspace_model(
     back from merge_and_unload() or unload(). Eq. 2 (DID) and 3 (SAID) of Aghajanyan et al., 2021.
     adapter: the name of the first adapter.
     weights: "resident", in flat buffers beside theta_0, written once for each optimizer step: the
-    fastest; or "streamed", made for each operator while it runs, forward and backward: the least
-    memory. The weights are the same to the bit, the gradients to rounding. A model that
+    fastest; or "streamed", made by blocks for the operators that use them, forward and backward:
+    the least memory. The weights are the same to the bit, the gradients to rounding. A model that
     torch.distributed.fsdp.fully_shard has cut keeps its own shards in either case's place.
 
     Raises TypeError or ValueError before anything is changed: d above D or, for SAID, not above m;

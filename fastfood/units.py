@@ -7,7 +7,8 @@ that is made for one operator and dropped. What is small, biases and norms, is o
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,21 +27,24 @@ def parameters_of(segments: list[Segment], device: torch.device | None) -> list[
     return [p.data if device in (None, p.device) else p.data.to(device) for p in found]
 
 
+class Made(NamedTuple):
+    """A unit's weights on a device, and whether they are functions of theta and lambda_."""
+
+    unit: "Unit"
+    device: torch.device
+    weights: list[Tensor]
+    attached: bool
+
+
 @dataclass
 class Shelf:
-    """The weights of the unit that is there, on one device."""
+    """The one unit that is there. Threads may share it, so that it changes at once."""
 
-    unit: "Unit | None" = None
-    device: torch.device | None = None
-    weights: list[Tensor] = field(default_factory=list)
-    attached: bool = False  # whether they are functions of theta and lambda_
-
-    def clear(self) -> None:
-        self.unit, self.device, self.weights, self.attached = None, None, [], False
+    made: Made | None = None
 
 
 class Unit:
-    """Tensors of one dtype whose weights at a point are made at once."""
+    """Tensors of one dtype and device whose weights at a point are made at once."""
 
     def __init__(self, segments: list[Segment], origin: Origin, shelf: Shelf):
         self.segments, self.origin, self.shelf = segments, origin, shelf
@@ -48,18 +52,20 @@ class Unit:
 
     def weights(self, device: torch.device) -> list[Tensor]:
         """The weights on the device, as functions of theta and lambda_ where that is recorded."""
-        shelf = self.shelf
-        if shelf.unit is not self or shelf.device != device:
-            shelf.clear()  # before more is made
-            check_untouched(self.marks, marks_of(self.segments))
-            with torch.inference_mode(False):
-                bases = parameters_of(self.segments, device)
-                shelf.weights = self.origin.point.perturbed(self.segments, bases)
-            shelf.unit, shelf.device = self, device
-        if torch.is_grad_enabled() and not shelf.attached:
-            shelf.weights = self.origin.attach(self.segments, shelf.weights)
-            shelf.attached = True
-        return shelf.weights
+        made = self.shelf.made
+        if made is None or made.unit is not self or made.device != device:
+            made = self.shelf.made = None  # what was there is freed before more is made
+            made = self.shelf.made = self._make(device)
+        if torch.is_grad_enabled() and not made.attached:
+            weights = self.origin.attach(self.segments, made.weights)
+            made = self.shelf.made = Made(self, device, weights, True)
+        return made.weights
+
+    def _make(self, device):
+        check_untouched(self.marks, marks_of(self.segments))
+        with torch.inference_mode(False):
+            bases = parameters_of(self.segments, device)
+            return Made(self, device, self.origin.point.perturbed(self.segments, bases), False)
 
 
 @dataclass
@@ -92,7 +98,7 @@ class Large:
 
     def make(self, device: torch.device, first: int = 0, stop: int | None = None) -> Tensor:
         """The weight alone as a new tensor on the device, or its rows [first, stop)."""
-        self.shelf.clear()
+        self.shelf.made = None
         check_untouched(self.marks, marks_of([self.segment]))
         [base] = parameters_of([self.segment], None)
         if stop is not None:
@@ -111,22 +117,23 @@ class Large:
 def divided(
     segments: list[Segment],
 ) -> tuple[list[list[Segment]], list[list[Segment]], list[Segment]]:
-    """The small ones by dtype, the units of others, and those too large for one."""
+    """The small ones by dtype and device, the units of others, and those too large for one."""
     room = max(segment.numel for segment in segments)
-    small: dict[torch.dtype, list[Segment]] = {}
+    small: dict[tuple, list[Segment]] = {}
     units: list[list[Segment]] = []
     large: list[Segment] = []
-    last, taken = None, 0  # the unit's block and dtype, and its entries
+    last, taken = None, 0  # what the unit's tensors have in common, and their entries
     for segment in segments:
-        dtype, block = segment.parameter.dtype, _BLOCK.match(segment.name)
+        kind = segment.parameter.dtype, segment.parameter.device
+        block = _BLOCK.match(segment.name)
         if segment.numel < SMALL:
-            small.setdefault(dtype, []).append(segment)
+            small.setdefault(kind, []).append(segment)
         elif 2 * segment.numel > room:  # the weight and its gradient
             large.append(segment)
-        elif block and last == (block[0], dtype) and 2 * (taken + segment.numel) <= room:
+        elif block and last == (block[0], kind) and 2 * (taken + segment.numel) <= room:
             units[-1].append(segment)
             taken += segment.numel
         else:
             units.append([segment])
-            last, taken = (block and block[0], dtype), segment.numel
+            last, taken = (block and block[0], kind), segment.numel
     return list(small.values()), units, large

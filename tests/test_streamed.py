@@ -3,7 +3,9 @@
 import copy
 import gc
 import pickle
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import subspace_models
@@ -228,6 +230,26 @@ def test_a_small_model_stays_whole(build, monkeypatch):
     assert made == [len(model.segments)]
 
 
+def test_threads_share_a_model():
+    """Each gets the weights that it asked for, whichever unit another one is at."""
+    model = move(wrap(with_units().float().eval(), weights="streamed"))
+    with torch.no_grad():
+        wanted = model(ids()).logits
+
+    def run(_):
+        with torch.no_grad():
+            return [model(ids()).logits for _ in range(10)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [logits for some in pool.map(run, range(4)) for logits in some]
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(logits, wanted) for logits in found)
+
+
 def test_one_unit_at_a_time(monkeypatch):
     """A unit that others came after is made again, whatever uses it and under whichever mode."""
     model = move(wrap(with_units(), weights="streamed"))
@@ -239,8 +261,7 @@ def test_one_unit_at_a_time(monkeypatch):
         wanted = second(first(x))
     y = second(first(x))
     assert torch.equal(y, wanted) and torch.equal(loss_of(model), before)
-    shelf = second.weight.source.unit.shelf
-    kept = [weakref.ref(w) for w in shelf.weights]
+    kept = [weakref.ref(w) for w in second.weight.source.unit.shelf.made.weights]
     (y + first(y)).square().sum().backward()
     assert all(w() is None for w in kept)
     merged = model.merge_and_unload().bert.encoder.layer
