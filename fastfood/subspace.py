@@ -107,7 +107,8 @@ class SubspaceModel(Coordinates):
 
     def _before_forward(self, module, args):
         prepare = self._prepare
-        if torch.compiler.is_exporting():
+        # not is_exporting(), which torch 2.10 takes for true while it compiles, too
+        if torch.compiler._is_exporting_flag:
             raise RuntimeError(
                 "torch.export: wanted a plain model, got one whose weights are functions of theta: "
                 "call merge_and_unload() first"
