@@ -47,9 +47,8 @@ STABLE_TORCH_LIBRARY(fastfood, m) {
       "perturb_(Tensor(a!) out, Tensor base, Tensor v, Tensor offsets, Tensor scales, int seed, "
       "SymInt start) -> ()");
   m.def(
-      "perturbed(Tensor[] bases, Tensor v, Tensor bounds, Tensor scales, int seed, SymInt[] "
-      "starts, "
-      "int[] places) -> Tensor[]");
+      "perturbed(Tensor[] bases, Tensor v, Tensor bounds, Tensor scales, int seed, "
+      "SymInt[] starts, int[] places) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastfood, CPU, m) { register_operators<Cpu>(m); }

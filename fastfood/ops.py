@@ -75,6 +75,12 @@ def unwatched(*tensors: torch.Tensor | None) -> bool:
     )
 
 
+def _unrecorded() -> Any:
+    """A context in which an operator that is not differentiable skips autograd, which is Python."""
+    compiling = torch.compiler.is_compiling()
+    return torch.no_grad() if compiling else torch._C._AutoDispatchBelowAutograd()
+
+
 def has_kernels(device: torch.device | str) -> bool:
     """Whether the operators have kernels of ours on `device`."""
     return not why_no_kernels(torch.device(device).type)
@@ -203,7 +209,7 @@ def project_rows_adjoint_sum(
     operator, compiling = operators.project_rows_adjoint_sum, torch.compiler.is_compiling()
     if gs and not compiling and all(type(g) is torch.Tensor for g in gs) and unwatched(*gs):
         try:
-            with torch._C._AutoDispatchBelowAutograd():  # it is Python, and takes its time
+            with _unrecorded():
                 return operator(gs, starts, factors, L, signed(seed))
         except RuntimeError:
             _check_pieces(gs, starts, factors, L)
@@ -280,8 +286,7 @@ def perturb_(
         `out`, its version counter bumped. Not differentiable. Raises RuntimeError naming the
         argument that is off.
     """
-    below = torch.no_grad if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd
-    with below():
+    with _unrecorded():
         operators.perturb_(out, base, v, offsets, scales, signed(seed), start)
     if not out.is_inference():
         torch.autograd.graph.increment_version(out)
@@ -314,8 +319,7 @@ def perturbed(
         Contiguous tensors of the bases' shapes and dtype. Not differentiable. Raises RuntimeError
         naming the argument that is off.
     """
-    below = torch.no_grad if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd
-    with below():
+    with _unrecorded():
         return operators.perturbed(bases, v, bounds, scales, signed(seed), starts, places)
 
 

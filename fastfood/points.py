@@ -86,6 +86,11 @@ class Point:
             self._spreads[key] = Spread(theta, v, scales, bounds)
         return self._spreads[key]
 
+    @property
+    def v(self) -> Tensor:
+        """spread(theta), in theta's dtype and where it lies."""
+        return self.spread(self.values[0].dtype, self.values[0].device).v
+
     def perturbed(
         self, segments: list[Segment], bases: list[Tensor], skip: int = 0
     ) -> list[Tensor]:
@@ -148,7 +153,7 @@ class Rows(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.point, ctx.groups = point, groups
-        width = point.spread(theta.dtype, theta.device).v.shape[-1]
+        width = point.v.shape[-1]
         return theta.new_empty(()).expand(len(groups) * _copies(point), width).unbind(0)
 
     @staticmethod
@@ -167,10 +172,7 @@ class Rows(torch.autograd.Function):
                 return None, None, theta_grad, None
             if point.released:
                 z = _stacked(grads[len(groups) :])
-            if torch.is_grad_enabled():
-                v = projection.spread(theta)
-            else:
-                v = point.spread(theta.dtype, theta.device).v
+            v = projection.spread(theta) if torch.is_grad_enabled() else point.v
             around = groups.start, len(lambda_[0]) - groups.stop
             return None, None, theta_grad, nn.functional.pad(z @ v, around)
 
@@ -227,8 +229,7 @@ class Origin:
         self.point = point
         theta, *lambda_ = point.leaves
         m = len(lambda_[0]) if lambda_ else 1
-        width = point.spread(theta.dtype, theta.device).v.shape[-1]
-        step = max(1, _ENTRIES // width)
+        step = max(1, _ENTRIES // point.v.shape[-1])
         self._rows: list[tuple[Tensor, ...]] = []
         with torch.enable_grad():
             for first in range(0, m, step):

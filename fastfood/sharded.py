@@ -161,13 +161,9 @@ class Sharded:
     def _begin(self) -> None:
         self.pending, self.queued = [], False
         if self.point is not None:
-            v = self._spread()
+            v = self.point.v
             self.v_grad = torch.zeros_like(v)
             self.lambda_grad = v.new_zeros(sum(map(len, self.point.values[1:])))
-
-    def _spread(self) -> Tensor:
-        theta = self.point.values[0]
-        return self.point.spread(theta.dtype, theta.device).v
 
     def _hook(self, index: int):
         def collect(parameter):
@@ -193,7 +189,7 @@ class Sharded:
             z = self._gradient(point.released)
             if len(self.lambda_grad):
                 exact = self._gradient(False) if point.released else z
-                self.lambda_grad[group] += torch.dot(self._spread(), exact)
+                self.lambda_grad[group] += torch.dot(point.v, exact)
                 z = point.values[1][group] * z
             self.v_grad += z
         self.pending = []

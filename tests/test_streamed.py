@@ -217,6 +217,23 @@ def test_layers_are_made_as_units(checkpointing, gradient, monkeypatch):
     assert sorted(made)[-5:] == [7, 7, 7, 7, 22] and made.count(1) < 8
 
 
+def test_a_unit_is_freed_before_the_next_is_made(monkeypatch):
+    model = move(wrap(with_units().eval(), weights="streamed"))
+    perturbed, made = ops.perturbed, []
+
+    def looking(bases, *rest):
+        assert len(bases) != 7 or all(w() is None for w in made)
+        weights = perturbed(bases, *rest)
+        if len(bases) == 7:
+            made[:] = map(weakref.ref, weights)
+        return weights
+
+    monkeypatch.setattr(ops, "perturbed", looking)
+    with torch.no_grad():
+        loss_of(model)
+    assert len(made) == 7
+
+
 @pytest.mark.parametrize("build", [mlp, t5])
 def test_a_small_model_stays_whole(build, monkeypatch):
     monkeypatch.setattr(units, "SMALL", 1 << 16)

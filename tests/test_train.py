@@ -210,11 +210,15 @@ def test_parts_are_tokenized_once_and_by_length(settings):
         model = build_model(settings, trial_of(), 2)
         first = predict(model, task, task.test)
         assert predict(model, task, task.test) == first
+        assert sum(map(len, batches)) == len(task.test)
+        batches.clear()
+        turned = sorted(task.test, key=lambda row: -len(row["sentence"]))
+        _, labels = predict(model, task, turned)
     finally:
         object.__setattr__(task, "collate", collate)
+    assert labels == [row["label"] for row in turned]
     lengths = [len(row["sentence"]) for rows in batches for row in rows]
-    assert lengths == sorted(lengths) and len(lengths) == len(task.test)
-    assert len(set(lengths)) > 1
+    assert lengths == sorted(lengths) and len(set(lengths)) > 1
 
 
 def test_some_rows_are_always_the_same_choice():
