@@ -92,7 +92,12 @@ def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
     )
 
 
-_alive: "weakref.WeakSet[Coordinates]" = weakref.WeakSet()
+_alive: "set[weakref.ref[Coordinates]]" = set()  # a plain set: one call copies it, whatever runs
+
+
+def _listen_for(model: "Coordinates") -> None:
+    _listen()
+    _alive.add(weakref.ref(model, _alive.discard))
 
 
 @functools.cache
@@ -103,8 +108,11 @@ def _listen() -> None:
 def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
     """Counts an optimizer's step as a write to theta and lambda_, which some make through .data or
     by address, past the version counters."""
-    leaves = {id(p) for model in _alive for p in model._leaves()}
-    for group in optimizer.param_groups if leaves and not torch.compiler.is_compiling() else []:
+    if torch.compiler.is_compiling():
+        return
+    models = [ref() for ref in list(_alive)]  # other threads may be making some
+    leaves = {id(p) for model in models if model is not None for p in model._leaves()}
+    for group in optimizer.param_groups if leaves else []:
         for p in group["params"]:
             if id(p) in leaves:
                 torch.autograd.graph.increment_version(p)
@@ -124,13 +132,11 @@ class Coordinates(nn.Module):
         self.active_adapter = name
         self._adapters = {name: first}
         self._disabled = False
-        _listen()
-        _alive.add(self)
+        _listen_for(self)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        _listen()
-        _alive.add(self)
+        _listen_for(self)
 
     def _check_possible(self, config: SubspaceConfig) -> None:
         """Raises ValueError if the weights as they are held cannot be made in such a subspace."""

@@ -1,6 +1,7 @@
 """The same bits whoever calls: many Python threads at once, forked workers, CUDA streams, and any
 number of torch's own threads."""
 
+import sys
 import threading
 
 import pytest
@@ -113,6 +114,26 @@ def test_many_python_threads_get_the_same_bits(device):
                 assert same(shared[index](), wanted[index]), index
 
         in_threads(work)
+
+
+def test_steps_beside_threads_that_make_models():
+    """A step asks which models live; the interpreter is told to change threads at every turn."""
+    model = get_subspace_model(nn.Linear(4, 4), SubspaceConfig(d=5))
+    optimizer = torch.optim.SGD(model._leaves(), 0.1)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work(i):
+        for k in range(100):
+            if i % 2:
+                get_subspace_model(nn.Linear(2, 2), SubspaceConfig(d=4, seed=k))
+            else:
+                optimizer.step()
+
+    try:
+        in_threads(work)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_threads_save_into_one_folder(tmp_path):
