@@ -1,29 +1,98 @@
 // The matrices of order K on the CPU: entries a stride apart, whole vectors of columns at a time.
-// The terms of a sum come one after the other, so that its bits are defined; four sums of two
-// vectors each run side by side, which keeps both multiply-add units busy.
+// Four neighbouring terms have one of sixteen sums, whatever the row. So these are made once for
+// all rows, and a row adds K / 4 of them, found by its signs, in the place of K terms: those of a
+// word of signs in pairs, and the words one after the other.
 #pragma once
 
 #include "simd.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
-// Sums `a`, ... a + 3 of the K rows of kColumns vectors at x, to store(row, column, sum).
-template <int kColumns, class T, class Store>
-FASTFOOD_INLINE void mix_four(const Vector<T>* x, const SignMatrix& matrix, int64_t a,
-                              const Store& store) {
-  Vector<T> sums[4][kColumns] = {};
-  const float* signs = matrix.signs + a * matrix.K;
-  for (int64_t b = 0; b < matrix.K; ++b) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Vector<T> sign = Vector<T>{} + static_cast<T>(signs[i * matrix.K + b]);
+constexpr int kTerms = 4;               // that share their sums: K is a multiple
+constexpr int kPatterns = 1 << kTerms;  // of their signs, and so entries of a table
+constexpr int kTables = 32 / kTerms;    // for a word of signs
+
+// sums[p] = +-x[0] +-x[1] +-x[2] +-x[3], kStep entries apart; bit b of p makes term b negative.
+template <int kStep, class T>
+FASTFOOD_INLINE void share_sums(const Vector<T> (&x)[kTerms], T* sums) {
+  Vector<T> pairs[2][4];
 #pragma GCC unroll 2
-      for (int c = 0; c < kColumns; ++c)
-        sums[i][c] = add_signed(sums[i][c], x[b * kColumns + c], sign);
+  for (int i = 0; i < 2; ++i) {
+    const Vector<T> a = x[2 * i], b = x[2 * i + 1];
+    pairs[i][0] = a + b;
+    pairs[i][1] = b - a;
+    pairs[i][2] = a - b;
+    pairs[i][3] = -pairs[i][0];
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < kPatterns; ++p) store(sums + p * kStep, pairs[0][p % 4] + pairs[1][p / 4]);
+}
+
+// Adds to each of K sums those of kCount tables that its word of signs names. The first sum's word
+// is at `bits`, the others' follow `words` apart; kFirst: the sums start here.
+template <int kColumns, int kCount, bool kFirst, class T>
+__attribute__((noinline)) void add_rows(const T* tables, const uint32_t* bits, int64_t words,
+                                        int64_t K, T* sums) {
+  constexpr int lanes = kLanes<T>, kEntry = kColumns * kVectorBytes;
+  constexpr uint64_t kMask = (kPatterns - 1) * kEntry;
+  const char* bytes = reinterpret_cast<const char*>(tables);
+  for (int64_t a = 0; a < K; ++a) {
+    const uint64_t word = bits[a * words];
+    Vector<T> sum[kColumns][kCount];
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) {
+      const uint64_t place = (word * kEntry >> kTerms * i) & kMask;
+      const T* entry = reinterpret_cast<const T*>(bytes + i * kPatterns * kEntry + place);
+#pragma GCC unroll 2
+      for (int c = 0; c < kColumns; ++c) sum[c][i] = load(entry + c * lanes);
+    }
+#pragma GCC unroll 2
+    for (int c = 0; c < kColumns; ++c) {
+#pragma GCC unroll 3
+      for (int apart = 1; apart < kCount; apart *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i + apart < kCount; i += 2 * apart) sum[c][i] += sum[c][i + apart];
+      }
+      T* to = sums + (a * kColumns + c) * lanes;
+      store(to, kFirst ? sum[c][0] : load(to) + sum[c][0]);
     }
   }
-  for (int i = 0; i < 4; ++i)
-    for (int c = 0; c < kColumns; ++c) store(a + i, c, sums[i][c]);
+}
+
+// The same for a count of tables known at run time.
+template <int kColumns, class T, int kCount = kTables>
+FASTFOOD_INLINE void add_rows_of(int64_t count, bool first, const T* tables, const uint32_t* bits,
+                                 const SignMatrix& matrix, T* sums) {
+  if constexpr (kCount > 0) {
+    if (count < kCount)
+      add_rows_of<kColumns, T, kCount - 1>(count, first, tables, bits, matrix, sums);
+    else if (first)
+      add_rows<kColumns, kCount, true>(tables, bits, matrix.words, matrix.K, sums);
+    else
+      add_rows<kColumns, kCount, false>(tables, bits, matrix.words, matrix.K, sums);
+  }
+}
+
+// The K sums over entries x, x + stride, ... of kColumns neighbouring vectors, in memory.
+template <int kColumns, class T>
+FASTFOOD_INLINE void sum_rows(const T* x, const SignMatrix& matrix, int64_t stride, T* sums) {
+  constexpr int lanes = kLanes<T>;
+  alignas(64) T tables[kTables * kPatterns * kColumns * lanes];
+  for (int64_t word = 0; word < matrix.words; ++word) {
+    const int64_t left = matrix.K / kTerms - word * kTables;
+    const int64_t count = left < kTables ? left : kTables;
+    for (int64_t t = 0; t < count; ++t) {
+      const T* from = x + (word * kTables + t) * kTerms * stride;
+#pragma GCC unroll 2
+      for (int c = 0; c < kColumns; ++c) {
+        Vector<T> terms[kTerms];
+#pragma GCC unroll 4
+        for (int k = 0; k < kTerms; ++k) terms[k] = load(from + k * stride + c * lanes);
+        share_sums<kColumns * lanes>(terms, tables + (t * kPatterns * kColumns + c) * lanes);
+      }
+    }
+    add_rows_of<kColumns>(count, word == 0, tables, matrix.bits + word, matrix, sums);
+  }
 }
 
 // Vectors [begin, end) of columns of a row, those of its first K stride entries first: entry j + a
@@ -34,20 +103,17 @@ void mix_columns(const T* work, const SignMatrix& matrix, int64_t stride, int64_
   constexpr int64_t lanes = kLanes<T>;
   const int64_t K = matrix.K, vectors = stride / lanes;
   Scratch scratch(2 * K * kVectorBytes);
-  Vector<T>* x = scratch.as<Vector<T>>();
+  T* sums = scratch.as<T>();
   const auto mix = [&](auto columns, int64_t first) {
     constexpr int kColumns = decltype(columns)::value;
-    for (int64_t b = 0; b < K; ++b)
+    sum_rows<kColumns>(work + first, matrix, stride, sums);
+    for (int64_t a = 0; a < K; ++a)
       for (int c = 0; c < kColumns; ++c)
-        x[b * kColumns + c] = load(work + first + b * stride + c * lanes);
-    for (int64_t a = 0; a < K; a += 4)
-      mix_four<kColumns, T>(x, matrix, a, [&](int64_t row, int c, Vector<T> sum) {
-        store(first + row * stride + c * lanes, sum);
-      });
+        store(first + a * stride + c * lanes, load(sums + (a * kColumns + c) * lanes));
   };
   for (int64_t i = begin; i < end;) {
     const int64_t first = i / vectors * K * stride + i % vectors * lanes;
-    const bool two = i + 1 < end && i % vectors + 1 < vectors;
+    const bool two = i + 1 < end && i % vectors + 1 < vectors;  // which share the way to their sums
     if (two)
       mix(std::integral_constant<int, 2>{}, first);
     else
