@@ -83,6 +83,12 @@ namespace cpu {
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t count, int64_t grain, Body body, void* context);
 
+// Bytes of the caches that a core has, those of the last level perhaps with others: powers of two.
+struct Caches {
+  int64_t first, second, last;
+};
+const Caches& caches();
+
 // One table for each instruction set; the results of all of them are equal bit for bit.
 struct Kernels {
   const char* name;

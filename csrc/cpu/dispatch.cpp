@@ -1,6 +1,7 @@
-// Chooses the kernels for the processor at hand, once, at the first call.
+// Looks at the processor at hand, once, at the first call: which kernels it runs, and its caches.
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <stdexcept>
 #include <string>
 
@@ -62,7 +63,37 @@ const Kernels& choose() {
                            wanted);
 }
 
+// What the system says of a cache, rounded down to a power of two, or `otherwise`. Not by sysconf,
+// which adds up the last caches of all cores.
+int64_t cache_bytes([[maybe_unused]] int level, int64_t otherwise) {
+  int64_t bytes = 0;
+#if defined(__linux__)
+  for (int index = 0; index < 5; ++index) {
+    const auto read = [&](const char* file) {
+      std::ifstream in("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + file);
+      std::string text;
+      in >> text;
+      return text;
+    };
+    if (read("/level") == std::to_string(level) && read("/type") != "Instruction")
+      bytes = std::atoll(read("/size").c_str()) * 1024;
+  }
+#endif
+  if (bytes < 16 * 1024) return otherwise;
+  while (bytes & (bytes - 1)) bytes &= bytes - 1;
+  return bytes;
+}
+
 }  // namespace
+
+const Caches& caches() {
+  static const Caches found = [] {
+    constexpr int64_t kMega = 1024 * 1024;
+    const int64_t second = cache_bytes(2, kMega);
+    return Caches{cache_bytes(1, kMega / 32), second, cache_bytes(3, 16 * second)};
+  }();
+  return found;
+}
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();

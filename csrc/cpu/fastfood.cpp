@@ -255,7 +255,7 @@ void project(const Projection& p, cpu::ParallelFor parallel) {
         // Streams go to whole vectors of memory: those of a block are, if its first row is one.
         const auto block =
             reinterpret_cast<uintptr_t>(p.out) - static_cast<uintptr_t>(p.start % p.L) * sizeof(S);
-        if (block % kVectorBytes == 0 && p.count * static_cast<int64_t>(sizeof(S)) > kPieceBytes)
+        if (block % kVectorBytes == 0 && !fits<S>(p.count, cpu::caches().second))
           return run(base, std::true_type{});
       }
       run(base, std::false_type{});

@@ -10,8 +10,6 @@ namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
-constexpr uintptr_t kAhead = 16384;  // bytes that large arrays are fetched in advance
-
 // --- Loads and stores, by the index in a row -----------------------------------------------------
 
 template <class S, bool kDiagonal>
@@ -69,8 +67,8 @@ FASTFOOD_INLINE void with_diagonals(const Transform& t, const S* x, S* out, int6
   const T* before = static_cast<const T*>(t.before);
   const T* after = static_cast<const T*>(t.after);
   const T scale = static_cast<T>(t.scale);
-  const bool far = t.rows * t.n * static_cast<int64_t>(sizeof(S)) > kPieceBytes;
-  const uintptr_t ahead = far ? kAhead : 0;
+  const bool far = !fits<S>(t.rows * t.n, cpu::caches().second);
+  const uintptr_t ahead = far ? static_cast<uintptr_t>(cpu::caches().first / 2) : 0;
   const Load<S, true> load_diagonal{x, before, mask, ahead};
   const Load<S, false> load_plain{x, before, mask, ahead};
   const Finish<S, true> finish_diagonal{out, after, mask, scale};
@@ -168,17 +166,6 @@ struct Shape {
   }
 };
 
-// A Load or a Store by indices from i on.
-template <class F>
-struct From {
-  F f;
-  int64_t i;
-  template <class... R>
-  FASTFOOD_INLINE_MEMBER auto operator()(int64_t j, R... r) const {
-    return f(i + j, r...);
-  }
-};
-
 // Pieces [begin, end) of kTiles tiles of kVectors vectors, the work on piece p at work + p step.
 // Arguments come by value: a store of a vector may change whatever is in memory, so that what came
 // by reference would be read again behind each.
@@ -194,14 +181,14 @@ __attribute__((noinline)) void transform_small(T* work, int64_t step, int64_t be
       T* here = work + p * step;
       for (int64_t j = 0; j < kPiece; j += kTile)
         transform_tile<kVectors, T>(load_entries, i + j, Keep<T>{here}, j);
-      radix_pass<kTiles>(here, 0, kTile, kTile, From<Store>{store, i});
+      radix_pass<kTiles, true>(here, 0, kTile, kTile, kTile, From<Store>{store, i});
     }
   }
 }
 
 // Pieces of at most as many entries pass through registers twice.
 template <class T>
-constexpr int64_t kSmall = (kRadix == 16 ? 256 : 8) * kLanes<T>;
+constexpr int64_t kSmall = kRadix * kRadix * kLanes<T>;
 
 // Pieces [begin, end) of a row: the levels of strides below `piece`, which is at least one vector.
 // Work as for transform_small; a piece of more than kSmall has one of its own.
@@ -245,7 +232,7 @@ void transform_row(const Transform& t, T* work, const Load& load_entries, const 
     transform_pieces(work, shape.piece, shape.piece, begin, end, load_entries, store);
   });
   while (stride < shape.m) {
-    const int64_t here = stride, radix = next_radix<T>(here, shape.m);
+    const int64_t here = stride, radix = phase_radix<T>(here, shape.m);
     phase(t.n / radix / kLanes<T>, here * radix, [&](int64_t begin, int64_t end, auto store) {
       transform_columns(work, here, radix, begin, end, store);
     });
@@ -353,7 +340,7 @@ void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
         transform_row(t, work.at(out + i), load_entries.from(i), finish.from(i), phases);
     });
   };
-  if (t.n * static_cast<int64_t>(sizeof(T)) <= kPieceBytes) {
+  if (fits<T>(t.n, cpu::caches().second)) {
     auto body = [&](int64_t begin, int64_t end) { rows_by(begin, end, Alone{}); };
     return for_each_range(parallel, t.rows, grain, body);
   }

@@ -1,6 +1,6 @@
 // The Walsh-Hadamard butterflies over long arrays: whole vectors, at strides from one vector on.
 // Levels run in ascending stride order, several at a time in registers and depth first, so that
-// every piece is finished while it is in cache.
+// every piece is finished while it is in cache; those above a cache go through a buffer of columns.
 #pragma once
 
 #include "simd.h"
@@ -9,16 +9,21 @@ namespace fastfood::FASTFOOD_ISA {
 
 constexpr int kRadix = kVectorBytes == 64 ? 16 : 8;  // vectors that registers hold, with room left
 
-// Entries of a first-level cache, within which levels run one after the other.
+FASTFOOD_INLINE int log2_of(int64_t power) {
+  return __builtin_ctzll(static_cast<unsigned long long>(power));
+}
+
 template <class T>
-constexpr int64_t kInCache = 32768 / static_cast<int64_t>(sizeof(T));
+FASTFOOD_INLINE bool fits(int64_t entries, int64_t cache) {
+  return entries * static_cast<int64_t>(sizeof(T)) <= cache;
+}
 
-constexpr int64_t kPieceBytes = 1024 * 1024;  // a second-level cache
-
-// The largest part of n entries that fits it, as transform_levels divides them.
+// The part of n entries that is worked on in a second-level cache: an eighth of an eighth ... where
+// the rest comes from the next one, three levels at a time, else the largest half of a half.
 template <class T>
 FASTFOOD_INLINE int64_t piece_of(int64_t n) {
-  while (n * static_cast<int64_t>(sizeof(T)) > kPieceBytes) n /= 8;
+  const int64_t parts = fits<T>(n, cpu::caches().last) ? 8 : 2;
+  while (!fits<T>(n, cpu::caches().second)) n /= parts;
   return n;
 }
 
@@ -60,43 +65,51 @@ FASTFOOD_INLINE void butterflies(V* x) {
   }
 }
 
-// The levels of strides stride, ... R stride / 2 for columns [first, end) of R rows of `stride`
-// entries.
-template <int R, class T, class Store>
+// The levels of strides stride, ... R stride / 2 for columns [first, end) of R rows that lie
+// `stride` entries apart, and `to` entries where they go. kStays: to == stride, which takes fewer
+// registers.
+template <int R, bool kStays, class T, class Store>
 FASTFOOD_INLINE void radix_pass(const T* work, int64_t first, int64_t end, int64_t stride,
-                                Store store) {
+                                int64_t to, Store store) {
   for (int64_t j = first; j < end; j += kLanes<T>) {
     Vector<T> r[R];
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) r[i] = load(work + i * stride + j);
     butterflies<R>(r);
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) store(i * stride + j, r[i]);
+    for (int i = 0; i < R; ++i) store(i * (kStays ? stride : to) + j, r[i]);
   }
 }
 
 // The same for a radix known at run time: 2, 4, 8 or kRadix.
+template <bool kStays, class T, class Store>
+__attribute__((noinline)) void move_pass(const T* work, int64_t first, int64_t end, int64_t stride,
+                                         int64_t to, int64_t radix, Store store) {
+  if (radix == 2) return radix_pass<2, kStays>(work, first, end, stride, to, store);
+  if (radix == 4) return radix_pass<4, kStays>(work, first, end, stride, to, store);
+  if (radix == 8) return radix_pass<8, kStays>(work, first, end, stride, to, store);
+  radix_pass<kRadix, kStays>(work, first, end, stride, to, store);
+}
 template <class T, class Store>
-__attribute__((noinline)) void run_pass(const T* work, int64_t first, int64_t end, int64_t stride,
-                                        int64_t radix, Store store) {
-  if (radix == 2) return radix_pass<2>(work, first, end, stride, store);
-  if (radix == 4) return radix_pass<4>(work, first, end, stride, store);
-  if (radix == 8) return radix_pass<8>(work, first, end, stride, store);
-  radix_pass<kRadix>(work, first, end, stride, store);
+FASTFOOD_INLINE void run_pass(const T* work, int64_t first, int64_t end, int64_t stride,
+                              int64_t radix, Store store) {
+  move_pass<true>(work, first, end, stride, stride, radix, store);
 }
 
-FASTFOOD_INLINE int log2_of(int64_t power) {
-  return __builtin_ctzll(static_cast<unsigned long long>(power));
-}
-
-// The radix of the next pass, where those of all strides in [stride, n) are to come. From 4 KB on
-// all rows fall into one set of the first-level cache, which holds eight.
-template <class T>
-FASTFOOD_INLINE int64_t next_radix(int64_t stride, int64_t n) {
-  const int most = stride * static_cast<int64_t>(sizeof(T)) < 4096 && kRadix == 16 ? 4 : 3;
-  const int levels = log2_of(n) - log2_of(stride);
+// The radix of the next of as few passes, of at most 2^most each, as take all `levels`.
+FASTFOOD_INLINE int64_t radix_of(int levels, int most) {
   const int passes = (levels + most - 1) / most;
   return int64_t{1} << (levels + passes - 1) / passes;
+}
+
+// In levels: of a pass over rows that share their place in a cache, as those from 4 KB apart on do.
+constexpr int kFarLevels = 3;
+
+// The radix of the next pass, where those of all strides in [stride, n) are to come.
+template <class T>
+FASTFOOD_INLINE int64_t next_radix(int64_t stride, int64_t n) {
+  const bool far = stride * static_cast<int64_t>(sizeof(T)) >= 4096;
+  return radix_of(log2_of(n) - log2_of(stride), far ? kFarLevels : log2_of(kRadix));
 }
 
 // The levels of strides in [from, n) over entries [first, first + n): prepare(i) makes those below
@@ -104,7 +117,7 @@ FASTFOOD_INLINE int64_t next_radix(int64_t stride, int64_t n) {
 template <class T, class Prepare, class Store>
 static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Prepare prepare,
                              Store store) {
-  int64_t stride = n > kInCache<T> && n / 8 >= from ? n / 8 : from;
+  int64_t stride = !fits<T>(n, cpu::caches().first) && n / 8 >= from ? n / 8 : from;
   for (int64_t i = first; i < first + n; i += stride) {
     if (stride == from)
       prepare(i);
@@ -123,6 +136,60 @@ static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Pr
   }
 }
 
+// A Load or a Store by indices from i on.
+template <class F>
+struct From {
+  F f;
+  int64_t i;
+  template <class... R>
+  FASTFOOD_INLINE_MEMBER auto operator()(int64_t j, R... r) const {
+    return f(i + j, r...);
+  }
+};
+
+constexpr int64_t kColumnBytes = 512;  // of a row, at least, to come at once
+
+FASTFOOD_INLINE int64_t buffer_bytes() { return cpu::caches().second / 4; }
+
+// The radix of the next phase, where those of all strides in [stride, n) are to come. A sweep over
+// a last-level cache costs less than the way through a buffer.
+template <class T>
+FASTFOOD_INLINE int64_t phase_radix(int64_t stride, int64_t n) {
+  const bool near = fits<T>(n, cpu::caches().last);
+  return radix_of(log2_of(n) - log2_of(stride),
+                  near ? kFarLevels : log2_of(buffer_bytes() / kColumnBytes));
+}
+
+// The levels of strides stride, ... radix stride / 2 for columns [first, end) of `radix` rows: some
+// neighbouring columns at a time, so that memory is swept once for all levels.
+template <class T, class Store>
+static void transform_buffered(const T* work, int64_t first, int64_t end, int64_t stride,
+                               int64_t radix, Store store) {
+  constexpr int64_t kFirst = 1 << kFarLevels, kSize = sizeof(T);
+  const int64_t columns = buffer_bytes() / kSize / radix;
+  const int64_t pitch = columns + kLanes<T>;  // so that rows differ in their place in a cache
+  Scratch scratch(radix * pitch * kSize);
+  T* buffer = scratch.as<T>();
+  for (int64_t j = first; j < end; j += columns) {
+    const int64_t here = end - j < columns ? end - j : columns;
+    for (int64_t row = 0; row < radix; row += kFirst)
+      move_pass<false>(work + row * stride + j, 0, here, stride, pitch, kFirst,
+                       Keep<T>{buffer + row * pitch});
+    for (int64_t rows = kFirst; rows < radix;) {
+      const int64_t next = radix_of(log2_of(radix / rows), kFarLevels), block = next * rows;
+      for (int64_t row = 0; row < radix; row += row % rows == rows - 1 ? block - rows + 1 : 1) {
+        T* from = buffer + row * pitch;
+        if (block < radix)
+          run_pass(from, 0, here, rows * pitch, next, Keep<T>{from});
+        else
+          move_pass<false>(from, 0, here, rows * pitch, rows * stride, next,
+                           From<Store>{store, row * stride + j});
+      }
+      rows = block;
+    }
+  }
+}
+
 // The levels of strides stride, ... radix stride / 2 over vectors [begin, end) of columns, those of
 // a row's first radix stride entries first.
 template <class T, class Store>
@@ -133,7 +200,11 @@ static void transform_columns(const T* work, int64_t stride, int64_t radix, int6
   while (begin < end) {
     const int64_t row = begin >> log, next = (row + 1) << log, stop = next < end ? next : end;
     const int64_t column = (row * (radix - 1) << log);
-    run_pass(work, (begin + column) * lanes, (stop + column) * lanes, stride, radix, store);
+    const int64_t from = (begin + column) * lanes, to = (stop + column) * lanes;
+    if (radix <= int64_t{1} << kFarLevels)
+      run_pass(work, from, to, stride, radix, store);
+    else
+      transform_buffered(work, from, to, stride, radix, store);
     begin = stop;
   }
 }
@@ -147,7 +218,7 @@ static void transform_in_phases(T* work, int64_t from, int64_t n, Prepare prepar
       transform_levels(work, i * piece, from, piece, prepare, Keep<T>{work});
   });
   for (int64_t stride = piece; stride < n;) {
-    const int64_t radix = next_radix<T>(stride, n);
+    const int64_t radix = phase_radix<T>(stride, n);
     phases(n / radix / kLanes<T>, [=](int64_t begin, int64_t end) {
       transform_columns(work, stride, radix, begin, end, Keep<T>{work});
     });
