@@ -38,27 +38,6 @@ FASTFOOD_INLINE void draw(const Calls& calls, int64_t row, Vector<T>* g) {
   }
 }
 
-// Transposes a square of as many vectors as they have lanes, from pairs of entries on.
-template <class T, int stride = 1>
-FASTFOOD_INLINE void transpose(Vector<T>* r) {
-  constexpr int lanes = kLanes<T>;
-  if constexpr (stride < lanes) {
-    typename IntegersOf<sizeof(T)>::Signed low, high;
-    for (int k = 0; k < lanes; ++k) {
-      low[k] = (k & stride) ? lanes + k - stride : k;
-      high[k] = (k & stride) ? lanes + k : k + stride;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-      if (i & stride) continue;
-      const Vector<T> a = r[i], b = r[i + stride];
-      r[i] = __builtin_shuffle(a, b, low);
-      r[i + stride] = __builtin_shuffle(a, b, high);
-    }
-    transpose<T, 2 * stride>(r);
-  }
-}
-
 // The square of vectors j, j + 1, ... of a block, transposed from lanes to rows, or back.
 template <class T>
 FASTFOOD_INLINE void load_lanes(const T* x, int64_t j, Vector<T>* r) {

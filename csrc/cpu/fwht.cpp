@@ -249,22 +249,55 @@ void transform_row(const Transform& t, T* work, const Load& load_entries, const 
 
 // --- Rows side by side ---------------------------------------------------------------------------
 
+// Entry i of row k to lane k of vector i, times before[i]; zeros where there is no row.
+template <class S, class T>
+void rows_to_vectors(const S* x, const T* before, int64_t n, int64_t rows, T* work) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t whole = n / lanes * lanes;
+  for (int64_t i = 0; i < whole; i += lanes) {
+    Vector<T> r[lanes];
+    for (int64_t k = 0; k < lanes; ++k) {
+      r[k] = k < rows ? load_wide(x + k * n + i) : Vector<T>{};
+      if (before) r[k] *= load(before + i);
+    }
+    transpose<T>(r);
+    for (int64_t k = 0; k < lanes; ++k) store(work + (i + k) * lanes, r[k]);
+  }
+  for (int64_t i = whole; i < n; ++i)
+    for (int64_t k = 0; k < lanes; ++k) {
+      const T value = k < rows ? widen(x[k * n + i]) : T{0};
+      work[i * lanes + k] = before ? value * before[i] : value;
+    }
+}
+
+// The way back, times scale and after[i].
+template <class S, class T>
+void vectors_to_rows(const T* work, T scale, const T* after, int64_t n, int64_t rows, S* out) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t whole = n / lanes * lanes;
+  for (int64_t i = 0; i < whole; i += lanes) {
+    Vector<T> r[lanes];
+    for (int64_t k = 0; k < lanes; ++k) r[k] = load(work + (i + k) * lanes) * scale;
+    transpose<T>(r);
+    for (int64_t k = 0; k < rows; ++k)
+      store_narrow(out + k * n + i, after ? r[k] * load(after + i) : r[k]);
+  }
+  for (int64_t i = whole; i < n; ++i)
+    for (int64_t k = 0; k < rows; ++k) {
+      const T value = work[i * lanes + k] * scale;
+      narrow(after ? value * after[i] : value, &out[k * n + i]);
+    }
+}
+
 // Rows of pieces shorter than a vector: as many rows as there are lanes, each lane a row.
 template <class S>
 void transform_side_by_side(const Transform& t, int64_t first, int64_t count, Arithmetic<S>* work) {
   using T = Arithmetic<S>;
   constexpr int64_t lanes = kLanes<T>;
   const Shape<T> shape(t);
-  const S* x = static_cast<const S*>(t.x) + first * t.n;
-  S* out = static_cast<S*>(t.out) + first * t.n;
-  const T* before = static_cast<const T*>(t.before);
-  const T* after = static_cast<const T*>(t.after);
-  const T scale = static_cast<T>(t.scale);
-  for (int64_t k = 0; k < lanes; ++k)
-    for (int64_t i = 0; i < t.n; ++i) {
-      const T value = k < count ? widen(x[k * t.n + i]) : T{0};
-      work[i * lanes + k] = before ? value * before[i] : value;
-    }
+  const int64_t start = first * t.n;
+  rows_to_vectors(static_cast<const S*>(t.x) + start, static_cast<const T*>(t.before), t.n, count,
+                  work);
   for (int64_t i = 0; i < t.n; i += shape.m) transform_vectors(work + i * lanes, shape.m);
   int64_t stride = shape.m;
   for (const SignMatrix* factor : t.factors) {
@@ -272,11 +305,8 @@ void transform_side_by_side(const Transform& t, int64_t first, int64_t count, Ar
     mix_columns(work, *factor, stride * lanes, 0, t.n / factor->K, Keep<T>{work});
     stride *= factor->K;
   }
-  for (int64_t k = 0; k < count; ++k)
-    for (int64_t i = 0; i < t.n; ++i) {
-      const T value = work[i * lanes + k] * scale;
-      narrow(after ? value * after[i] : value, &out[k * t.n + i]);
-    }
+  vectors_to_rows(work, static_cast<T>(t.scale), static_cast<const T*>(t.after), t.n, count,
+                  static_cast<S*>(t.out) + start);
 }
 
 // --- All rows ------------------------------------------------------------------------------------

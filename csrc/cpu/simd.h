@@ -186,6 +186,27 @@ FASTFOOD_INLINE V lane_level(V x) {
   return lane_level<stride>(x, swap_lanes<stride>(x));
 }
 
+// Transposes a square of as many vectors as they have lanes, from pairs of entries on.
+template <class T, int stride = 1>
+FASTFOOD_INLINE void transpose(Vector<T>* r) {
+  constexpr int lanes = kLanes<T>;
+  if constexpr (stride < lanes) {
+    typename IntegersOf<sizeof(T)>::Signed low, high;
+    for (int k = 0; k < lanes; ++k) {
+      low[k] = (k & stride) ? lanes + k - stride : k;
+      high[k] = (k & stride) ? lanes + k : k + stride;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if (i & stride) continue;
+      const Vector<T> a = r[i], b = r[i + stride];
+      r[i] = __builtin_shuffle(a, b, low);
+      r[i + stride] = __builtin_shuffle(a, b, high);
+    }
+    transpose<T, 2 * stride>(r);
+  }
+}
+
 // The level of stride one over the vector at p.
 template <class T>
 FASTFOOD_INLINE Vector<T> load_first_level(const T* p) {
