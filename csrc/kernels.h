@@ -83,7 +83,9 @@ namespace cpu {
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t count, int64_t grain, Body body, void* context);
 
-// Bytes of the caches that a core has, those of the last level perhaps with others: powers of two.
+// Bytes of the caches that a core has, the last one perhaps with others: powers of two, as the
+// system says, or the environment variable FASTFOOD_CACHES ("32,1024,32768", in kilobytes).
+// Only speed depends on them. Throws std::runtime_error if the variable is malformed.
 struct Caches {
   int64_t first, second, last;
 };

@@ -127,7 +127,7 @@ for weights in ("resident", "streamed"):
 """
 
 
-def start(isa, threads):
+def start(isa, threads, caches):
     return subprocess.Popen(
         [sys.executable, "-c", ALL_RESULTS],
         env={
@@ -135,6 +135,7 @@ def start(isa, threads):
             "PYTHONPATH": os.pathsep.join(sys.path),  # for test_threads
             "FASTFOOD_ISA": isa,
             "OMP_NUM_THREADS": threads,
+            "FASTFOOD_CACHES": caches,
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -142,18 +143,22 @@ def start(isa, threads):
     )
 
 
-def test_every_instruction_set_and_thread_count_gives_the_same_bits():
+def test_every_instruction_set_thread_count_and_cache_gives_the_same_bits():
     flags = torch.backends.cpu.get_cpu_capability()
     known = ["avx512"] * ("AVX512" in flags) + ["avx2"] * ("AVX" in flags)
     # all at once, for most of their time is torch's import
-    plain, unknown = start("portable", "1"), start("sse9", "1")
-    pairs = list(zip(known or ["portable"], "31", strict=False))
-    others = {pair: start(*pair) for pair in pairs}
+    plain = start("portable", "1", "32,1024,1000000")
+    bad = [start("sse9", "1", "32,1024,32768"), start("portable", "1", "32,1024")]
+    # with small caches the longest rows go through a buffer, in one sweep or in two
+    cases = zip(known or ["portable"], "31", ("16,32,128", "32,256,1024"), strict=False)
+    others = {case: start(*case) for case in cases}
     want, error = plain.communicate()
     assert want.count("[") == 40, error
     for which, process in others.items():
         assert process.communicate()[0] == want, which
-    assert "FASTFOOD_ISA: wanted one of" in unknown.communicate()[1]
+    errors = [process.communicate()[1] for process in bad]
+    assert "FASTFOOD_ISA: wanted one of" in errors[0]
+    assert "FASTFOOD_CACHES: wanted the kilobytes" in errors[1]
 
 
 def test_import_needs_torch_alone_and_leaves_the_gpu_alone():

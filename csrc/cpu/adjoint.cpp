@@ -6,8 +6,10 @@ namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
-constexpr int64_t kParts = 64;             // partial sums of the adjoint, whatever the threads,
-constexpr int64_t kPartEntries = 1 << 20;  // and the most that they hold together
+// Whatever the threads and the caches, for the order of the sums depends on them:
+constexpr int64_t kParts = 64;             // partial sums of the adjoint,
+constexpr int64_t kPartEntries = 1 << 20;  // the most that they hold together,
+constexpr int64_t kAloneBytes = 1 << 20;   // and that a block has which one thread works on
 constexpr int kSplit = 16;                 // rows apart by L / kSplit start an adjoint
 
 // Consecutive entries of a piece from i on, zero where there are none.
@@ -197,7 +199,7 @@ void sum_adjoint(const Adjoint& a, cpu::ParallelFor parallel) {
   const Stretch* end = stretches + find_stretches(a, stretches);
   const Calls calls = calls_of_blocks<T>(a.seed, a.L);
   const int64_t blocks = end > stretches ? end[-1].blocks : 0;
-  const bool together = piece_of<T>(a.L) < a.L;
+  const bool together = a.L * static_cast<int64_t>(sizeof(T)) > kAloneBytes;
   const int64_t most = kPartEntries / a.L < kParts ? kPartEntries / a.L : kParts;
   int64_t parts = (blocks * a.L + kGrain - 1) / kGrain;
   if (parts > most) parts = most;

@@ -1,4 +1,5 @@
 // Looks at the processor at hand, once, at the first call: which kernels it runs, and its caches.
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -28,6 +29,8 @@ namespace fastfood::cpu {
 
 namespace {
 
+constexpr int64_t kKilo = 1024, kLeastCache = 16 * kKilo;
+
 struct Candidate {
   Kernels kernels;
   bool (*supported)();
@@ -52,6 +55,7 @@ const Candidate kCandidates[] = {
 };
 
 const Kernels& choose() {
+  caches();  // which may throw, and so not in a thread first
   const char* wanted = std::getenv("FASTFOOD_ISA");
   std::string names;
   for (const Candidate& candidate : kCandidates) {
@@ -63,35 +67,50 @@ const Kernels& choose() {
                            wanted);
 }
 
-// What the system says of a cache, rounded down to a power of two, or `otherwise`. Not by sysconf,
-// which adds up the last caches of all cores.
+int64_t power_below(int64_t n) {
+  while (n & (n - 1)) n &= n - 1;
+  return n;
+}
+
+// Bytes of the data cache of a level as the system says, or `otherwise`. Not by sysconf, which adds
+// up the last caches of all cores.
 int64_t cache_bytes([[maybe_unused]] int level, int64_t otherwise) {
   int64_t bytes = 0;
 #if defined(__linux__)
   for (int index = 0; index < 5; ++index) {
-    const auto read = [&](const char* file) {
-      std::ifstream in("/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + file);
-      std::string text;
-      in >> text;
-      return text;
+    const auto said = [&](const char* what) {
+      const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index);
+      std::string word;
+      std::ifstream(folder + "/" + what) >> word;
+      return word;
     };
-    if (read("/level") == std::to_string(level) && read("/type") != "Instruction")
-      bytes = std::atoll(read("/size").c_str()) * 1024;
+    if (said("level") == std::to_string(level) && said("type") != "Instruction")
+      bytes = std::atoll(said("size").c_str()) * kKilo;
   }
 #endif
-  if (bytes < 16 * 1024) return otherwise;
-  while (bytes & (bytes - 1)) bytes &= bytes - 1;
-  return bytes;
+  return bytes < kLeastCache ? otherwise : power_below(bytes);
+}
+
+Caches choose_caches() {
+  const int64_t second = cache_bytes(2, 1024 * kKilo);
+  Caches c{cache_bytes(1, 32 * kKilo), second, cache_bytes(3, 16 * second)};
+  const char* wanted = std::getenv("FASTFOOD_CACHES");
+  if (!wanted) return c;
+  long long kilo[3];
+  const int count = std::sscanf(wanted, "%lld,%lld,%lld", &kilo[0], &kilo[1], &kilo[2]);
+  for (long long k : kilo)
+    if (count < 3 || k < kLeastCache / kKilo)
+      throw std::runtime_error(
+          "FASTFOOD_CACHES: wanted the kilobytes of three caches, 16 or more each, as in "
+          "32,1024,32768, got " +
+          std::string(wanted));
+  return {power_below(kilo[0] * kKilo), power_below(kilo[1] * kKilo), power_below(kilo[2] * kKilo)};
 }
 
 }  // namespace
 
 const Caches& caches() {
-  static const Caches found = [] {
-    constexpr int64_t kMega = 1024 * 1024;
-    const int64_t second = cache_bytes(2, kMega);
-    return Caches{cache_bytes(1, kMega / 32), second, cache_bytes(3, 16 * second)};
-  }();
+  static const Caches found = choose_caches();
   return found;
 }
 
