@@ -14,14 +14,14 @@ struct SignMatrix {
   int64_t K;
   int64_t words;         // in a row
   const uint32_t* bits;  // bit b % 32 of word b / 32 of row a is set where H[a][b] = -1
-  const float* signs;    // the same as +1 and -1, K x K row by row
 };
 
 // Rows of length n = K_1 K_0 2^k, each times scale diag(after) (H_K_1 (x) H_K_0 (x) H_2^k)
 // diag(before): the entry is multiplied by `before`; then come the butterflies of strides 1, 2, ...
-// 2^(k - 1), then H_K_0 over entries 2^k apart and H_K_1 over entries K_0 2^k apart, each of their
-// sums starting from zero and taking its terms in ascending order; then the factors scale and
-// `after`, in this order. Every product, sum and difference is rounded once. `out` may be `x`.
+// 2^(k - 1), then H_K_0 over entries 2^k apart and H_K_1 over entries K_0 2^k apart; then the
+// factors scale and `after`, in this order. Every product, sum and difference is rounded once, so
+// that with K = 1 every bit is defined. With K > 1 the order of all sums is the backend's own.
+// `out` may be `x`.
 struct Transform {
   const void* x;
   void* out;

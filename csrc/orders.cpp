@@ -177,7 +177,6 @@ Signs make(const Description& description) {
 // A matrix with the memory that it points to.
 struct Made {
   std::once_flag once;
-  std::vector<float> signs;
   std::vector<uint32_t> bits;
   SignMatrix matrix;
 };
@@ -185,15 +184,13 @@ struct Made {
 void fill(const Description& description, bool transpose, Made& made) {
   Signs h = make(description);
   const int64_t K = h.K, words = (K + 31) / 32;
-  made.signs.resize(h.values.size());
   made.bits.resize(static_cast<size_t>(K * words));
   for (int64_t a = 0; a < K; ++a)
     for (int64_t b = 0; b < K; ++b) {
       const float sign = transpose ? h.at(b, a) : h.at(a, b);
-      made.signs[static_cast<size_t>(a * K + b)] = sign;
       if (sign < 0) made.bits[static_cast<size_t>(a * words + b / 32)] |= uint32_t{1} << b % 32;
     }
-  made.matrix = {K, words, made.bits.data(), made.signs.data()};
+  made.matrix = {K, words, made.bits.data()};
 }
 
 constexpr int kOrders = sizeof(kDescriptions) / sizeof(kDescriptions[0]);

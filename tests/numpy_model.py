@@ -93,23 +93,29 @@ def adjoint(g, L, start):
     return (g_rows(SEED, first, end).reshape(-1, L) * fwht(padded.reshape(-1, L))).sum(0)
 
 
-def mix(x, H, stride):
-    """H over entries a stride apart, its terms in ascending order."""
-    terms = x.reshape(len(x), -1, len(H), stride)
-    sums = np.zeros_like(terms)
-    for b, column in enumerate(H.T.astype(x.dtype)):
-        sums = sums + column[:, None] * terms[:, :, b : b + 1]
-    return sums.reshape(x.shape)
-
-
-def transform(x, kind, n, scale, diagonals, orders, transpose):
+def transform(x, kind, n, scale, diagonals=()):
+    """Rows of n = 2^k entries, to the bit."""
     wide = widen(x, kind).reshape(-1, n)
     if diagonals:
         wide = wide * diagonals[0]
-    m = n // math.prod(orders)
-    wide = fwht(wide.reshape(-1, m)).reshape(-1, n)
-    for K in orders:
-        wide = mix(wide, np.array(native.sign_matrix(K, transpose), np.int8), m)
-        m *= K
-    wide = wide * arithmetic(kind)(scale)
+    wide = fwht(wide) * arithmetic(kind)(scale)
     return narrow(wide * diagonals[1] if diagonals else wide, kind).ravel()
+
+
+def transform_of_orders(x, kind, n, scale, orders, transpose, diagonals=()):
+    """Rows of n = K 2^k entries in float64, and how far a backend may be from that: it chooses the
+    order of its sums, and rounds to sixteen bits once."""
+    wide, size = widen(x, kind).reshape(-1, n).astype(np.float64), abs(scale)
+    if diagonals:
+        wide, size = wide * diagonals[0], size * abs(diagonals[1].astype(np.float64))
+    terms = abs(wide).sum(1, keepdims=True)
+    K = math.prod(orders)
+    y, m = fwht(wide.reshape(-1, n // K)).reshape(-1, n), n // K
+    for order in orders:
+        H = np.array(native.sign_matrix(order, transpose), np.float64)
+        y = (H @ y.reshape(len(y), -1, order, m)).reshape(-1, n)
+        m *= order
+    y = y * scale * (diagonals[1] if diagonals else 1)
+    half_ulp = {F32: 2.0**-24, F64: 2.0**-53, F16: 2.0**-11, BF16: 2.0**-8}[kind]
+    sums = (K + math.log2(n)) * 2 * (2.0**-53 if kind == F64 else 2.0**-24)
+    return y, sums * terms * size + 1.01 * half_ulp * abs(y) + 2.0**-24

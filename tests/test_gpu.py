@@ -152,8 +152,8 @@ def test_each_step_stands_alone(tmp_path, monkeypatch, capsys):
         make_step("fine", WRITES.format(str(file), '{"results": [1, 2]}', 0), report=file),
     ]
     monkeypatch.setattr(gpu_tables, "TABLES", {})
-    options = types.SimpleNamespace(out=tmp_path, minutes=0.5)
-    steps[2].share = 0.2
+    options = types.SimpleNamespace(out=tmp_path, minutes=1)
+    steps[2].share = 0.4  # 3 s until it is asked to end: Python has to have started
     gpu.run(steps, options, tmp_path)
     entries = json.loads((tmp_path / "gpu.json").read_text())["steps"]
     found = {e["name"]: (e["status"], e["said"]) for e in entries}

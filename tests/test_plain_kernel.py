@@ -31,9 +31,9 @@ def test_it_equals_the_model(log_n, kind, memory, backwards):
         pytest.skip("more than a block's shared memory")
     native.configure(3, 2**15, 3, SHARED, backwards)
     x, diagonals = random(3 * n, kind), diagonals_for(n, kind)
-    wanted = transform(x, kind, n, 0.3, (), (), False)
+    wanted = transform(x, kind, n, 0.3)
     assert (plain(x, kind, n, memory) == wanted).all()
-    wanted = transform(x, kind, n, 0.3, diagonals, (), False)
+    wanted = transform(x, kind, n, 0.3, diagonals)
     assert (plain(x, kind, n, memory, diagonals, in_place=True) == wanted).all()
 
 
