@@ -34,13 +34,23 @@ def commit():
 
 
 def processor():
-    """Its name where Linux gives one."""
+    """Its name where Linux gives one, with family and model: virtual machines hide what it is."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        told.setdefault(name.strip(), value.strip())
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    numbers = [
+        f"{name} {told[key]}"
+        for name, key in (("family", "cpu family"), ("model", "model"))
+        if key in told
+    ]
+    return told["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def gpu():

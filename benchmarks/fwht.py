@@ -14,7 +14,6 @@ peers of its own: gpu_fwht.py.
 
 import argparse
 import ctypes
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from facts import environment, write
+from facts import environment, processor, write
 
 import fastfood
 from fastfood import reference
@@ -177,8 +176,8 @@ def main():
         import gpu_fwht
 
         return gpu_fwht.run("cuda", arguments.json)
-    name = platform.processor() or platform.machine()
-    title = f"{name}, {arguments.threads} thread(s), {arguments.dtype}, torch {torch.__version__}"
+    title = f"{processor()}, {arguments.threads} thread(s), {arguments.dtype}"
+    title += f", torch {torch.__version__}"
     print(title)
     results = [(*case, measure(*case[1:], arguments)) for case in cases(arguments)]
     show(results)

@@ -18,7 +18,6 @@ that memory does not hold go by rows: the last 2^26 of them. A GPU's table is in
 import argparse
 import ctypes
 import importlib.util
-import platform
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ import types
 from pathlib import Path
 
 import torch
-from facts import environment, write
+from facts import environment, processor, write
 
 import fastfood
 from fastfood import ops, reference
@@ -218,7 +217,7 @@ def main():
         import gpu_projection
 
         return gpu_projection.run("cuda", arguments.json, arguments.authors)
-    name = platform.processor() or platform.machine()
+    name = processor()
     title = f"{name}, {arguments.threads} thread(s), torch {torch.__version__}"
     print(title)
     heads = ["d", "D", "L", "write, ns", "forward, ns", "adjoint, ns"]
