@@ -128,7 +128,8 @@ def make_step(name, code, part="fwht", report=None):
 
 WRITES = "import pathlib, sys; pathlib.Path({!r}).write_text({!r}); sys.exit({})"
 SLEEPS = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job in the background
 try:
     time.sleep(600)
 except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 .. include:: gallery.md
 .. include:: from_fast_hadamard_transform.md
 .. include:: from_the_authors_code.md
+.. include:: cpu.md
 .. include:: cuda.md
 .. include:: training_steps.md
 .. include:: format_1.md
