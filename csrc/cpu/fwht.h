@@ -18,8 +18,8 @@ FASTFOOD_INLINE bool fits(int64_t entries, int64_t cache) {
   return entries * static_cast<int64_t>(sizeof(T)) <= cache;
 }
 
-// The part of n entries that is worked on in a second-level cache: an eighth of an eighth ... where
-// the rest comes from the next one, three levels at a time, else the largest half of a half.
+// The part of n entries that is worked on in a second-level cache. By eighths where the last cache
+// holds all n, since three levels are one pass over it; else by halves, the largest part that fits.
 template <class T>
 FASTFOOD_INLINE int64_t piece_of(int64_t n) {
   const int64_t parts = fits<T>(n, cpu::caches().last) ? 8 : 2;
@@ -177,7 +177,8 @@ static void transform_buffered(const T* work, int64_t first, int64_t end, int64_
                        Keep<T>{buffer + row * pitch});
     for (int64_t rows = kFirst; rows < radix;) {
       const int64_t next = radix_of(log2_of(radix / rows), kFarLevels), block = next * rows;
-      for (int64_t row = 0; row < radix; row += row % rows == rows - 1 ? block - rows + 1 : 1) {
+      for (int64_t k = 0; k < radix / next; ++k) {
+        const int64_t row = k / rows * block + k % rows;
         T* from = buffer + row * pitch;
         if (block < radix)
           run_pass(from, 0, here, rows * pitch, next, Keep<T>{from});
