@@ -415,7 +415,11 @@ def in_plain_torch(
         stride *= 2
     for order in _factors(K):
         H = _matrix(order).to(y)
-        y = ((H.T if transpose else H) @ y.unflatten(-1, (-1, order, stride))).flatten(-3)
+        terms = y.unflatten(-1, (-1, order, stride))
+        y = sum(
+            terms[..., b : b + 1, :] * (H[b] if transpose else H[:, b]).unsqueeze(-1)
+            for b in range(order)
+        ).flatten(-3)
         stride *= order
     y = y * scale
     return (y if after is None else y * after).to(x.dtype)

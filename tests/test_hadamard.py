@@ -108,6 +108,9 @@ def test_sizes_of_models(n, K, device):
     y = hadamard_transform_KN(x.to(device), n**-0.5)
     want = reference.hadamard_transform_KN(x, n**-0.5, K=K)
     assert_close(y.cpu(), x, want, n**-0.5, n)
+    size = x.double().square().mean(-1, keepdim=True).sqrt()  # of an entry of y, too
+    units = (y.cpu() - want).abs() / size / 2.0**-24
+    assert units.max() < 4 * (math.log2(n) + math.sqrt(K))
     back = hadamard_transform_KN(y, n**-0.5, transpose=True)
     torch.testing.assert_close(back.cpu(), x, rtol=0, atol=1e-5)
 

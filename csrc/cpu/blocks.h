@@ -38,22 +38,6 @@ FASTFOOD_INLINE void draw(const Calls& calls, int64_t row, Vector<T>* g) {
   }
 }
 
-// The square of vectors j, j + 1, ... of a block, transposed from lanes to rows, or back.
-template <class T>
-FASTFOOD_INLINE void load_lanes(const T* x, int64_t j, Vector<T>* r) {
-  constexpr int lanes = kLanes<T>;
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) r[i] = load(x + (j + i) * lanes);
-  transpose<T>(r);
-}
-template <class T>
-FASTFOOD_INLINE void store_lanes(Vector<T>* r, int64_t j, T* x) {
-  constexpr int lanes = kLanes<T>;
-  transpose<T>(r);
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) store(x + (j + i) * lanes, r[i]);
-}
-
 // L entries at x, from rows to lanes or from lanes to rows, at y.
 template <class T>
 static void rows_to_lanes(const T* x, T* y, int64_t L) {

@@ -260,8 +260,7 @@ void rows_to_vectors(const S* x, const T* before, int64_t n, int64_t rows, T* wo
       r[k] = k < rows ? load_wide(x + k * n + i) : Vector<T>{};
       if (before) r[k] *= load(before + i);
     }
-    transpose<T>(r);
-    for (int64_t k = 0; k < lanes; ++k) store(work + (i + k) * lanes, r[k]);
+    store_lanes(r, i, work);
   }
   for (int64_t i = whole; i < n; ++i)
     for (int64_t k = 0; k < lanes; ++k) {
@@ -277,10 +276,11 @@ void vectors_to_rows(const T* work, T scale, const T* after, int64_t n, int64_t 
   const int64_t whole = n / lanes * lanes;
   for (int64_t i = 0; i < whole; i += lanes) {
     Vector<T> r[lanes];
-    for (int64_t k = 0; k < lanes; ++k) r[k] = load(work + (i + k) * lanes) * scale;
-    transpose<T>(r);
-    for (int64_t k = 0; k < rows; ++k)
-      store_narrow(out + k * n + i, after ? r[k] * load(after + i) : r[k]);
+    load_lanes(work, i, r);
+    for (int64_t k = 0; k < rows; ++k) {
+      const Vector<T> scaled = r[k] * scale;
+      store_narrow(out + k * n + i, after ? scaled * load(after + i) : scaled);
+    }
   }
   for (int64_t i = whole; i < n; ++i)
     for (int64_t k = 0; k < rows; ++k) {

@@ -207,6 +207,22 @@ FASTFOOD_INLINE void transpose(Vector<T>* r) {
   }
 }
 
+// The square of vectors j, j + 1, ... at x, transposed: what they have in a lane is one vector.
+template <class T>
+FASTFOOD_INLINE void load_lanes(const T* x, int64_t j, Vector<T>* r) {
+  constexpr int lanes = kLanes<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) r[i] = load(x + (j + i) * lanes);
+  transpose<T>(r);
+}
+template <class T>
+FASTFOOD_INLINE void store_lanes(Vector<T>* r, int64_t j, T* x) {
+  constexpr int lanes = kLanes<T>;
+  transpose<T>(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) store(x + (j + i) * lanes, r[i]);
+}
+
 // The level of stride one over the vector at p.
 template <class T>
 FASTFOOD_INLINE Vector<T> load_first_level(const T* p) {
