@@ -24,10 +24,13 @@ OPTIONS = {
 MODULE = "import sys; sys.path.insert(0, 'tests'); from test_emulator import *\n"
 # Two calls of the generator are 16 normals; and the threads of a transform that writes its rows one
 # further on read what others write.
-OVERRUN = MODULE + "native.normals(False, 1, 0, 0, 2, np.empty(15, np.float32).ctypes.data)"
+OVERRUN = MODULE + (
+    "x = np.empty(15, np.float32)\n"  # named, so that it is still there when it is written to
+    "native.normals(False, 1, 0, 0, 2, x.ctypes.data)"
+)
 RACE = MODULE + (
-    "native.use_threads(4); x = np.zeros(4097 * 64, np.float32).ctypes.data\n"
-    "native.transform(False, x, x + 256, F32, 4096, 64, 1.0)"
+    "native.use_threads(4); x = np.zeros(4097 * 64, np.float32)\n"
+    "native.transform(False, x.ctypes.data, x.ctypes.data + 256, F32, 4096, 64, 1.0)"
 )
 # What the emulator runs in sizes of its own; without the sanitizers it is run in full.
 SLOW = "more_shared_memory or many_short_rows or launch or thread or instruction_sets"

@@ -182,7 +182,7 @@ inline void wait(Wait wait, const char* file, int line) {
   fiber->wait = wait;
   fiber->file = file;
   fiber->line = line;
-  void* kept;
+  void* kept = nullptr;
   sanitizer::leave_stack(&kept, machine.scheduler_stack);
   swapcontext(&fiber->context, &machine.scheduler);
   machine.scheduler_stack = sanitizer::enter_stack(kept);
@@ -319,7 +319,7 @@ inline void run_fiber() {
 // Runs the fiber up to where it waits next.
 inline void resume(Fiber* fiber) {
   machine.running = fiber;
-  void* kept;
+  void* kept = nullptr;
   sanitizer::leave_stack(&kept, {fiber->stack.get(), kStack});
   swapcontext(&machine.scheduler, &fiber->context);
   sanitizer::enter_stack(kept);
