@@ -1,158 +1,235 @@
-// Hadamard matrices by the constructions of Paley (1933), Williamson (1944) and Goethals and Seidel
-// (1967), from the table below. Rotated checkpoints depend on every sign. The matrices of order 12,
-// 20, 28 and 40 are those of the Dao-AILab kernels; those of 36, 52, 60, 108, 140, 156 and 172 are
-// those of QuIP# and QuaRot.
+// Hadamard matrices of every order K = 4 (2 j + 1) up to 1,020 that is known, by the constructions
+// of Paley (1933), Williamson (1944), Goethals and Seidel (1967) and Miyamoto (1991). Rotated
+// checkpoints depend on every sign. The matrices of order 12, 20, 28 and 40 are those of the
+// Dao-AILab kernels; those of 36, 52, 60, 108, 140, 156 and 172 are those of QuIP# and QuaRot.
 #include "orders.h"
 
+#include <cstring>
 #include <mutex>
 #include <vector>
+
+#include "orders_table.h"
 
 namespace fastfood {
 
 namespace {
-
-enum class Construction {
-  PaleyOne,       // q = K - 1, a prime
-  PaleyTwo,       // q = K / 2 - 1, a prime; four blocks
-  PaleyTwoPairs,  // the same with rows i and K / 2 + i of the blocks side by side, columns too
-  Doubled,        // H_2 (x) the matrix of order K / 2
-  Williamson,     // four symmetric circulants, whose rows are given up to the middle
-  Turyn,          // four sequences of lengths t, t, t and t - 1, K = 4 (3 t - 1)
-};
-
-struct Description {
-  int64_t K;
-  Construction construction;
-  const char* rows[4];
-};
-
-// Paley where it is a prime that is asked for. The rows of orders 92, 100 and 116 are the first
-// that a search over all symmetric ones met; Turyn-type sequences of length 36 are due to
-// Kharaghani and Tayfeh-Rezaie (2005).
-const Description kDescriptions[] = {
-    {12, Construction::PaleyTwoPairs, {}},
-    {20, Construction::Williamson, {"+--", "+--", "++-", "+-+"}},
-    {28, Construction::Williamson, {"+---", "++--", "+-+-", "+--+"}},
-    {36, Construction::PaleyTwo, {}},
-    {40, Construction::Doubled, {}},
-    {44, Construction::PaleyOne, {}},
-    {52, Construction::Williamson, {"+-+--++", "+---+++", "++-+--+", "+----+-"}},
-    {60, Construction::PaleyOne, {}},
-    {68, Construction::PaleyOne, {}},
-    {76, Construction::PaleyTwo, {}},
-    {84, Construction::PaleyOne, {}},
-    {92,
-     Construction::Williamson,
-     {"+--+-+-+++++", "+--++-+-+-++", "+++---++--++", "+--+--+++---"}},
-    {100,
-     Construction::Williamson,
-     {"+-++---++++++", "+-+---+---+++", "+-+--+-++--++", "++--+--++-+--"}},
-    {108, Construction::PaleyOne, {}},
-    {116,
-     Construction::Williamson,
-     {"+--+-++---+++++", "+-+-++---+--+++", "+++-++-++++---+", "+-+-+----++-++-"}},
-    {124, Construction::PaleyTwo, {}},
-    {132, Construction::PaleyOne, {}},
-    {140, Construction::PaleyOne, {}},
-    {148, Construction::PaleyTwo, {}},
-    {156,
-     Construction::Williamson,
-     {"+++--+-+-----+--++--", "++++---+--++----+-+-", "+++--++-+---+-+--+--",
-      "+---++-+-+-----+++-+"}},
-    {164, Construction::PaleyOne, {}},
-    {172,
-     Construction::Williamson,
-     {"+---++--++++-+-+++-++-", "++-++++++----+-+--++-+", "+++-+-++--+-+-++++-+--",
-      "++---++++-+--+--++----"}},
-    {428,
-     Construction::Turyn,
-     {"+++----++-+-+-----++++-++-++++----+-", "+-+++++--+-+--+--++--++++-++++---++-",
-      "+-+++++-+--++++-+++-++--+++-+--+---+", "+++-+-----++--+-+++--+-+-+++-++++-+"}},
-};
 
 int sign_of(char c) { return c == '+' ? 1 : -1; }
 
 // A square matrix of signs, row by row.
 struct Signs {
   int64_t K;
-  std::vector<float> values;
+  std::vector<int8_t> values;
   explicit Signs(int64_t order) : K(order), values(static_cast<size_t>(order * order)) {}
-  float& at(int64_t a, int64_t b) { return values[static_cast<size_t>(a * K + b)]; }
+  int8_t& at(int64_t a, int64_t b) { return values[static_cast<size_t>(a * K + b)]; }
 };
 
-// chi[i]: 0 for i = 0, 1 for the squares modulo the prime q, else -1.
-std::vector<int> quadratic_character(int64_t q) {
-  std::vector<int> chi(static_cast<size_t>(q), -1);
-  chi[0] = 0;
-  for (int64_t i = 1; i < q; ++i) chi[static_cast<size_t>(i * i % q)] = 1;
-  return chi;
+// --- Finite fields -------------------------------------------------------------------------------
+
+int64_t least_divisor(int64_t q) {
+  int64_t p = 2;
+  while (q % p != 0) ++p;
+  return p;
 }
+
+bool is_prime_power(int64_t q) {
+  if (q < 2) return false;
+  const int64_t p = least_divisor(q);
+  while (q % p == 0) q /= p;
+  return q == 1;
+}
+
+// The field of q = p^e elements: polynomials in x over the integers modulo p, numbered by their
+// coefficients as digits to base p. x^e is the polynomial of the least number c for which x is
+// primitive: its powers are all that is not zero.
+class Field {
+ public:
+  explicit Field(int64_t q) : q_(q), p_(least_divisor(q)) {
+    for (int64_t c = 1; !fill(c);) ++c;
+  }
+  // Of j - i: 0 for zero, 1 for the squares, which are the even powers of x, else -1.
+  int chi(int64_t i, int64_t j) const { return chi_[static_cast<size_t>(add(j, i, p_ - 1))]; }
+
+ private:
+  // a + factor b, digit by digit.
+  int64_t add(int64_t a, int64_t b, int64_t factor) const {
+    int64_t sum = 0;
+    for (int64_t place = 1; place < q_; place *= p_)
+      sum += (a / place + factor * (b / place)) % p_ * place;
+    return sum;
+  }
+  // False if x is not primitive with x^e = c.
+  bool fill(int64_t c) {
+    chi_.assign(static_cast<size_t>(q_), 0);
+    const int64_t top = q_ / p_;
+    int64_t power = 1, count = 0;
+    for (int sign = 1; chi_[static_cast<size_t>(power)] == 0 && power != 0; sign = -sign, ++count) {
+      chi_[static_cast<size_t>(power)] = sign;
+      power = add(power % top * p_, c, power / top);
+    }
+    return count == q_ - 1;
+  }
+  int64_t q_, p_;
+  std::vector<int> chi_;
+};
+
+// --- Constructions -------------------------------------------------------------------------------
 
 // The first row is +--...-, the first column +, and behind them lies I - Q, Q[i][j] = chi(j - i).
 void fill_paley_one(Signs& h) {
-  const int64_t q = h.K - 1;
-  const std::vector<int> chi = quadratic_character(q);
+  const Field field(h.K - 1);
   for (int64_t a = 0; a < h.K; ++a)
-    for (int64_t b = 0; b < h.K; ++b) {
-      const int inner = a == b ? 1 : -chi[static_cast<size_t>((b - a + q) % q)];
-      h.at(a, b) = static_cast<float>(b == 0 ? 1 : a == 0 ? -1 : inner);
-    }
+    for (int64_t b = 0; b < h.K; ++b)
+      h.at(a, b) = static_cast<int8_t>(b == 0   ? 1
+                                       : a == 0 ? -1
+                                       : a == b ? 1
+                                                : -field.chi(a - 1, b - 1));
 }
 
 // S + I, S - I over S - I, -S - I, where S is Q with a row and a column of ones before it and a
 // zero diagonal.
 void fill_paley_two(Signs& h, bool pairs) {
-  const int64_t m = h.K / 2, q = m - 1;
-  const std::vector<int> chi = quadratic_character(q);
+  const int64_t m = h.K / 2;
+  const Field field(m - 1);
   for (int64_t a = 0; a < h.K; ++a)
     for (int64_t b = 0; b < h.K; ++b) {
       const int64_t i = a % m, j = b % m, row = a / m, column = b / m;
-      const int s = i == 0 || j == 0 ? 1 : chi[static_cast<size_t>((j - i + q) % q)];
+      const int s = i == 0 || j == 0 ? 1 : field.chi(i - 1, j - 1);
       const bool negative = i == j ? row + column > 0 : (row * column == 1) != (s < 0);
-      h.at(pairs ? 2 * i + row : a, pairs ? 2 * j + column : b) = negative ? -1.0f : 1.0f;
+      h.at(pairs ? 2 * i + row : a, pairs ? 2 * j + column : b) = negative ? -1 : 1;
     }
 }
 
-// Block (row, column) of Williamson's array is kSign times circulant number row ^ column.
+// H_2^j (x) `half`.
+void fill_doubled(Signs& h, Signs half) {
+  for (int64_t a = 0; a < h.K; ++a)
+    for (int64_t b = 0; b < h.K; ++b) {
+      const bool negative = __builtin_parityll(static_cast<uint64_t>((a / half.K) & (b / half.K)));
+      h.at(a, b) = static_cast<int8_t>(negative ? -half.at(a % half.K, b % half.K)
+                                                : half.at(a % half.K, b % half.K));
+    }
+}
+
+// Block (row, column) of Williamson's array is kBlockSign times circulant number row ^ column.
 constexpr int kBlockSign[4][4] = {{1, 1, 1, 1}, {-1, 1, -1, 1}, {-1, 1, 1, -1}, {-1, -1, 1, 1}};
+
+// Entry i of a symmetric circulant of order p, of the row that is given up to its middle.
+int williamson_sign(const char* row, int64_t i, int64_t p) {
+  return sign_of(row[i < p - i ? i : p - i]);
+}
 
 void fill_williamson(Signs& h, const char* const rows[4]) {
   const int64_t p = h.K / 4;
   for (int64_t a = 0; a < h.K; ++a)
-    for (int64_t b = 0; b < h.K; ++b) {
-      const int64_t step = (b - a + h.K) % p, from_start = step < p - step ? step : p - step;
-      h.at(a, b) = static_cast<float>(kBlockSign[a / p][b / p] *
-                                      sign_of(rows[(a / p) ^ (b / p)][from_start]));
-    }
+    for (int64_t b = 0; b < h.K; ++b)
+      h.at(a, b) =
+          static_cast<int8_t>(kBlockSign[a / p][b / p] *
+                              williamson_sign(rows[(a / p) ^ (b / p)], (b - a + h.K) % p, p));
 }
 
-// The array of Goethals and Seidel over four circulants of sums and differences of T-sequences,
-// which are Z, W behind it, and behind both half the sum and half the difference of X and Y.
-void fill_turyn(Signs& h, const char* const rows[4]) {
-  const int64_t p = h.K / 4, t = (p + 1) / 3;
-  std::vector<int> circulant[4];
-  for (int k = 0; k < 4; ++k)
-    for (int64_t i = 0; i < p; ++i) {
-      const bool z = i < t, w = !z && i < 2 * t - 1;
-      const int64_t j = i - (2 * t - 1);
-      const bool equal = z || w || rows[0][j] == rows[1][j];
-      const int sequence = z ? 0 : w ? 1 : equal ? 2 : 3;
-      const int value = sign_of(z ? rows[2][i] : w ? rows[3][i - t] : rows[0][j]);
-      circulant[k].push_back(__builtin_popcount(static_cast<unsigned>(k & sequence)) % 2 ? -value
-                                                                                         : value);
-    }
-  // Off the diagonal the columns of a block run backwards, and off the first row and column the
-  // circulant is transposed.
-  constexpr int sign[4][4] = {{1, 1, 1, 1}, {-1, 1, 1, -1}, {-1, -1, 1, 1}, {-1, 1, -1, 1}};
+// Of the arrays of Goethals and Seidel, and of Miyamoto.
+constexpr int kArraySign[4][4] = {{1, 1, 1, 1}, {-1, 1, 1, -1}, {-1, -1, 1, 1}, {-1, 1, -1, 1}};
+
+using Rows = std::vector<int>[4];
+
+// Four circulants of these first rows. Off the diagonal the columns of a block run backwards, and
+// off the first row and column the circulant is transposed.
+void fill_goethals_seidel(Signs& h, const Rows& rows) {
+  const int64_t p = h.K / 4;
   for (int64_t a = 0; a < h.K; ++a)
     for (int64_t b = 0; b < h.K; ++b) {
       const int64_t row = a / p, column = b / p, i = a % p, j = b % p;
       const int64_t to = row == column ? j : p - 1 - j;
       const bool transposed = row != column && row > 0 && column > 0;
       const int64_t step = (transposed ? i - to + p : to - i + p) % p;
-      h.at(a, b) = static_cast<float>(sign[row][column] *
-                                      circulant[row ^ column][static_cast<size_t>(step)]);
+      h.at(a, b) = static_cast<int8_t>(kArraySign[row][column] *
+                                       rows[row ^ column][static_cast<size_t>(step)]);
     }
+}
+
+// One of the four T-sequences is not zero at i, and it has a sign of its own in each row; times the
+// row of Williamson's, of w entries, that goes with both (Cooper and Wallis, 1972).
+void fill_sequences(Signs& h, const char* const rows[5]) {
+  const int64_t t = static_cast<int64_t>(std::strlen(rows[0])), w = h.K / 4 / t;
+  Rows circulants;
+  for (int k = 0; k < 4; ++k)
+    for (int64_t i = 0; i < t * w; ++i) {
+      const char letter = rows[0][i % t];
+      const bool negative = letter >= 'a';
+      const int sequence = letter - (negative ? 'a' : 'A');
+      const bool odd = __builtin_parity(static_cast<unsigned>(k & sequence));
+      const char* row = rows[1 + ((-k & 3) ^ sequence)];
+      circulants[k].push_back(williamson_sign(row, i % w, w) * (odd != negative ? -1 : 1));
+    }
+  fill_goethals_seidel(h, circulants);
+}
+
+void fill_orbits(Signs& h, const char* const rows[4], int64_t multiplier) {
+  const int64_t p = h.K / 4;
+  Rows circulants;
+  for (int k = 0; k < 4; ++k) {
+    std::vector<int>& row = circulants[k];
+    row.assign(static_cast<size_t>(p), 0);
+    const char* sign = rows[k];
+    for (int64_t least = 0; least < p; ++least) {
+      if (row[static_cast<size_t>(least)] != 0) continue;
+      for (int64_t i = least; row[static_cast<size_t>(i)] == 0; i = i * multiplier % p)
+        row[static_cast<size_t>(i)] = sign_of(*sign);
+      ++sign;
+    }
+  }
+  fill_goethals_seidel(h, circulants);
+}
+
+Signs make(const Description& description);
+Description describe(int64_t K);
+
+// Four times four blocks of order q = 2 m + 1, each a border of ones around U + V, U - V over U -
+// V, U + V. With 2 g + x and 2 g' + y the numbers of a block's row and column, U is made of the
+// quarters of Q, x for the squares or the others, where g = g', and V of the identity there and of
+// the quarters of a Hadamard matrix of order q - 1 elsewhere.
+void fill_miyamoto(Signs& h) {
+  const int64_t q = h.K / 4, m = (q - 1) / 2;
+  const Field field(q);
+  std::vector<int64_t> parts[2];
+  for (int64_t i = 1; i < q; ++i) parts[field.chi(0, i) < 0].push_back(i);
+  int64_t odd = q - 1;
+  while (odd % 8 == 0) odd /= 2;
+  Signs inner(q - 1);
+  fill_doubled(inner, make(describe(odd)));
+  const auto quarter = [&](int64_t x, int64_t u, int64_t y, int64_t v) {
+    return inner.at(x * m + u, y * m + v) * (x > y ? -1 : 1);
+  };
+  const auto core = [&](int64_t row, int64_t column, int64_t i, int64_t j) {
+    const int64_t x = row % 2, u = i % m, y = column % 2, v = j % m;
+    const int equal = i / m == j / m ? 1 : -1;
+    if (row / 2 < column / 2) return equal * quarter(x, u, y, v);
+    if (row / 2 > column / 2) return equal * quarter(y, v, x, u);
+    if (x == y && u == v) return equal;
+    const auto at = [&](int64_t part, int64_t k) { return parts[part][static_cast<size_t>(k)]; };
+    return field.chi(at(x, u), at(y, v)) * (x + y == 0 ? -1 : 1);
+  };
+  for (int64_t a = 0; a < h.K; ++a)
+    for (int64_t b = 0; b < h.K; ++b) {
+      const int64_t row = a / q, column = b / q, i = a % q, j = b % q;
+      const int border = row == column && i + j > 0 ? -1 : 1;
+      h.at(a, b) = static_cast<int8_t>(
+          kArraySign[row][column] * (i == 0 || j == 0 ? border : core(row, column, i - 1, j - 1)));
+    }
+}
+
+// The construction of the matrix of order K; one of order 0 if there is none.
+Description describe(int64_t K) {
+  for (const Description& description : kDescriptions)
+    if (description.K == K) return description;
+  Description found{K, Construction::PaleyOne, {}, 0};
+  if (K % 8 != 4 || K < 12 || K > kLargestOrder) return {};
+  if (is_prime_power(K - 1)) return found;
+  found.construction = Construction::PaleyTwo;
+  if (is_prime_power(K / 2 - 1)) return found;
+  found.construction = Construction::Miyamoto;
+  if (K / 4 % 4 == 1 && is_prime_power(K / 4)) return found;
+  return {};
 }
 
 Signs make(const Description& description) {
@@ -161,14 +238,14 @@ Signs make(const Description& description) {
     case Construction::PaleyOne: fill_paley_one(h); break;
     case Construction::PaleyTwo: fill_paley_two(h, false); break;
     case Construction::PaleyTwoPairs: fill_paley_two(h, true); break;
+    case Construction::Miyamoto: fill_miyamoto(h); break;
     case Construction::Williamson: fill_williamson(h, description.rows); break;
-    case Construction::Turyn: fill_turyn(h, description.rows); break;
+    case Construction::Sequences: fill_sequences(h, description.rows); break;
+    case Construction::Orbits: fill_orbits(h, description.rows, description.step); break;
     case Construction::Doubled: {
       Signs half(description.K / 2);
       fill_paley_one(half);
-      for (int64_t a = 0; a < h.K; ++a)
-        for (int64_t b = 0; b < h.K; ++b)
-          h.at(a, b) = half.at(a % half.K, b % half.K) * (a >= half.K && b >= half.K ? -1 : 1);
+      fill_doubled(h, half);
     }
   }
   return h;
@@ -178,7 +255,7 @@ Signs make(const Description& description) {
 struct Made {
   std::once_flag once;
   std::vector<uint32_t> bits;
-  SignMatrix matrix;
+  SignMatrix matrix{0, 0, nullptr};
 };
 
 void fill(const Description& description, bool transpose, Made& made) {
@@ -187,36 +264,36 @@ void fill(const Description& description, bool transpose, Made& made) {
   made.bits.resize(static_cast<size_t>(K * words));
   for (int64_t a = 0; a < K; ++a)
     for (int64_t b = 0; b < K; ++b) {
-      const float sign = transpose ? h.at(b, a) : h.at(a, b);
+      const int8_t sign = transpose ? h.at(b, a) : h.at(a, b);
       if (sign < 0) made.bits[static_cast<size_t>(a * words + b / 32)] |= uint32_t{1} << b % 32;
     }
   made.matrix = {K, words, made.bits.data()};
 }
 
-constexpr int kOrders = sizeof(kDescriptions) / sizeof(kDescriptions[0]);
-
 }  // namespace
 
 const SignMatrix* sign_matrix(int64_t K, bool transpose) {
-  static Made* const all = new Made[2 * kOrders];  // kept, for threads that outlive the library
-  for (int i = 0; i < kOrders; ++i) {
-    if (kDescriptions[i].K != K) continue;
-    Made& made = all[2 * i + (transpose ? 1 : 0)];
-    std::call_once(made.once, [&] { fill(kDescriptions[i], transpose, made); });
-    return &made.matrix;
-  }
-  return nullptr;
+  constexpr int64_t kPlaces = kLargestOrder / 4 + 1;
+  static Made* const all = new Made[2 * kPlaces];  // kept, for threads that outlive the library
+  if (K <= 0 || K % 4 != 0 || K > kLargestOrder) return nullptr;
+  Made& made = all[K / 4 + (transpose ? kPlaces : 0)];
+  std::call_once(made.once, [&] {
+    const Description description = describe(K);
+    if (description.K != 0) fill(description, transpose, made);
+  });
+  return made.matrix.K != 0 ? &made.matrix : nullptr;
 }
 
 bool factor(int64_t K, bool transpose, const SignMatrix* factors[2]) {
   factors[0] = sign_matrix(K, transpose);
   factors[1] = nullptr;
   if (factors[0]) return true;
-  for (int i = kOrders - 1; i >= 0; --i) {  // the nearer to the square root, the smaller the sum
-    const int64_t small = kDescriptions[i].K;
-    if (K % small != 0 || K / small < small) continue;
-    factors[0] = sign_matrix(K / small, transpose);
+  int64_t small = 4;
+  while (small < kLargestOrder && (small + 4) * (small + 4) <= K) small += 4;
+  for (; small > 4; small -= 4) {  // the nearer to the square root, the smaller the sum
+    if (K % small != 0) continue;
     factors[1] = sign_matrix(small, transpose);
+    factors[0] = factors[1] ? sign_matrix(K / small, transpose) : nullptr;
     if (factors[0]) return true;
   }
   return false;

@@ -5,6 +5,8 @@
 
 namespace fastfood {
 
+constexpr int64_t kLargestOrder = 1020;
+
 // The matrix of order K, or its transpose; null if K is none of the orders in orders.cpp. It is
 // made at the first call and kept. Any thread may call.
 const SignMatrix* sign_matrix(int64_t K, bool transpose);

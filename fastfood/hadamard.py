@@ -22,10 +22,12 @@ from .ops import (
     unwatched,
 )
 
-# The orders K of csrc/orders.cpp. Products of two are taken as well.
-ORDERS = (*range(12, 173, 8), 40, 428)
-_FLOATING = frozenset(FLOATING)
+# The orders K of csrc/orders.cpp: 40, and four times an odd number but for three that nobody knows.
+# Products of two are taken as well.
+ORDERS = (*(K for K in range(12, 1021, 8) if K not in (668, 716, 892)), 40)
 _PRODUCTS = {a * b for a in ORDERS for b in ORDERS} - set(ORDERS)
+_FIRST = {K for K in ORDERS if K <= 172 or K == 428}  # which are chosen before all others
+_FLOATING = frozenset(FLOATING)
 
 _operator = operators.hadamard_transform.default
 _operator_out = operators.hadamard_transform_out.default
@@ -129,9 +131,10 @@ def hadamard_transform_KN(
     or its transpose, times `scale`.
 
     Args:
-        K: 1, one of `ORDERS` (12, 20, ... 172: four times an odd number; 40; 428), or a product of
-            two of them. None chooses for n: 1, else an order, else a product, the smallest of its
-            kind that fits.
+        K: 1, one of `ORDERS` (12, 20, ... 1020: four times an odd number, but for 668, 716 and
+            892; 40), or a product of two of them. None chooses for n: 1, else an order up to 172 or
+            428, else a product of two of these, else any order, else any product, the smallest of
+            its kind that fits.
         transpose: H_K is not symmetric for most K, so the inverse of y = H x is
             `hadamard_transform_KN(y, 1 / n, transpose=True)`.
         x, scale, before, after, dim, out: as in `hadamard_transform`; n is never padded.
@@ -140,11 +143,11 @@ def hadamard_transform_KN(
         As `hadamard_transform`, and ValueError if n is not K times a power of two; the message
         names the nearest sizes that are.
 
-    H_K is made by the constructions of Paley, Williamson and, for 428, Kharaghani and Tayfeh-Rezaie
-    (2005). With K > 1 each backend takes the terms of a sum in an order of its own: in float32 an
-    entry is within (K + log2 n) 2^-23 |scale| sum |x| of the exact one (2^-52 in float64), most by
-    a few units in the last place, and rounded once to sixteen bits. With K = 1 every bit is
-    defined.
+    H_K is made by the constructions of Paley, Williamson, Goethals and Seidel, and Miyamoto (see
+    csrc/orders.cpp). With K > 1 each backend takes the terms of a sum in an order of its own: in
+    float32 an entry is within (K + log2 n) 2^-23 |scale| sum |x| of the exact one (2^-52 in
+    float64), most by a few units in the last place, and rounded once to sixteen bits. With K = 1
+    every bit is defined.
     """
     if K is None and before is None and after is None and dim == -1 and _is_ready(x, out):
         return _fill_ready(x, scale, out)  # H_2^k is its own transpose
@@ -154,7 +157,10 @@ def hadamard_transform_KN(
         if K is None:
             raise ValueError(f"x: wanted K * 2^k entries along dim {dim}, got {n}; {_nearest(n)}")
     elif K != 1 and K not in ORDERS and K not in _PRODUCTS:
-        raise ValueError(f"K: wanted 1, one of {sorted(ORDERS)} or a product of two, got {K}")
+        raise ValueError(
+            "K: wanted 1, 40, four times an odd number from 12 to 1020 (but 668, 716, 892), or a "
+            f"product of two of these, got {K}"
+        )
     elif n % K or not _is_power(n // K):
         raise ValueError(
             f"x: wanted {K} * 2^k entries along dim {dim}, got {n}; {_nearest(n, [K])}"
@@ -204,8 +210,9 @@ def _size(x, dim) -> int:
 @functools.cache
 def _choose(n: int):
     """The K of `hadamard_transform_KN`, or None."""
-    for candidates in ([1], sorted(ORDERS), sorted(_PRODUCTS)):
-        for K in candidates:
+    first_products = {a * b for a in _FIRST for b in _FIRST} - _FIRST
+    for candidates in ({1}, _FIRST, first_products, ORDERS, _PRODUCTS):
+        for K in sorted(candidates):
             if n % K == 0 and _is_power(n // K):
                 return K
     return None

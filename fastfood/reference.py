@@ -7,114 +7,14 @@ difference by design: `normals` here is the exact normal quantile, which the ker
 meets within 3e-5.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
 import torch
 
+from .reference_orders import hadamard_matrix, order_matrix
+
 _MASK = 0xFFFFFFFF
-
-
-def hadamard_matrix(n: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """The n x n Sylvester Hadamard matrix, n a power of two: H_1 = (1), H_2k = [[H_k, H_k], [H_k,
-    -H_k]].
-    """
-    H = torch.ones(1, 1, dtype=torch.float64, device=device)
-    while H.shape[0] < n:
-        H = torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)])
-    return H
-
-
-# Half the first rows of the four symmetric circulants of Williamson's array.
-_WILLIAMSON = {
-    20: "+-- +-- ++- +-+",
-    28: "+--- ++-- +-+- +--+",
-    52: "+-+--++ +---+++ ++-+--+ +----+-",
-    92: "+--+-+-+++++ +--++-+-+-++ +++---++--++ +--+--+++---",
-    100: "+-++---++++++ +-+---+---+++ +-+--+-++--++ ++--+--++-+--",
-    116: "+--+-++---+++++ +-+-++---+--+++ +++-++-++++---+ +-+-+----++-++-",
-    156: "+++--+-+-----+--++-- ++++---+--++----+-+- +++--++-+---+-+--+-- +---++-+-+-----+++-+",
-    172: "+---++--++++-+-+++-++- ++-++++++----+-+--++-+ "
-    "+++-+-++--+-+-++++-+-- ++---++++-+--+--++----",
-}
-# Four Turyn-type sequences of Kharaghani and Tayfeh-Rezaie (2005), for K = 428.
-_TURYN = (
-    "+++----++-+-+-----++++-++-++++----+-",
-    "+-+++++--+-+--+--++--++++-++++---++-",
-    "+-+++++-+--++++-+++-++--+++-+--+---+",
-    "+++-+-----++--+-+++--+-+-+++-++++-+",
-)
-
-
-def _signs(text: str) -> torch.Tensor:
-    return torch.tensor([1.0 if c == "+" else -1.0 for c in text], dtype=torch.float64)
-
-
-def _circulant(row: torch.Tensor) -> torch.Tensor:
-    return torch.stack([row.roll(i) for i in range(len(row))])
-
-
-def _legendre(q: int) -> torch.Tensor:
-    """Q[i, j] is the Legendre symbol of j - i modulo the prime q."""
-    powers = torch.tensor([pow(i, (q - 1) // 2, q) for i in range(q)], dtype=torch.float64)
-    return _circulant(torch.where(powers == q - 1, -1.0, powers))
-
-
-def _bordered(core: torch.Tensor, row: float, column: float, corner: float) -> torch.Tensor:
-    H = torch.nn.functional.pad(core, (1, 0, 1, 0))
-    H[0], H[:, 0] = row, column
-    H[0, 0] = corner
-    return H
-
-
-def _blocks(rows) -> torch.Tensor:
-    return torch.cat([torch.cat(row, 1) for row in rows])
-
-
-def _paley_one(K: int) -> torch.Tensor:
-    return _bordered(torch.eye(K - 1) - _legendre(K - 1), -1.0, 1.0, 1.0)
-
-
-def _paley_two(K: int) -> torch.Tensor:
-    S, eye = _bordered(_legendre(K // 2 - 1), 1.0, 1.0, 0.0), torch.eye(K // 2)
-    return _blocks([[S + eye, S - eye], [S - eye, -S - eye]])
-
-
-def _williamson(rows) -> torch.Tensor:
-    A, B, C, D = (_circulant(torch.cat([row, row[1:].flip(0)])) for row in map(_signs, rows))
-    return _blocks([[A, B, C, D], [-B, A, -D, C], [-C, D, A, -B], [-D, -C, B, A]])
-
-
-def _goethals_seidel(X, Y, Z, W) -> torch.Tensor:
-    sequences = torch.zeros(4, 2 * len(Z) - 1 + len(X), dtype=torch.float64)
-    sequences[0, : len(Z)], sequences[1, len(Z) : 2 * len(Z) - 1] = Z, W
-    sequences[2, 2 * len(Z) - 1 :], sequences[3, 2 * len(Z) - 1 :] = (X + Y) / 2, (X - Y) / 2
-    A, B, C, D = map(_circulant, hadamard_matrix(4) @ sequences)
-    B, C, D, Bt, Ct, Dt = (M.flip(1) for M in (B, C, D, B.T, C.T, D.T))
-    return _blocks([[A, B, C, D], [-B, A, Dt, -Ct], [-C, -Dt, A, Bt], [-D, Ct, -Bt, A]])
-
-
-@functools.cache
-def order_matrix(K: int) -> torch.Tensor:
-    """The Hadamard matrix of order K = 1, one of `fastfood.hadamard.ORDERS`, or a product of two.
-
-    Source: the constructions named at the top of csrc/orders.cpp.
-    """
-    if K in _WILLIAMSON:
-        return _williamson(_WILLIAMSON[K].split())
-    if K in (12, 36, 76, 124, 148):
-        pairs = torch.arange(K).reshape(2, -1).T.reshape(-1) if K == 12 else torch.arange(K)
-        return _paley_two(K)[pairs][:, pairs]
-    if K in (44, 60, 68, 84, 108, 132, 140, 164):
-        return _paley_one(K)
-    if K in (1, 40):
-        return torch.kron(hadamard_matrix(2), _paley_one(20)) if K == 40 else hadamard_matrix(1)
-    if K == 428:
-        return _goethals_seidel(*map(_signs, _TURYN))
-    orders = [a for a in range(12, 429, 4) if a <= 172 and a % 8 == 4 or a in (40, 428)]
-    small = max(a for a in orders if a * a <= K and K % a == 0 and K // a in orders)
-    return torch.kron(order_matrix(small), order_matrix(K // small))
 
 
 def hadamard_transform(

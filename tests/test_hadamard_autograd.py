@@ -44,11 +44,13 @@ def test_in_place_is_differentiated(device):
 
 
 def test_the_adjoint_is_the_transpose(device):
+    """In the form of an inner product, and as the gradient."""
     for K in hadamard.ORDERS:
         x, y = torch.randn(2, 2 * K, dtype=torch.float64, device=device)
-        left = hadamard_transform_KN(x, K=K) @ y
-        right = x @ hadamard_transform_KN(y, K=K, transpose=True)
-        torch.testing.assert_close(left, right)
+        left = hadamard_transform_KN(x.requires_grad_(), K=K) @ y
+        adjoint = hadamard_transform_KN(y, K=K, transpose=True)
+        torch.testing.assert_close(left, x @ adjoint)
+        torch.testing.assert_close(torch.autograd.grad(left, x)[0], adjoint)
 
 
 @pytest.mark.parametrize("K, n", [(1, 16), (20, 20)])
