@@ -91,6 +91,10 @@ struct Caches {
 };
 const Caches& caches();
 
+// Whether rows in memory gain by being asked for in advance. AMD's processors of family 25 (Zen 3
+// and 4) do so by themselves, and lose up to 40 percent where it is done twice.
+bool prefetches();
+
 // One table for each instruction set; the results of all of them are equal bit for bit.
 struct Kernels {
   const char* name;

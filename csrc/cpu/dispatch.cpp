@@ -6,6 +6,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "../kernels.h"
 
 #define FASTFOOD_DECLARE(isa)                           \
@@ -107,7 +111,24 @@ Caches choose_caches() {
   return {power_below(kilo[0] * kKilo), power_below(kilo[1] * kKilo), power_below(kilo[2] * kKilo)};
 }
 
+// "AuthenticAMD", and the family of leaf 1: its base and, where that is 15, what is added to it.
+bool is_amd_family([[maybe_unused]] unsigned family) {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(0, &a, &b, &c, &d) || b != 0x68747541 || d != 0x69746e65 || c != 0x444d4163)
+    return false;
+  return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == family;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+bool prefetches() {
+  static const bool chosen = !is_amd_family(25);
+  return chosen;
+}
 
 const Caches& caches() {
   static const Caches found = choose_caches();

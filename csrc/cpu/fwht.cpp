@@ -67,7 +67,7 @@ FASTFOOD_INLINE void with_diagonals(const Transform& t, const S* x, S* out, int6
   const T* before = static_cast<const T*>(t.before);
   const T* after = static_cast<const T*>(t.after);
   const T scale = static_cast<T>(t.scale);
-  const bool far = !fits<S>(t.rows * t.n, cpu::caches().second);
+  const bool far = !fits<S>(t.rows * t.n, cpu::caches().second) && cpu::prefetches();
   const uintptr_t ahead = far ? static_cast<uintptr_t>(cpu::caches().first / 2) : 0;
   const Load<S, true> load_diagonal{x, before, mask, ahead};
   const Load<S, false> load_plain{x, before, mask, ahead};

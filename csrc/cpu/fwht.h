@@ -149,7 +149,7 @@ struct From {
 
 constexpr int64_t kColumnBytes = 512;  // of a row, at least, to come at once
 
-FASTFOOD_INLINE int64_t buffer_bytes() { return cpu::caches().second / 4; }
+FASTFOOD_INLINE int64_t buffer_bytes() { return cpu::caches().second / 2; }
 
 // The radix of the next phase, where those of all strides in [stride, n) are to come. A sweep over
 // a last-level cache costs less than the way through a buffer.
