@@ -6,6 +6,7 @@
 // full of NaN when a block starts and has guards around it, for what goes through other pointers.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -116,8 +117,15 @@ struct Access {
   size_t offset, bytes;
 };
 
+// Where a fiber or the scheduler goes on.
+struct Place {
+  ucontext_t context;  // of a fiber's start, with sanitizers of wherever it is
+  jmp_buf jump;
+  bool fresh = false;  // not started yet
+};
+
 struct Fiber {
-  ucontext_t context;
+  Place place;
   std::unique_ptr<char[]> stack;
   Wait wait;
   const char* file;  // of the barrier or the shuffle that it waits at
@@ -152,7 +160,7 @@ constexpr int16_t kSeveral = -1;
 constexpr Touch kUntouched = {kNever, kNever, 0, 0};
 
 struct Machine {
-  ucontext_t scheduler;
+  Place scheduler;
   sanitizer::Stack scheduler_stack;
   std::vector<Fiber> fibers;
   Fiber* running = nullptr;
@@ -177,6 +185,19 @@ inline void fail(const std::string& error) {
   if (machine.error.empty()) machine.error = error;
 }
 
+// Goes on at `to`; returns when somebody goes on at `from`.
+inline void go_on(Place& from, Place& to) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  swapcontext(&from.context, &to.context);  // a longjmp would have them forget the stack
+#else
+  // swapcontext sets the mask of signals each time: system calls that take longer than the rest
+  if (_setjmp(from.jump)) return;
+  if (!to.fresh) _longjmp(to.jump, 1);
+  to.fresh = false;
+  setcontext(&to.context);
+#endif
+}
+
 inline void wait(Wait wait, const char* file, int line) {
   Fiber* fiber = machine.running;
   fiber->wait = wait;
@@ -184,7 +205,7 @@ inline void wait(Wait wait, const char* file, int line) {
   fiber->line = line;
   void* kept = nullptr;
   sanitizer::leave_stack(&kept, machine.scheduler_stack);
-  swapcontext(&fiber->context, &machine.scheduler);
+  go_on(fiber->place, machine.scheduler);
   machine.scheduler_stack = sanitizer::enter_stack(kept);
 }
 
@@ -311,9 +332,10 @@ inline void count_cycles(int begin, int end) {
 
 inline void run_fiber() {
   machine.scheduler_stack = sanitizer::enter_stack(nullptr);
-  machine.kernel();
-  machine.running->wait = Wait::finished;  // the context's link goes back to the scheduler
-  sanitizer::leave_stack(nullptr, machine.scheduler_stack);
+  for (;;) {  // the blocks of a launch
+    machine.kernel();
+    wait(Wait::finished, nullptr, 0);
+  }
 }
 
 // Runs the fiber up to where it waits next.
@@ -321,7 +343,7 @@ inline void resume(Fiber* fiber) {
   machine.running = fiber;
   void* kept = nullptr;
   sanitizer::leave_stack(&kept, {fiber->stack.get(), kStack});
-  swapcontext(&machine.scheduler, &fiber->context);
+  go_on(machine.scheduler, fiber->place);
   sanitizer::enter_stack(kept);
 }
 
@@ -329,6 +351,22 @@ inline void resume(Fiber* fiber) {
 inline void set_guards(void (*set)(const void*, size_t)) {
   set(machine.shared() - kGuard, kGuard);
   set(machine.shared() + machine.shared_bytes, kGuard);
+}
+
+inline void start_fibers(int threads) {
+  for (int thread = 0; thread < threads; ++thread) {
+    Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
+    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+    sanitizer::allow(fiber.stack.get(), kStack);  // a fiber of the launch before was there
+    ucontext_t& context = fiber.place.context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStack;
+    context.uc_link = nullptr;  // it never ends
+    makecontext(&context, run_fiber, 0);
+    context.uc_stack.ss_size = 0;  // else AddressSanitizer forgets the stack at each switch
+    fiber.place.fresh = true;
+  }
 }
 
 inline void start_block(int threads) {
@@ -339,17 +377,9 @@ inline void start_block(int threads) {
   std::fill_n(machine.words.begin(), (machine.shared_bytes + 3) / 4, Word{kUntouched, kUntouched});
   for (int thread = 0; thread < threads; ++thread) {
     Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
-    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
-    sanitizer::allow(fiber.stack.get(), kStack);  // a fiber that never ended may have been there
     fiber.shuffles = 0;
     fiber.accesses.clear();
     fiber.copies.clear();
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &machine.scheduler;
-    makecontext(&fiber.context, run_fiber, 0);
-    fiber.context.uc_stack.ss_size = 0;  // else AddressSanitizer forgets the stack at each switch
   }
   set_guards(sanitizer::forbid);
 }
@@ -414,6 +444,7 @@ inline const char* run(int64_t blocks, int threads, size_t shared_bytes,
   machine.fibers.resize(kMaxThreads);
   gridDim.x = static_cast<unsigned>(blocks);
   blockDim.x = static_cast<unsigned>(threads);
+  start_fibers(threads);
   for (int64_t block = 0; block < blocks && machine.error.empty(); ++block) {
     blockIdx.x = static_cast<unsigned>(block);
     start_block(threads);

@@ -20,7 +20,7 @@ struct Stack {
 
 constexpr size_t kStackFactor = 4;  // by which frames are larger
 
-// To be called before a stack is left for another one; `kept` is null if it is left for ever.
+// To be called before a stack is left for another one.
 inline void leave_stack(void** kept, Stack next) {
   __sanitizer_start_switch_fiber(kept, next.bottom, next.bytes);
 }
