@@ -1,6 +1,8 @@
 """What tests share: the devices at hand, a fixed seed, no hub, no compile cache, a small text model
 and its data, and the table of `make fuzz`."""
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -35,6 +37,16 @@ def everywhere(device, monkeypatch):
 
     monkeypatch.setattr(subspace_models, "DEVICE", device)
     return device
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """Collections of a module's tests leave alone what is there before: torch, transformers."""
+    gc.collect()
+    gc.freeze()
+
+
+atexit.register(gc.unfreeze)  # so that the interpreter ends as it would without
 
 
 @pytest.fixture(autouse=True)
