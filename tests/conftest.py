@@ -10,6 +10,8 @@ from collections import Counter
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads of several processes on few cores wait for each other without spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A cached graph would hide a broken backward of ours: its key knows our operators by name alone.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
