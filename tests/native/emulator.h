@@ -353,20 +353,17 @@ inline void set_guards(void (*set)(const void*, size_t)) {
   set(machine.shared() + machine.shared_bytes, kGuard);
 }
 
-inline void start_fibers(int threads) {
-  for (int thread = 0; thread < threads; ++thread) {
-    Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
-    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
-    sanitizer::allow(fiber.stack.get(), kStack);  // a fiber of the launch before was there
-    ucontext_t& context = fiber.place.context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = fiber.stack.get();
-    context.uc_stack.ss_size = kStack;
-    context.uc_link = nullptr;  // it never ends
-    makecontext(&context, run_fiber, 0);
-    context.uc_stack.ss_size = 0;  // else AddressSanitizer forgets the stack at each switch
-    fiber.place.fresh = true;
-  }
+inline void start_fiber(Fiber& fiber) {
+  if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+  sanitizer::allow(fiber.stack.get(), kStack);  // a fiber of the launch before was there
+  ucontext_t& context = fiber.place.context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;  // it never ends
+  makecontext(&context, run_fiber, 0);
+  context.uc_stack.ss_size = 0;  // else AddressSanitizer forgets the stack at each switch
+  fiber.place.fresh = true;
 }
 
 inline void start_block(int threads) {
@@ -444,7 +441,7 @@ inline const char* run(int64_t blocks, int threads, size_t shared_bytes,
   machine.fibers.resize(kMaxThreads);
   gridDim.x = static_cast<unsigned>(blocks);
   blockDim.x = static_cast<unsigned>(threads);
-  start_fibers(threads);
+  for (int i = 0; i < threads; ++i) start_fiber(machine.fibers[static_cast<size_t>(i)]);
   for (int64_t block = 0; block < blocks && machine.error.empty(); ++block) {
     blockIdx.x = static_cast<unsigned>(block);
     start_block(threads);
