@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastfood
-from fastfood import hadamard, hadamard_transform_KN, random_signs, reference
+from fastfood import hadamard, hadamard_transform_KN, random_signs, reference, transform
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SIZES = [1, 2, 3, 4, 8, 12, 16, 32, 64, 100, 128, 256, 1000, 1024, 4096, 8192]
@@ -19,7 +19,7 @@ DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 def plain(x, scale=1.0, K=1, transpose=False, before=None, after=None):
     """The transform by its defining order of sums, in plain torch."""
-    return hadamard.in_plain_torch(x, scale, K, transpose, before, after)
+    return transform.in_plain_torch(x, scale, K, transpose, before, after)
 
 
 def assert_close(y, x, want, scale, n):

@@ -11,16 +11,17 @@ namespace {
 
 constexpr int kMixThreads = 256;
 
-// Diagonals of rows of n entries, n not always a power of two.
+// Diagonals of rows of n entries, n not always a power of two, that begin anew after `period` rows.
 template <class T>
 struct LoadRow {
   using C = Arithmetic<T>;
   const T* x;
   const C* before;
-  int64_t n;
+  int64_t n, period = 1;
+  Places places = {};
   __device__ __forceinline__ C one(int64_t row, int64_t i) const {
-    const C value = widen(x[row * n + i]);
-    return before ? value * before[i] : value;
+    const C value = widen(x[begin_of(places, row, n) + i]);
+    return before ? value * before[in_period(row, period, n) + i] : value;
   }
 };
 template <class T>
@@ -29,10 +30,12 @@ struct StoreRow {
   T* out;
   const C* after;
   C scale;
-  int64_t n;
+  int64_t n, period = 1;
+  Places places = {};
   __device__ __forceinline__ void in_row(int64_t row, int64_t i, C y) const {
     y *= scale;
-    out[row * n + i] = narrow<T>(after ? y * after[i] : y);
+    out[begin_of(places, row, n) + i] =
+        narrow<T>(after ? y * after[in_period(row, period, n) + i] : y);
   }
   __device__ __forceinline__ void one(int64_t index, C y, Nothing) const {
     in_row(index / n, index % n, y);
@@ -236,9 +239,14 @@ template <class T>
 const char* transform_orders(const Transform& t, void* workspace, Stream stream) {
   using C = Arithmetic<T>;
   const OrderShape shape(t, sizeof(C));
-  const LoadRow<T> load{static_cast<const T*>(t.x), static_cast<const C*>(t.before), t.n};
-  const StoreRow<T> store{static_cast<T*>(t.out), static_cast<const C*>(t.after),
-                          static_cast<C>(t.scale), t.n};
+  const LoadRow<T> load{static_cast<const T*>(t.x), static_cast<const C*>(t.before), t.n,
+                        t.before_rows, t.x_places};
+  const StoreRow<T> store{static_cast<T*>(t.out),
+                          static_cast<const C*>(t.after),
+                          static_cast<C>(t.scale),
+                          t.n,
+                          t.after_rows,
+                          t.out_places};
   if (shape.fits_row(stream.device)) {
     const RowFactors factors{
         static_cast<int>(t.n),
@@ -246,6 +254,12 @@ const char* transform_orders(const Transform& t, void* workspace, Stream stream)
         {copy_signs<kSmallWords>(t.factors[0]), copy_signs<kSmallWords>(t.factors[1])}};
     return Launch<row_kernel<T>>::run("row_kernel", {t.rows, kMixThreads, shape.row_bytes, stream},
                                       load, store, factors, t.rows);
+  }
+  if (!has_neighbours(t) || t.before_rows > 1 || t.after_rows > 1) {
+    const char* error = nullptr;
+    for (int64_t row = 0; row < t.rows && !error; ++row)
+      error = transform_orders<T>(row_of<T>(t, row), workspace, stream);
+    return error;
   }
   const int64_t wave = wave_size(t.n, t.rows * t.n) / t.n;
   for (int64_t row = 0; row < t.rows; row += wave) {
