@@ -304,9 +304,11 @@ def _is_ready(x, out, block) -> bool:
 
 def _fill_ready(x, scale, out, block):
     y = torch.empty_like(x) if out is None else out
-    more = () if block is None else (1, False, None, None, block)  # each argument takes its time
     try:
-        operator_out(x, y, float(scale), *more)
+        if block is None:
+            operator_out(x, y, float(scale))  # each argument takes its time
+        else:
+            operator_out(x, y, float(scale), 1, False, None, None, block)
     except RuntimeError:
         if out is not None:
             _check_out(out, x)

@@ -18,7 +18,7 @@ struct Load {
   using T = Arithmetic<S>;
   const S* x;
   const T* before;
-  int64_t mask;     // n - 1, or all ones where i is the index in the diagonal
+  int64_t mask;     // all ones, or zero where one vector of factors serves all
   uintptr_t ahead;  // bytes that memory is asked for in advance
 
   template <int kVectors>
@@ -60,8 +60,8 @@ struct Finish {
   Finish from(int64_t i, int64_t j) const { return {out + i, after + j, mask, scale}; }
 };
 
-// Calls f with the Load and the Finish of a stretch. The factors of entry i are at i, or at i &
-// mask of a diagonal that begins anew with each row.
+// Calls f with the Load and the Finish of a stretch's first row. `mask` is that of diagonals that
+// begin anew with each row.
 template <class S, class F>
 FASTFOOD_INLINE void with_diagonals(const Transform& t, const Stretch& s, int64_t mask, F f) {
   using T = Arithmetic<S>;
@@ -72,7 +72,8 @@ FASTFOOD_INLINE void with_diagonals(const Transform& t, const Stretch& s, int64_
   const int64_t before_mask = s.before_pitch ? -1 : mask, after_mask = s.after_pitch ? -1 : mask;
   const T scale = static_cast<T>(t.scale);
   const bool far = !fits<S>(t.rows * t.n, cpu::caches().second);
-  const uintptr_t ahead = far ? static_cast<uintptr_t>(cpu::caches().first / 2) : 0;
+  const int64_t rows_ahead_bytes = cpu::caches().first / 2 * s.x_pitch / t.n;
+  const uintptr_t ahead = far ? static_cast<uintptr_t>(rows_ahead_bytes) : 0;
   const Load<S, true> load_diagonal{x, before, before_mask, ahead};
   const Load<S, false> load_plain{x, before, before_mask, ahead};
   const Finish<S, true> finish_diagonal{out, after, after_mask, scale};
@@ -195,22 +196,28 @@ struct Shape {
   }
 };
 
+// From piece to piece: of a row, or of a stretch of rows.
+struct Pitches {
+  int64_t x, out, before, after;
+};
+
 // Pieces [begin, end) of kTiles tiles of kVectors vectors, the work on piece p at work + p step.
 // Arguments come by value: a store of a vector may change whatever is in memory, so that what came
 // by reference would be read again behind each.
 template <int kVectors, int kTiles, class T, class Load, class Store>
 __attribute__((noinline)) void transform_small(T* work, int64_t step, int64_t begin, int64_t end,
-                                               Load load_entries, Store store) {
+                                               Load load_entries, Store store, Pitches pitches) {
   constexpr int64_t kTile = kVectors * kLanes<T>, kPiece = kTiles * kTile;
   for (int64_t p = begin; p < end; ++p) {
-    const int64_t i = p * kPiece;
+    const Load from = load_entries.from(p * pitches.x, p * pitches.before);
+    const Store to = store.from(p * pitches.out, p * pitches.after);
     if constexpr (kTiles == 1) {
-      transform_tile<kVectors, T>(load_entries, i, store, i);
+      transform_tile<kVectors, T>(from, 0, to, 0);
     } else {
       T* here = work + p * step;
       for (int64_t j = 0; j < kPiece; j += kTile)
-        transform_tile<kVectors, T>(load_entries, i + j, Keep<T>{here}, j);
-      radix_pass<kTiles, true>(here, 0, kTile, kTile, kTile, From<Store>{store, i});
+        transform_tile<kVectors, T>(from, j, Keep<T>{here}, j);
+      radix_pass<kTiles, true>(here, 0, kTile, kTile, kTile, to);
     }
   }
 }
@@ -219,19 +226,21 @@ __attribute__((noinline)) void transform_small(T* work, int64_t step, int64_t be
 template <class T>
 constexpr int64_t kSmall = kRadix * kRadix * kLanes<T>;
 
-// Pieces [begin, end) of a row: the levels of strides below `piece`, which is at least one vector.
-// Work as for transform_small; a piece of more than kSmall has one of its own.
+// Pieces [begin, end): the levels of strides below `piece`, which is at least one vector. Work as
+// for transform_small; pieces of more than kSmall follow each other in a row that has its own.
 template <class T, class Load, class Store>
 void transform_pieces(T* work, int64_t step, int64_t piece, int64_t begin, int64_t end,
-                      Load load_entries, Store store) {
+                      Load load_entries, Store store, Pitches pitches) {
   constexpr int64_t kTile = kRadix * kLanes<T>;
   if (piece <= kTile) {
     with_power<kRadix>(piece / kLanes<T>, [=](auto vectors) {
-      transform_small<decltype(vectors)::value, 1>(work, step, begin, end, load_entries, store);
+      transform_small<decltype(vectors)::value, 1>(work, step, begin, end, load_entries, store,
+                                                   pitches);
     });
   } else if (piece <= kSmall<T>) {
     with_power<kRadix>(piece / kTile, [=](auto tiles) {
-      transform_small<kRadix, decltype(tiles)::value>(work, step, begin, end, load_entries, store);
+      transform_small<kRadix, decltype(tiles)::value>(work, step, begin, end, load_entries, store,
+                                                      pitches);
     });
   } else {
     const auto tile = [=](int64_t i) {
@@ -258,7 +267,8 @@ void transform_row(const Transform& t, T* work, const Load& load_entries, const 
     });
   };
   phase(t.n / stride, stride, [&](int64_t begin, int64_t end, auto store) {
-    transform_pieces(work, shape.piece, shape.piece, begin, end, load_entries, store);
+    transform_pieces(work, shape.piece, shape.piece, begin, end, load_entries, store,
+                     Pitches{shape.piece, shape.piece, shape.piece, shape.piece});
   });
   while (stride < shape.m) {
     const int64_t here = stride, radix = phase_radix<T>(here, shape.m);
@@ -393,13 +403,9 @@ void transform_small_rows(const Transform& t, int64_t begin, int64_t end) {
   alignas(64) T shared[own ? 1 : kSmall<T>];
   for_each_stretch(t, begin, end, [&](const Stretch& s) {
     T* work = own ? reinterpret_cast<T*>(static_cast<S*>(t.out) + s.out) : shared;
-    with_diagonals<S>(t, s, t.n - 1, [=](const auto& load_entries, const auto& finish) {
-      if (s.x_pitch == t.n && s.out_pitch == t.n)
-        return transform_pieces<T>(work, own ? t.n : 0, t.n, 0, s.rows, load_entries, finish);
-      for (int64_t row = 0; row < s.rows; ++row)
-        transform_pieces<T>(own ? work + row * s.out_pitch : work, 0, t.n, 0, 1,
-                            load_entries.from(row * s.x_pitch, row * s.before_pitch),
-                            finish.from(row * s.out_pitch, row * s.after_pitch));
+    with_diagonals<S>(t, s, -1, [=](const auto& load_entries, const auto& finish) {
+      transform_pieces<T>(work, own ? s.out_pitch : 0, t.n, 0, s.rows, load_entries, finish,
+                          Pitches{s.x_pitch, s.out_pitch, s.before_pitch, s.after_pitch});
     });
   });
 }
