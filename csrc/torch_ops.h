@@ -126,6 +126,12 @@ inline bool has_places(const Tensor& x, int64_t n, Places* places) {
          find_places(x.sizes().data(), x.strides().data(), x.dim(), n, places);
 }
 
+inline void check_apart(const Tensor& x, const char* name) {
+  for (int64_t d = 0; d < x.dim(); ++d)
+    STD_TORCH_CHECK(x.size(d) < 2 || x.stride(d) > 0, name,
+                    ": wanted entries that share no memory, got dimension ", d, " of stride 0");
+}
+
 // What the operators below share: `out` has the shape and the type of x.
 template <class Backend>
 void transform_into(Tensor& out, const Tensor& x, double scale, int64_t K, bool transpose,
@@ -169,6 +175,7 @@ void hadamard_transform_out(const Tensor& x, Tensor out, double scale, int64_t K
   check_type(out, "out", x.scalar_type());
   check_same_device(x, "x", out);
   STD_TORCH_CHECK(out.sizes().equals(x.sizes()), "out: wanted a tensor of the shape of x");
+  if (!out.is_contiguous()) check_apart(out, "out");
   transform_into<Backend>(out, x, scale, K, transpose, before, after, block);
 }
 
