@@ -4,6 +4,7 @@ no copies, gradients, compilation, and what is refused."""
 import pytest
 import torch
 from test_hadamard import DTYPES, assert_close
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastfood
@@ -295,7 +296,8 @@ def test_dynamic_shapes_compile_once(halves, device):
     def f(x):
         return fastfood.hadamard_transform(x[:, :-1], block=x.shape[1] // 2 if halves else 16)
 
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(f, dynamic=True, fullgraph=True, backend=counter)
     for shape in ((2, 65), (3, 129), (5, 257)):
         x = torch.randn(shape, device=device)
