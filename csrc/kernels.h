@@ -1,6 +1,6 @@
 // Entry points of both backends: raw pointers, sizes and, for CUDA, a stream. Nothing here knows
-// torch. Sizes are elements; every array is contiguous. Arguments are checked by the callers in
-// torch_cpu.cpp and torch_cuda.cpp.
+// torch. Sizes are elements; every array but a transform's rows is contiguous. Arguments are
+// checked by the callers in torch_cpu.cpp and torch_cuda.cpp.
 #pragma once
 
 #include <cstdint>
@@ -16,21 +16,32 @@ struct SignMatrix {
   const uint32_t* bits;  // bit b % 32 of word b / 32 of row a is set where H[a][b] = -1
 };
 
+// Where rows begin: the digits of a row's number, of which digit k is below sizes[k], each times
+// its stride. The first is the outermost, and its size not read.
+struct Places {
+  static constexpr int kMost = 4;
+  int levels = 0;  // none: a row begins where the one before it ends
+  int64_t sizes[kMost] = {}, strides[kMost] = {};
+};
+
 // Rows of length n = K_1 K_0 2^k, each times scale diag(after) (H_K_1 (x) H_K_0 (x) H_2^k)
 // diag(before): the entry is multiplied by `before`; then come the butterflies of strides 1, 2, ...
 // 2^(k - 1), then H_K_0 over entries 2^k apart and H_K_1 over entries K_0 2^k apart; then the
 // factors scale and `after`, in this order. Every product, sum and difference is rounded once, so
 // that with K = 1 every bit is defined. With K > 1 the order of all sums is the backend's own.
-// `out` may be `x`.
+// `out` may be `x`, in the same places. Rows of `out` have no entry in common.
 struct Transform {
   const void* x;
   void* out;
   Type type;  // f16 and bf16 are computed in f32 and rounded once, at the end
   int64_t rows, n;
   double scale;
-  const void* before = nullptr;  // n entries, f64 if `type` is, else f32; null: ones
+  const void* before = nullptr;  // f64 if `type` is, else f32; null: ones
   const void* after = nullptr;
   const SignMatrix* factors[2] = {nullptr, nullptr};  // of K_0 and K_1; null: order one
+  int64_t before_rows = 1, after_rows = 1;  // neighbours after which a diagonal begins anew: it has
+                                            // so many times n entries
+  Places x_places = {}, out_places = {};
 };
 
 // Calls [first, first + count) of a stream of definitions.h: 4 words each, or the 8 normals they

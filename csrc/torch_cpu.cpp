@@ -31,10 +31,10 @@ struct Cpu {
 STABLE_TORCH_LIBRARY(fastfood, m) {
   m.def(
       "hadamard_transform(Tensor x, float scale=1.0, int K=1, bool transpose=False, "
-      "Tensor? before=None, Tensor? after=None) -> Tensor");
+      "Tensor? before=None, Tensor? after=None, SymInt? block=None) -> Tensor");
   m.def(
       "hadamard_transform_out(Tensor x, Tensor(a!) out, float scale=1.0, int K=1, "
-      "bool transpose=False, Tensor? before=None, Tensor? after=None) -> ()");
+      "bool transpose=False, Tensor? before=None, Tensor? after=None, SymInt? block=None) -> ()");
   m.def("philox_words(Tensor like, int seed, int stream, int first, int count) -> Tensor");
   m.def("normals(Tensor like, int seed, int stream, int first, int count) -> Tensor");
   m.def("project_rows(Tensor v, int seed, SymInt start, SymInt stop) -> Tensor");

@@ -15,6 +15,7 @@
 
 #include "kernels.h"
 #include "orders.h"
+#include "places.h"
 
 namespace fastfood {
 
@@ -67,15 +68,25 @@ inline Tensor make_contiguous(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
-// Uninitialised, of the shape, type and device of x, which is contiguous. Not through torch's
-// dispatcher, which would take longer than a small transform.
+// Uninitialised and contiguous, of the shape, type and device of x. Not through torch's dispatcher,
+// which would take longer than a small transform.
 inline Tensor empty_as(const Tensor& x) {
   int32_t type = 0, device = 0;
   AtenTensorHandle made = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), x.sizes().data(), x.strides().data(),
-                                                  type, device, x.get_device_index(), &made));
+  std::vector<int64_t> strides;
+  if (!x.is_contiguous()) {
+    strides.resize(static_cast<size_t>(x.dim()));
+    int64_t stride = 1;
+    for (int64_t d = x.dim() - 1; d >= 0; --d) {
+      strides[static_cast<size_t>(d)] = stride;
+      stride *= x.size(d) > 1 ? x.size(d) : 1;
+    }
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      x.dim(), x.sizes().data(), strides.empty() ? x.strides().data() : strides.data(), type,
+      device, x.get_device_index(), &made));
   return Tensor(made);
 }
 
@@ -95,54 +106,77 @@ inline char* at_row(Tensor& x, int64_t row, int64_t length) {
          row * length * static_cast<int64_t>(x.element_size());
 }
 
-// The entries of a diagonal for rows of n entries of `type`, or null.
-inline const void* diagonal(const std::optional<Tensor>& values, const char* name, int64_t n,
-                            Type type, const Tensor& x) {
+// The entries of a diagonal, or null: of a row of n entries, or of all `whole` entries of the last
+// dimension, which are so many `rows`.
+inline const void* diagonal(const std::optional<Tensor>& values, const char* name, int64_t whole,
+                            int64_t n, Type type, const Tensor& x, int64_t* rows) {
   if (!values) return nullptr;
-  check_vector(*values, name, n);
+  if (values->dim() != 1 || values->size(0) != n) *rows = whole / n;
+  check_vector(*values, name, *rows * n);
   check_type(*values, name, arithmetic(type));
   check_same_device(*values, name, x);
   return values->const_data_ptr();
 }
 
-// What the operators below share: `x` is contiguous, and so is `out`, which has its shape and type.
+// Whether rows of n entries along the last dimension are where `places` can say.
+inline bool has_places(const Tensor& x, int64_t n, Places* places) {
+  if (x.is_contiguous()) return true;
+  const int64_t last = x.dim() - 1;
+  return (x.size(last) == 1 || x.stride(last) == 1) &&
+         find_places(x.sizes().data(), x.strides().data(), x.dim(), n, places);
+}
+
+inline void check_apart(const Tensor& x, const char* name) {
+  for (int64_t d = 0; d < x.dim(); ++d)
+    STD_TORCH_CHECK(x.size(d) < 2 || x.stride(d) > 0, name,
+                    ": wanted entries that share no memory, got dimension ", d, " of stride 0");
+}
+
+// What the operators below share: `out` has the shape and the type of x.
 template <class Backend>
 void transform_into(Tensor& out, const Tensor& x, double scale, int64_t K, bool transpose,
-                    const std::optional<Tensor>& before, const std::optional<Tensor>& after) {
+                    const std::optional<Tensor>& before, const std::optional<Tensor>& after,
+                    std::optional<int64_t> block) {
   const Type type = type_of(x, "x");
   STD_TORCH_CHECK(x.dim() > 0, "x: wanted at least one dimension, got a scalar");
-  const int64_t n = x.size(x.dim() - 1);
+  const int64_t whole = x.size(x.dim() - 1), n = block.value_or(whole);
   Transform t{nullptr, nullptr, type, n > 0 ? x.numel() / n : 0, n, scale};
   STD_TORCH_CHECK(K == 1 || factor(K, transpose, t.factors), "K: wanted 1 or an order, got ", K);
-  STD_TORCH_CHECK(n % K == 0 && is_power_of_two(n / K), "x: wanted a last dimension that is ", K,
-                  " times a power of two, got ", n);
-  t.before = diagonal(before, "before", n, type, x);
-  t.after = diagonal(after, "after", n, type, x);
-  if (t.rows == 0) return;
-  t.x = x.const_data_ptr();
-  t.out = out.mutable_data_ptr();
+  STD_TORCH_CHECK(n % K == 0 && is_power_of_two(n / K), block ? "block" : "x", ": wanted ",
+                  block ? "" : "a last dimension that is ", K, " times a power of two, got ", n);
+  STD_TORCH_CHECK(whole % n == 0, "block: wanted a divisor of the ", whole,
+                  " entries of the last dimension of x, got ", n);
+  t.before = diagonal(before, "before", whole, n, type, x, &t.before_rows);
+  t.after = diagonal(after, "after", whole, n, type, x, &t.after_rows);
+  if (x.numel() == 0) return;
+  const Tensor from = has_places(x, n, &t.x_places) ? x : make_contiguous(x);
+  const bool direct = has_places(out, n, &t.out_places) && are_apart(t.out_places, n);
+  Tensor to = direct ? out : empty_as(x);
+  if (!direct) t.out_places = {};
+  t.x = from.const_data_ptr();
+  t.out = to.mutable_data_ptr();
   Backend::transform(t, x);
+  if (!direct) torch::stable::copy_(out, to);
 }
 
 template <class Backend>
-Tensor hadamard_transform(const Tensor& x_in, double scale, int64_t K, bool transpose,
-                          const std::optional<Tensor>& before, const std::optional<Tensor>& after) {
-  const Tensor x = make_contiguous(x_in);
+Tensor hadamard_transform(const Tensor& x, double scale, int64_t K, bool transpose,
+                          const std::optional<Tensor>& before, const std::optional<Tensor>& after,
+                          std::optional<int64_t> block) {
   Tensor out = empty_as(x);
-  transform_into<Backend>(out, x, scale, K, transpose, before, after);
+  transform_into<Backend>(out, x, scale, K, transpose, before, after, block);
   return out;
 }
 
 template <class Backend>
-void hadamard_transform_out(const Tensor& x_in, Tensor out, double scale, int64_t K, bool transpose,
-                            const std::optional<Tensor>& before,
-                            const std::optional<Tensor>& after) {
-  const Tensor x = make_contiguous(x_in);
+void hadamard_transform_out(const Tensor& x, Tensor out, double scale, int64_t K, bool transpose,
+                            const std::optional<Tensor>& before, const std::optional<Tensor>& after,
+                            std::optional<int64_t> block) {
   check_type(out, "out", x.scalar_type());
   check_same_device(x, "x", out);
-  STD_TORCH_CHECK(out.is_contiguous() && out.sizes().equals(x.sizes()),
-                  "out: wanted a contiguous tensor of the shape of x");
-  transform_into<Backend>(out, x, scale, K, transpose, before, after);
+  STD_TORCH_CHECK(out.sizes().equals(x.sizes()), "out: wanted a tensor of the shape of x");
+  if (!out.is_contiguous()) check_apart(out, "out");
+  transform_into<Backend>(out, x, scale, K, transpose, before, after, block);
 }
 
 inline Draw draw(int64_t seed, int64_t stream, int64_t first, int64_t count) {

@@ -24,9 +24,10 @@ def hadamard_transform(
     before: torch.Tensor | None = None,
     after: torch.Tensor | None = None,
     dim: int = -1,
+    block: int | None = None,
 ) -> torch.Tensor:
     """See `fastfood.hadamard_transform`; the result is float64."""
-    n = x.shape[dim]
+    n = block or x.shape[dim]
     padded = 1 << (n - 1).bit_length()
     return _apply(hadamard_matrix(padded)[:n, :n], x, scale, before, after, dim)
 
@@ -40,17 +41,20 @@ def hadamard_transform_KN(
     before: torch.Tensor | None = None,
     after: torch.Tensor | None = None,
     dim: int = -1,
+    block: int | None = None,
 ) -> torch.Tensor:
     """See `fastfood.hadamard_transform_KN`; the result is float64."""
-    H = torch.kron(order_matrix(K), hadamard_matrix(x.shape[dim] // K))
+    H = torch.kron(order_matrix(K), hadamard_matrix((block or x.shape[dim]) // K))
     return _apply(H.T if transpose else H, x, scale, before, after, dim)
 
 
 def _apply(H, x, scale, before, after, dim):
+    n = x.shape[dim]
+    H = torch.block_diag(*[H] * (n // len(H)))
     if before is not None:
-        H = H * before.double().cpu()
+        H = H * before.double().cpu().repeat(n // len(before))
     if after is not None:
-        H = H * after.double().cpu().unsqueeze(-1)
+        H = H * after.double().cpu().repeat(n // len(after)).unsqueeze(-1)
     return (x.double().movedim(dim, -1) @ (H.to(x.device).T * scale)).movedim(-1, dim)
 
 

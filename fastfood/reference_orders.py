@@ -113,7 +113,7 @@ _ORBITS = {
 
 @functools.cache
 def order_matrix(K: int) -> torch.Tensor:
-    """The Hadamard matrix of order K = 1, one of `fastfood.hadamard.ORDERS`, or a product of two.
+    """The Hadamard matrix of order K = 1, one of `fastfood.orders.ORDERS`, or a product of two.
 
     Source: the constructions named at the top of csrc/orders.cpp.
     """

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastfood
-from fastfood import hadamard, hadamard_transform_KN, random_signs, reference
+from fastfood import hadamard_transform_KN, random_signs, reference, transform
+from fastfood.orders import ORDERS, PRODUCTS, choose_order
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SIZES = [1, 2, 3, 4, 8, 12, 16, 32, 64, 100, 128, 256, 1000, 1024, 4096, 8192]
@@ -19,7 +20,7 @@ DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 def plain(x, scale=1.0, K=1, transpose=False, before=None, after=None):
     """The transform by its defining order of sums, in plain torch."""
-    return hadamard.in_plain_torch(x, scale, K, transpose, before, after)
+    return transform.in_plain_torch(x, scale, K, transpose, before, after)
 
 
 def assert_close(y, x, want, scale, n):
@@ -90,7 +91,7 @@ GOLDEN = """
 GOLDEN = dict(zip(map(int, GOLDEN[::2]), GOLDEN[1::2], strict=True))
 
 
-@pytest.mark.parametrize("K", sorted(hadamard.ORDERS))
+@pytest.mark.parametrize("K", sorted(ORDERS))
 def test_orders_are_hadamard_matrices_for_ever(K):
     H = reference.order_matrix(K)
     assert torch.equal(H @ H.T, K * torch.eye(K, dtype=torch.float64))
@@ -102,7 +103,7 @@ def test_orders_are_hadamard_matrices_for_ever(K):
 
 def test_operator_has_the_orders_that_python_lists():
     for K in [*range(1, 1200), 2736, 3696, 668 * 12, 716 * 12, 996 * 1020, 1020 * 1020, 1028 * 4]:
-        listed = K == 1 or K in hadamard.ORDERS or K in hadamard._PRODUCTS
+        listed = K == 1 or K in ORDERS or K in PRODUCTS
         try:
             torch.ops.fastfood.hadamard_transform(torch.ones(K), 1.0, K)
             assert listed, K
@@ -120,8 +121,8 @@ def test_a_size_keeps_the_order_that_was_chosen_first():
             [a for a in group if n % a == 0 and (n // a).bit_count() == 1]
             for group in ([1], first, products)
         ]
-        assert hadamard._choose(n) == min(next(filter(None, fitting))), n
-    assert hadamard._choose(284 * 64) == 284 and hadamard._choose(1000) == 500
+        assert choose_order(n) == min(next(filter(None, fitting))), n
+    assert choose_order(284 * 64) == 284 and choose_order(1000) == 500
 
 
 # Heads, widths and inner widths of current models, embeddings, and a shard (10944 / 8).
@@ -141,7 +142,7 @@ def test_sizes_of_models(n, device):
     """Close to float64, orthogonal, with a true adjoint, which is the gradient."""
     x = torch.randn(2, n, device=device, requires_grad=True)
     y = hadamard_transform_KN(x, n**-0.5)
-    K = hadamard._choose(n)
+    K = choose_order(n)
     want = reference_rows(x.detach().cpu(), n, K)
     size = x.detach().double().square().mean(-1, keepdim=True).sqrt().cpu()  # of y's entries, too
     units = (y.detach().cpu() - want).abs() / size / 2.0**-24

@@ -10,7 +10,8 @@ def rotated(w: torch.Tensor) -> torch.Tensor:
     signs: torch.Tensor = fastfood.random_signs(w.shape[-1], seed=1, device="cpu")
     y = fastfood.hadamard_transform_KN(w, w.shape[-1] ** -0.5, before=signs)
     fastfood.hadamard_transform_(y, scale=0.5, after=7)
-    return fastfood.hadamard_transform(y, dim=0, out=torch.empty_like(y))
+    fastfood.hadamard_transform_KN(y, block=16, out=y)
+    return fastfood.hadamard_transform(y, dim=0, block=4, out=torch.empty_like(y))
 
 
 def projected(theta: torch.Tensor) -> torch.Tensor:

@@ -5,84 +5,11 @@
 #include "fwht.h"
 
 #include "mix.h"
+#include "rows.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
 namespace {
-
-// --- Loads and stores, by the index in a row -----------------------------------------------------
-
-template <class S, bool kDiagonal>
-struct Load {
-  using T = Arithmetic<S>;
-  const S* x;
-  const T* before;
-  int64_t mask;     // n - 1, or all ones where i is the index in a row
-  uintptr_t ahead;  // bytes that memory is asked for in advance
-
-  template <int kVectors>
-  FASTFOOD_INLINE_MEMBER void fetch(int64_t i) const {
-    if (!ahead) return;
-    constexpr int bytes = kVectors * kLanes<T> * static_cast<int>(sizeof(S));
-    const char* later = reinterpret_cast<const char*>(x + i) + ahead;
-#pragma GCC unroll 16
-    for (int k = 0; k < bytes; k += 64) __builtin_prefetch(later + k);
-  }
-  FASTFOOD_INLINE_MEMBER Vector<T> operator()(int64_t i) const {
-    Vector<T> r = load_wide(x + i);
-    if constexpr (kDiagonal) r *= load(before + (i & mask));
-    return r;
-  }
-  // The same after the level of stride one.
-  FASTFOOD_INLINE_MEMBER Vector<T> first_level(int64_t i) const {
-    if constexpr (std::is_same<S, T>::value && !kDiagonal)
-      return load_first_level(x + i);
-    else
-      return lane_level<1>((*this)(i));
-  }
-  Load from(int64_t i) const { return {x + i, before, mask, ahead}; }
-};
-
-template <class S, bool kDiagonal>
-struct Finish {
-  using T = Arithmetic<S>;
-  S* out;
-  const T* after;
-  int64_t mask;
-  T scale;
-
-  FASTFOOD_INLINE_MEMBER void operator()(int64_t i, Vector<T> r) const {
-    r *= scale;
-    if constexpr (kDiagonal) r *= load(after + (i & mask));
-    store_narrow(out + i, r);
-  }
-  Finish from(int64_t i) const { return {out + i, after, mask, scale}; }
-};
-
-// Calls f with the Load and the Finish of entries at x and out, whose places in their rows are
-// their indices & mask.
-template <class S, class F>
-FASTFOOD_INLINE void with_diagonals(const Transform& t, const S* x, S* out, int64_t mask, F f) {
-  using T = Arithmetic<S>;
-  const T* before = static_cast<const T*>(t.before);
-  const T* after = static_cast<const T*>(t.after);
-  const T scale = static_cast<T>(t.scale);
-  const bool far = !fits<S>(t.rows * t.n, cpu::caches().second) && cpu::prefetches();
-  const uintptr_t ahead = far ? static_cast<uintptr_t>(cpu::caches().first / 2) : 0;
-  const Load<S, true> load_diagonal{x, before, mask, ahead};
-  const Load<S, false> load_plain{x, before, mask, ahead};
-  const Finish<S, true> finish_diagonal{out, after, mask, scale};
-  const Finish<S, false> finish_plain{out, after, mask, scale};
-  const auto with_finish = [&](const auto& load_entries) {
-    if (after)
-      f(load_entries, finish_diagonal);
-    else if (scale != T{1} || !std::is_same<S, T>::value)
-      f(load_entries, finish_plain);
-    else
-      f(load_entries, Keep<T>{reinterpret_cast<T*>(out)});
-  };
-  before ? with_finish(load_diagonal) : with_finish(load_plain);
-}
 
 // --- Rows in registers ---------------------------------------------------------------------------
 
@@ -120,25 +47,26 @@ FASTFOOD_INLINE void with_power(int64_t value, F f) {
   if constexpr (k < kMost) with_power<kMost, 2 * k>(value, f);
 }
 
-// Rows of at most a vector, several in each; the last vector is filled up with zeros.
+// A vector of factors of rows of n entries, from entry `first` of `count` on; those of all rows if
+// the diagonal begins anew with each.
+template <class T>
+void repeat_factors(const T* diagonal, int64_t pitch, int64_t n, int64_t first, int64_t count,
+                    T* factors) {
+  for (int64_t i = 0; i < kLanes<T>; ++i) {
+    const int64_t place = pitch ? first + i : i % n;
+    factors[i] = place < count ? diagonal[place] : T{0};
+  }
+}
+
+// Neighbouring rows of at most a vector, several in each; the last vector is filled up with zeros.
 template <class S>
-void transform_short_rows(const Transform& t, const S* x, S* out, int64_t count) {
+void transform_short_rows(const Transform& t, const Stretch& s) {
   using T = Arithmetic<S>;
   constexpr int lanes = kLanes<T>;
-  Transform repeated = t;
-  T before[lanes], after[lanes];
-  for (int i = 0; i < lanes; ++i) {
-    if (t.before) before[i] = static_cast<const T*>(t.before)[i % t.n];
-    if (t.after) after[i] = static_cast<const T*>(t.after)[i % t.n];
-  }
-  if (t.before) repeated.before = before;
-  if (t.after) repeated.after = after;
-  const int64_t whole = count / lanes * lanes, rest = count - whole;
-  S last[lanes] = {};
-  for (int64_t i = 0; i < rest; ++i) last[i] = x[whole + i];
-  with_power<lanes>(t.n, [&](auto n) {
-    const auto transform_all = [&](const S* from, S* to, int64_t end) {
-      with_diagonals(repeated, from, to, 0, [&](const auto& load_entries, const auto& finish) {
+  const int64_t count = s.rows * t.n, whole = count / lanes * lanes, rest = count - whole;
+  const auto transform_all = [&](const Transform& of, const Stretch& at, int64_t end) {
+    with_power<lanes>(t.n, [&](auto n) {
+      with_diagonals<S>(of, at, 0, [&](const auto& load_entries, const auto& finish) {
         for (int64_t i = 0; i < end; i += lanes) {
           load_entries.template fetch<1>(i);
           Vector<T> r[1] = {load_entries(i)};
@@ -146,11 +74,35 @@ void transform_short_rows(const Transform& t, const S* x, S* out, int64_t count)
           finish(i, r[0]);
         }
       });
-    };
-    transform_all(x, out, whole);
-    transform_all(last, last, rest);
-  });
-  for (int64_t i = 0; i < rest; ++i) out[whole + i] = last[i];
+    });
+  };
+  Transform of = t;
+  Stretch at = s;
+  T before[lanes], after[lanes];
+  // Puts vectors of factors into the place of a diagonal, unless it is long enough as it is.
+  const auto repeat = [&](int64_t first, const void* given, int64_t pitch, int64_t from, T* factors,
+                          const void** values, int64_t* place) {
+    if (!given || (pitch && first < whole)) return;
+    repeat_factors(static_cast<const T*>(given) + from, pitch, t.n, first, count, factors);
+    *values = factors;
+    *place = 0;
+  };
+  const auto repeat_both = [&](int64_t first) {
+    repeat(first, t.before, s.before_pitch, s.before, before, &of.before, &at.before);
+    repeat(first, t.after, s.after_pitch, s.after, after, &of.after, &at.after);
+  };
+  repeat_both(0);
+  if (whole) transform_all(of, at, whole);
+  if (!rest) return;
+  S last[lanes] = {};
+  const S* x = static_cast<const S*>(t.x) + s.x + whole;
+  S* out = static_cast<S*>(t.out) + s.out + whole;
+  for (int64_t i = 0; i < rest; ++i) last[i] = x[i];
+  repeat_both(whole);
+  of.x = of.out = last;
+  at.x = at.out = 0;
+  transform_all(of, at, rest);
+  for (int64_t i = 0; i < rest; ++i) out[i] = last[i];
 }
 
 // --- Phases of a row -----------------------------------------------------------------------------
@@ -166,22 +118,28 @@ struct Shape {
   }
 };
 
+// From piece to piece: of a row, or of a stretch of rows.
+struct Pitches {
+  int64_t x, out, before, after;
+};
+
 // Pieces [begin, end) of kTiles tiles of kVectors vectors, the work on piece p at work + p step.
 // Arguments come by value: a store of a vector may change whatever is in memory, so that what came
 // by reference would be read again behind each.
 template <int kVectors, int kTiles, class T, class Load, class Store>
 __attribute__((noinline)) void transform_small(T* work, int64_t step, int64_t begin, int64_t end,
-                                               Load load_entries, Store store) {
+                                               Load load_entries, Store store, Pitches pitches) {
   constexpr int64_t kTile = kVectors * kLanes<T>, kPiece = kTiles * kTile;
   for (int64_t p = begin; p < end; ++p) {
-    const int64_t i = p * kPiece;
+    const Load from = load_entries.from(p * pitches.x, p * pitches.before);
+    const Store to = store.from(p * pitches.out, p * pitches.after);
     if constexpr (kTiles == 1) {
-      transform_tile<kVectors, T>(load_entries, i, store, i);
+      transform_tile<kVectors, T>(from, 0, to, 0);
     } else {
       T* here = work + p * step;
       for (int64_t j = 0; j < kPiece; j += kTile)
-        transform_tile<kVectors, T>(load_entries, i + j, Keep<T>{here}, j);
-      radix_pass<kTiles, true>(here, 0, kTile, kTile, kTile, From<Store>{store, i});
+        transform_tile<kVectors, T>(from, j, Keep<T>{here}, j);
+      radix_pass<kTiles, true>(here, 0, kTile, kTile, kTile, to);
     }
   }
 }
@@ -190,19 +148,21 @@ __attribute__((noinline)) void transform_small(T* work, int64_t step, int64_t be
 template <class T>
 constexpr int64_t kSmall = kRadix * kRadix * kLanes<T>;
 
-// Pieces [begin, end) of a row: the levels of strides below `piece`, which is at least one vector.
-// Work as for transform_small; a piece of more than kSmall has one of its own.
+// Pieces [begin, end): the levels of strides below `piece`, which is at least one vector. Work as
+// for transform_small; pieces of more than kSmall follow each other in a row that has its own.
 template <class T, class Load, class Store>
 void transform_pieces(T* work, int64_t step, int64_t piece, int64_t begin, int64_t end,
-                      Load load_entries, Store store) {
+                      Load load_entries, Store store, Pitches pitches) {
   constexpr int64_t kTile = kRadix * kLanes<T>;
   if (piece <= kTile) {
     with_power<kRadix>(piece / kLanes<T>, [=](auto vectors) {
-      transform_small<decltype(vectors)::value, 1>(work, step, begin, end, load_entries, store);
+      transform_small<decltype(vectors)::value, 1>(work, step, begin, end, load_entries, store,
+                                                   pitches);
     });
   } else if (piece <= kSmall<T>) {
     with_power<kRadix>(piece / kTile, [=](auto tiles) {
-      transform_small<kRadix, decltype(tiles)::value>(work, step, begin, end, load_entries, store);
+      transform_small<kRadix, decltype(tiles)::value>(work, step, begin, end, load_entries, store,
+                                                      pitches);
     });
   } else {
     const auto tile = [=](int64_t i) {
@@ -229,7 +189,8 @@ void transform_row(const Transform& t, T* work, const Load& load_entries, const 
     });
   };
   phase(t.n / stride, stride, [&](int64_t begin, int64_t end, auto store) {
-    transform_pieces(work, shape.piece, shape.piece, begin, end, load_entries, store);
+    transform_pieces(work, shape.piece, shape.piece, begin, end, load_entries, store,
+                     Pitches{shape.piece, shape.piece, shape.piece, shape.piece});
   });
   while (stride < shape.m) {
     const int64_t here = stride, radix = phase_radix<T>(here, shape.m);
@@ -249,43 +210,63 @@ void transform_row(const Transform& t, T* work, const Load& load_entries, const 
 
 // --- Rows side by side ---------------------------------------------------------------------------
 
+// Rows [first, first + count) and their diagonals.
+template <class S>
+struct Lanes {
+  using T = Arithmetic<S>;
+  int64_t n, count;
+  const S* x[kLanes<T>];
+  S* out[kLanes<T>];
+  const T *before[kLanes<T>], *after[kLanes<T>];
+
+  Lanes(const Transform& t, int64_t first, int64_t rows) : n(t.n), count(rows) {
+    for (int64_t k = 0; k < rows; ++k) {
+      const Stretch s = stretch_of(t, first + k, 1);
+      x[k] = static_cast<const S*>(t.x) + s.x;
+      out[k] = static_cast<S*>(t.out) + s.out;
+      before[k] = t.before ? static_cast<const T*>(t.before) + s.before : nullptr;
+      after[k] = t.after ? static_cast<const T*>(t.after) + s.after : nullptr;
+    }
+  }
+};
+
 // Entry i of row k to lane k of vector i, times before[i]; zeros where there is no row.
 template <class S, class T>
-void rows_to_vectors(const S* x, const T* before, int64_t n, int64_t rows, T* work) {
+void rows_to_vectors(const Lanes<S>& rows, T* work) {
   constexpr int lanes = kLanes<T>;
-  const int64_t whole = n / lanes * lanes;
+  const int64_t whole = rows.n / lanes * lanes;
   for (int64_t i = 0; i < whole; i += lanes) {
     Vector<T> r[lanes];
     for (int64_t k = 0; k < lanes; ++k) {
-      r[k] = k < rows ? load_wide(x + k * n + i) : Vector<T>{};
-      if (before) r[k] *= load(before + i);
+      r[k] = k < rows.count ? load_wide(rows.x[k] + i) : Vector<T>{};
+      if (k < rows.count && rows.before[k]) r[k] *= load(rows.before[k] + i);
     }
     store_lanes(r, i, work);
   }
-  for (int64_t i = whole; i < n; ++i)
+  for (int64_t i = whole; i < rows.n; ++i)
     for (int64_t k = 0; k < lanes; ++k) {
-      const T value = k < rows ? widen(x[k * n + i]) : T{0};
-      work[i * lanes + k] = before ? value * before[i] : value;
+      const T value = k < rows.count ? widen(rows.x[k][i]) : T{0};
+      work[i * lanes + k] = k < rows.count && rows.before[k] ? value * rows.before[k][i] : value;
     }
 }
 
 // The way back, times scale and after[i].
 template <class S, class T>
-void vectors_to_rows(const T* work, T scale, const T* after, int64_t n, int64_t rows, S* out) {
+void vectors_to_rows(const T* work, T scale, const Lanes<S>& rows) {
   constexpr int lanes = kLanes<T>;
-  const int64_t whole = n / lanes * lanes;
+  const int64_t whole = rows.n / lanes * lanes;
   for (int64_t i = 0; i < whole; i += lanes) {
     Vector<T> r[lanes];
     load_lanes(work, i, r);
-    for (int64_t k = 0; k < rows; ++k) {
+    for (int64_t k = 0; k < rows.count; ++k) {
       const Vector<T> scaled = r[k] * scale;
-      store_narrow(out + k * n + i, after ? scaled * load(after + i) : scaled);
+      store_narrow(rows.out[k] + i, rows.after[k] ? scaled * load(rows.after[k] + i) : scaled);
     }
   }
-  for (int64_t i = whole; i < n; ++i)
-    for (int64_t k = 0; k < rows; ++k) {
+  for (int64_t i = whole; i < rows.n; ++i)
+    for (int64_t k = 0; k < rows.count; ++k) {
       const T value = work[i * lanes + k] * scale;
-      narrow(after ? value * after[i] : value, &out[k * n + i]);
+      narrow(rows.after[k] ? value * rows.after[k][i] : value, &rows.out[k][i]);
     }
 }
 
@@ -295,9 +276,8 @@ void transform_side_by_side(const Transform& t, int64_t first, int64_t count, Ar
   using T = Arithmetic<S>;
   constexpr int64_t lanes = kLanes<T>;
   const Shape<T> shape(t);
-  const int64_t start = first * t.n;
-  rows_to_vectors(static_cast<const S*>(t.x) + start, static_cast<const T*>(t.before), t.n, count,
-                  work);
+  const Lanes<S> rows(t, first, count);
+  rows_to_vectors(rows, work);
   for (int64_t i = 0; i < t.n; i += shape.m) transform_vectors(work + i * lanes, shape.m);
   int64_t stride = shape.m;
   for (const SignMatrix* factor : t.factors) {
@@ -305,11 +285,25 @@ void transform_side_by_side(const Transform& t, int64_t first, int64_t count, Ar
     mix_columns(work, *factor, stride * lanes, 0, t.n / factor->K, Keep<T>{work});
     stride *= factor->K;
   }
-  vectors_to_rows(work, static_cast<T>(t.scale), static_cast<const T*>(t.after), t.n, count,
-                  static_cast<S*>(t.out) + start);
+  vectors_to_rows(work, static_cast<T>(t.scale), rows);
 }
 
 // --- All rows ------------------------------------------------------------------------------------
+
+// Rows [begin, end) of 2^k entries, from one vector to kSmall.
+template <class S>
+void transform_small_rows(const Transform& t, int64_t begin, int64_t end) {
+  using T = Arithmetic<S>;
+  constexpr bool own = std::is_same<S, T>::value;  // else all rows are worked on in one place
+  alignas(64) T shared[own ? 1 : kSmall<T>];
+  for_each_stretch(t, begin, end, [&](const Stretch& s) {
+    T* work = own ? reinterpret_cast<T*>(static_cast<S*>(t.out) + s.out) : shared;
+    with_diagonals<S>(t, s, -1, [=](const auto& load_entries, const auto& finish) {
+      transform_pieces<T>(work, own ? s.out_pitch : 0, t.n, 0, s.rows, load_entries, finish,
+                          Pitches{s.x_pitch, s.out_pitch, s.before_pitch, s.after_pitch});
+    });
+  });
+}
 
 // Room for `entries` that are computed: the output itself, where it has their type.
 template <class S>
@@ -327,18 +321,31 @@ class Work {
   Scratch scratch_;
 };
 
+// Rows [begin, end), one after the other.
+template <class S, class Phases>
+void transform_long_rows(const Transform& t, int64_t begin, int64_t end, Phases phases) {
+  const Work<S> work(t.n);
+  for_each_stretch(t, begin, end, [&](const Stretch& s) {
+    S* out = static_cast<S*>(t.out) + s.out;
+    with_diagonals<S>(t, s, -1, [&](const auto& load_entries, const auto& finish) {
+      for (int64_t row = 0; row < s.rows; ++row)
+        transform_row(t, work.at(out + row * s.out_pitch),
+                      load_entries.from(row * s.x_pitch, row * s.before_pitch),
+                      finish.from(row * s.out_pitch, row * s.after_pitch), phases);
+    });
+  });
+}
+
 template <class S>
 void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
   using T = Arithmetic<S>;
   constexpr int64_t lanes = kLanes<T>;
-  const S* x = static_cast<const S*>(t.x);
-  S* out = static_cast<S*>(t.out);
   const Shape<T> shape(t);
   const int64_t grain = t.n >= kGrain ? 1 : kGrain / t.n;
 
   if (shape.m == t.n && t.n <= lanes) {
     auto body = [&](int64_t begin, int64_t end) {
-      transform_short_rows(t, x + begin * t.n, out + begin * t.n, (end - begin) * t.n);
+      for_each_run(t, begin, end, [&](const Stretch& s) { transform_short_rows<S>(t, s); });
     };
     return for_each_range(parallel, t.rows, grain, body);
   }
@@ -353,28 +360,14 @@ void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
                           body);
   }
   if (t.n == shape.m && t.n <= kSmall<T>) {
-    constexpr bool own = std::is_same<S, T>::value;  // else all rows are worked on in one place
-    auto body = [&](int64_t begin, int64_t end) {
-      alignas(64) T shared[own ? 1 : kSmall<T>];
-      T* work = own ? reinterpret_cast<T*>(out) : shared;
-      with_diagonals(t, x, out, t.n - 1, [=](const auto& load_entries, const auto& finish) {
-        transform_pieces<T>(work, own ? t.n : 0, t.n, begin, end, load_entries, finish);
-      });
-    };
+    auto body = [&](int64_t begin, int64_t end) { transform_small_rows<S>(t, begin, end); };
     return for_each_range(parallel, t.rows, grain, body);
   }
-  const auto rows_by = [&](int64_t begin, int64_t end, auto phases) {
-    const Work<S> work(t.n);
-    with_diagonals(t, x, out, -1, [&](const auto& load_entries, const auto& finish) {
-      for (int64_t i = begin * t.n; i < end * t.n; i += t.n)
-        transform_row(t, work.at(out + i), load_entries.from(i), finish.from(i), phases);
-    });
-  };
   if (fits<T>(t.n, cpu::caches().second)) {
-    auto body = [&](int64_t begin, int64_t end) { rows_by(begin, end, Alone{}); };
+    auto body = [&](int64_t begin, int64_t end) { transform_long_rows<S>(t, begin, end, Alone{}); };
     return for_each_range(parallel, t.rows, grain, body);
   }
-  rows_by(0, t.rows, Together{parallel});
+  transform_long_rows<S>(t, 0, t.rows, Together{parallel});
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ template <class T>
 struct Keep {
   T* work;
   FASTFOOD_INLINE_MEMBER void operator()(int64_t i, Vector<T> r) const { store(work + i, r); }
-  Keep from(int64_t i) const { return {work + i}; }
+  Keep from(int64_t i, int64_t) const { return {work + i}; }
 };
 
 // The levels of strides 1, 2, ... N / 2 over N values.

@@ -2,6 +2,7 @@
 // are short, by one tile where shared memory holds them, else by tiles and passes over columns.
 // Compiled once for each type, FASTFOOD_TYPE, so that a build uses all cores.
 #include "columns.cuh"
+#include "pitched.cuh"
 #include "rows.cuh"
 #include "transform.h"
 
@@ -49,9 +50,10 @@ struct Rows {
   int log_n() const { return log2_of(t.n); }
   int64_t total() const { return rows * t.n; }
   C scale() const { return static_cast<C>(t.scale); }
-  Diagonal<C> before() const { return {static_cast<const C*>(t.before), t.n - 1}; }
-  Diagonal<C> after() const { return {static_cast<const C*>(t.after), t.n - 1}; }
+  Diagonal<C> before() const { return {static_cast<const C*>(t.before), t.before_rows * t.n - 1}; }
+  Diagonal<C> after() const { return {static_cast<const C*>(t.after), t.after_rows * t.n - 1}; }
   bool has_diagonals() const { return t.before || t.after; }
+  bool has_long_diagonals() const { return t.before_rows > 1 || t.after_rows > 1; }
   bool aligned() const {
     return is_aligned(x, 16) && is_aligned(out, 16) && is_aligned(t.before, 16);
   }
@@ -79,18 +81,21 @@ template <int kLog, class T>
 const char* transform_tiles_of(const Rows<T>& rows, Stream stream) {
   using C = Arithmetic<T>;
   constexpr Shape kShape = shape_of<T>(kLog);
-  const int64_t whole = rows.aligned() ? rows.total() >> kShape.tile_log : 0;
+  const bool fast = rows.aligned() && (!rows.has_long_diagonals() || kShape.tile_log == kLog);
+  const int64_t whole = fast ? rows.total() >> kShape.tile_log : 0;
   const int64_t done = whole << kShape.tile_log;
-  const C* before = rows.before().values;
-  const C* after = rows.after().values;
+  const Diagonal<C> before = rows.before(), after = rows.after();
   const char* error =
-      before || after
-          ? launch_tiles<kLog, T>(LoadWhole<T, kShape.once, kLog>{rows.x, before},
-                                  StoreWhole<T, kShape.once, kLog>{rows.out, rows.scale(), after},
-                                  whole, stream)
+      rows.has_diagonals()
+          ? launch_tiles<kLog, T>(
+                LoadWhole<T, kShape.once, kLog>{rows.x, before.values,
+                                                static_cast<int>(before.mask)},
+                StoreWhole<T, kShape.once, kLog>{rows.out, rows.scale(), after.values,
+                                                 static_cast<int>(after.mask)},
+                whole, stream)
           : launch_tiles<kLog, T>(
-                LoadWhole<T, kShape.once, kNoDiagonals>{rows.x, nullptr},
-                StoreWhole<T, kShape.once, kNoDiagonals>{rows.out, rows.scale(), nullptr}, whole,
+                LoadWhole<T, kShape.once, kNoDiagonals>{rows.x, nullptr, 0},
+                StoreWhole<T, kShape.once, kNoDiagonals>{rows.out, rows.scale(), nullptr, 0}, whole,
                 stream);
   const int64_t left = rows.total() - done;
   if (error || left == 0) return error;
@@ -134,8 +139,8 @@ const char* transform_low_levels(const Rows<T>& rows, Arithmetic<T>* work, int t
   if (direct)
     return with_log<kLeast, kTileLogMost<T>>(tile_log, [&](auto log) {
       constexpr Shape kShape = shape_of<T>(log);
-      return launch_tiles<log, T>(LoadWhole<T, kShape.once, kNoDiagonals>{rows.x, nullptr},
-                                  StoreWhole<C, kShape.once, kNoDiagonals>{work, C{1}, nullptr},
+      return launch_tiles<log, T>(LoadWhole<T, kShape.once, kNoDiagonals>{rows.x, nullptr, 0},
+                                  StoreWhole<C, kShape.once, kNoDiagonals>{work, C{1}, nullptr, 0},
                                   rows.total() >> kShape.tile_log, stream);
     });
   const char* error =
@@ -184,6 +189,9 @@ Cut cut_long_row(int log_n, const Device& device) {
   return cut_row(log_n, best < most ? best : most, most, most_column_levels<C>(device));
 }
 
+constexpr bool is_power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
+
+// Rows that follow each other; those longer than a tile have a diagonal each.
 template <class T>
 const char* transform_by_length(const Transform& t, void* workspace, Stream stream) {
   using C = Arithmetic<T>;
@@ -219,7 +227,17 @@ int64_t rows_workspace(const Transform& t, int device) {
 
 template <class T>
 const char* transform_rows(const Transform& t, void* workspace, Stream stream) {
-  return transform_by_length<T>(t, workspace, stream);
+  const int log_n = log2_of(t.n);
+  const bool one_tile = log_n <= longest_tile<T>(device_facts(stream.device));
+  if (has_neighbours(t) &&
+      (one_tile ? is_power_of_two(t.before_rows) && is_power_of_two(t.after_rows)
+                : t.before_rows == 1 && t.after_rows == 1))
+    return transform_by_length<T>(t, workspace, stream);
+  bool fits = false;
+  const char* error = transform_pitched<T>(t, log_n, stream, &fits);
+  for (int64_t row = 0; row < t.rows && !fits && !error; ++row)
+    error = transform_by_length<T>(row_of<T>(t, row), workspace, stream);
+  return error;
 }
 
 // For the types that rows are computed in.

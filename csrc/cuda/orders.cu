@@ -11,13 +11,18 @@ namespace {
 
 constexpr int kMixThreads = 256;
 
-// Diagonals of rows of n entries, n not always a power of two.
+// Diagonals of rows of n entries, n not always a power of two, that begin anew after `period` rows.
 template <class T>
 struct LoadRow {
   using C = Arithmetic<T>;
   const T* x;
   const C* before;
-  int64_t n;
+  int64_t n, period = 1;
+  Places places = {};  // and the period: of rows that `from` finds, not `one`
+  __device__ __forceinline__ LoadRow from(int64_t row) const {
+    const C* here = before ? before + in_period(row, period, n) : nullptr;
+    return {x + begin_of(places, row, n), here, n};
+  }
   __device__ __forceinline__ C one(int64_t row, int64_t i) const {
     const C value = widen(x[row * n + i]);
     return before ? value * before[i] : value;
@@ -29,7 +34,12 @@ struct StoreRow {
   T* out;
   const C* after;
   C scale;
-  int64_t n;
+  int64_t n, period = 1;
+  Places places = {};
+  __device__ __forceinline__ StoreRow from(int64_t row) const {
+    const C* here = after ? after + in_period(row, period, n) : nullptr;
+    return {out + begin_of(places, row, n), here, scale, n};
+  }
   __device__ __forceinline__ void in_row(int64_t row, int64_t i, C y) const {
     y *= scale;
     out[row * n + i] = narrow<T>(after ? y * after[i] : y);
@@ -102,24 +112,40 @@ __device__ __forceinline__ void mix_row(const Signs<kSmallWords>& signs, Shared<
   __syncthreads();
 }
 
+// Row `row` of those that `load` and `store` find.
+template <class T>
+__device__ __forceinline__ void mix_whole_row(const LoadRow<T>& load, const StoreRow<T>& store,
+                                              const RowFactors& factors, int64_t row) {
+  using C = Arithmetic<T>;
+  const Shared<C> x(shared_memory<C>());
+  const Shared<C> mixed = x + spread(factors.n);  // only there if there are two matrices
+  const auto to_memory = [&](int i, C y) { store.in_row(row, i, y); };
+  load_row(load, row, x, factors.n);
+  transform_row(x, factors.n, factors.m);
+  if (factors.signs[1].K == 1) {
+    mix_row(factors.signs[0], x, factors.n, factors.m, to_memory);
+  } else {
+    mix_row(factors.signs[0], x, factors.n, factors.m, [&](int i, C y) { mixed[spread(i)] = y; });
+    mix_row(factors.signs[1], mixed, factors.n, factors.m * factors.signs[0].K, to_memory);
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kMixThreads)
     row_kernel(const __grid_constant__ LoadRow<T> load, const __grid_constant__ StoreRow<T> store,
                const __grid_constant__ RowFactors factors, int64_t rows) {
-  using C = Arithmetic<T>;
-  const Shared<C> x(shared_memory<C>());
-  const Shared<C> mixed = x + spread(factors.n);  // only there if there are two matrices
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const auto to_memory = [&](int i, C y) { store.in_row(row, i, y); };
-    load_row(load, row, x, factors.n);
-    transform_row(x, factors.n, factors.m);
-    if (factors.signs[1].K == 1) {
-      mix_row(factors.signs[0], x, factors.n, factors.m, to_memory);
-    } else {
-      mix_row(factors.signs[0], x, factors.n, factors.m, [&](int i, C y) { mixed[spread(i)] = y; });
-      mix_row(factors.signs[1], mixed, factors.n, factors.m * factors.signs[0].K, to_memory);
-    }
-  }
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    mix_whole_row(load, store, factors, row);
+}
+
+// The same for rows that lie apart, or whose diagonals span several.
+template <class T>
+__global__ void __launch_bounds__(kMixThreads)
+    pitched_row_kernel(const __grid_constant__ LoadRow<T> load,
+                       const __grid_constant__ StoreRow<T> store,
+                       const __grid_constant__ RowFactors factors, int64_t rows) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    mix_whole_row(load.from(row), store.from(row), factors, 0);
 }
 
 // --- Rows that do not fit ------------------------------------------------------------------------
@@ -236,16 +262,30 @@ template <class T>
 const char* transform_orders(const Transform& t, void* workspace, Stream stream) {
   using C = Arithmetic<T>;
   const OrderShape shape(t, sizeof(C));
-  const LoadRow<T> load{static_cast<const T*>(t.x), static_cast<const C*>(t.before), t.n};
-  const StoreRow<T> store{static_cast<T*>(t.out), static_cast<const C*>(t.after),
-                          static_cast<C>(t.scale), t.n};
+  const bool apart = !has_neighbours(t) || t.before_rows > 1 || t.after_rows > 1;
+  const LoadRow<T> load{static_cast<const T*>(t.x), static_cast<const C*>(t.before), t.n,
+                        t.before_rows, t.x_places};
+  const StoreRow<T> store{static_cast<T*>(t.out),
+                          static_cast<const C*>(t.after),
+                          static_cast<C>(t.scale),
+                          t.n,
+                          t.after_rows,
+                          t.out_places};
   if (shape.fits_row(stream.device)) {
     const RowFactors factors{
         static_cast<int>(t.n),
         static_cast<int>(shape.m),
         {copy_signs<kSmallWords>(t.factors[0]), copy_signs<kSmallWords>(t.factors[1])}};
-    return Launch<row_kernel<T>>::run("row_kernel", {t.rows, kMixThreads, shape.row_bytes, stream},
-                                      load, store, factors, t.rows);
+    const Grid grid{t.rows, kMixThreads, shape.row_bytes, stream};
+    return apart ? Launch<pitched_row_kernel<T>>::run("pitched_row_kernel", grid, load, store,
+                                                      factors, t.rows)
+                 : Launch<row_kernel<T>>::run("row_kernel", grid, load, store, factors, t.rows);
+  }
+  if (apart) {
+    const char* error = nullptr;
+    for (int64_t row = 0; row < t.rows && !error; ++row)
+      error = transform_orders<T>(row_of<T>(t, row), workspace, stream);
+    return error;
   }
   const int64_t wave = wave_size(t.n, t.rows * t.n) / t.n;
   for (int64_t row = 0; row < t.rows; row += wave) {

@@ -9,7 +9,7 @@
 
 namespace fastfood::cuda {
 
-// One factor for each entry of a row of n = mask + 1 entries, or null for ones.
+// One factor for each of mask + 1 entries, of a row or of several, or null for ones.
 template <class C>
 struct Diagonal {
   const C* values;
@@ -30,13 +30,14 @@ struct Diagonal {
 };
 
 // r times the factors of rows of 2^kRowLog entries, for a thread's values of a tile in layout L.
-// Values' bits and threads' bits are apart, so each place is one address and a constant.
+// Values' bits and threads' bits are apart, so each place is one address and a constant. `mask` is
+// kMask, or that of a diagonal of more rows where a tile has no more than one.
 template <int kRowLog, class L, class C>
-__device__ __forceinline__ void multiply(C (&r)[L::kValues], const C* diagonal, int64_t first,
-                                         int thread) {
+__device__ __forceinline__ void multiply(C (&r)[L::kValues], const C* diagonal, int mask,
+                                         int64_t first, int thread) {
   constexpr int kMask = (1 << kRowLog) - 1;
   constexpr int kRun = (1 << L::kLow) < kPacket<C> ? 1 : kPacket<C>;
-  const C* d = diagonal + ((static_cast<int>(first) | L::of_thread(thread)) & kMask);
+  const C* d = diagonal + ((static_cast<int>(first) | L::of_thread(thread)) & mask);
 #pragma unroll
   for (int i = 0; i < L::kValues; i += kRun) {
     C factors[kRun];
@@ -60,6 +61,7 @@ struct LoadWhole {
   using C = Arithmetic<T>;
   const T* x;
   const C* before;
+  int mask;
 
   template <class S, class L>
   __device__ __forceinline__ void run(C (&r)[S::kValues], int64_t first, int thread,
@@ -79,7 +81,7 @@ struct LoadWhole {
   template <class L>
   __device__ __forceinline__ void scale(C (&r)[L::kValues], int64_t first, int thread) const {
     if constexpr (kRowLog != kNoDiagonals)
-      if (before) multiply<kRowLog, L>(r, before, first, thread);
+      if (before) multiply<kRowLog, L>(r, before, mask, first, thread);
   }
 };
 
@@ -133,6 +135,7 @@ struct StoreWhole {
   T* out;
   C scale;
   const C* after;
+  int mask;
 
   template <class S, class L>
   __device__ __forceinline__ void run(C (&r)[S::kValues], int64_t first, int thread,
@@ -141,7 +144,7 @@ struct StoreWhole {
 #pragma unroll
     for (int i = 0; i < S::kValues; ++i) r[i] *= scale;
     if constexpr (kRowLog != kNoDiagonals)
-      if (after) multiply<kRowLog, L>(r, after, first, thread);
+      if (after) multiply<kRowLog, L>(r, after, mask, first, thread);
     if constexpr (kIsHalf<T> && L::kLow > 0) {
 #pragma unroll
       for (int i = 0; i < S::kValues; i += 2)

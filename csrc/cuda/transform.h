@@ -1,9 +1,30 @@
 // What the CUDA sources that are compiled once for each storage type offer to each other.
 #pragma once
 
-#include "launch.cuh"
+#include <algorithm>
+
+#include "../places.h"
+#include "storage.cuh"
 
 namespace fastfood::cuda {
+
+// Whether rows follow each other.
+inline bool has_neighbours(const Transform& t) {
+  return t.x_places.levels == 0 && t.out_places.levels == 0;
+}
+
+// The transform of one row alone.
+template <class T>
+Transform row_of(const Transform& t, int64_t row) {
+  using C = Arithmetic<T>;
+  const Stretch s = stretch_of(t, row, 1);
+  Transform one{
+      static_cast<const T*>(t.x) + s.x, static_cast<T*>(t.out) + s.out, t.type, 1, t.n, t.scale};
+  if (t.before) one.before = static_cast<const C*>(t.before) + s.before;
+  if (t.after) one.after = static_cast<const C*>(t.after) + s.after;
+  std::copy(t.factors, t.factors + 2, one.factors);
+  return one;
+}
 
 // Rows of 2^k entries; t.factors is not read. Rows are worked on in t.out itself if T is the type
 // that they are computed in, else in a workspace of so many bytes.

@@ -62,10 +62,27 @@ void run_emulated(int64_t bytes, Launch launch) {
     if (workspace[i] != 0xFF) throw std::runtime_error("written beyond the workspace");
 }
 
+// Rows in (size, stride) levels, the outermost first.
+using Levels = std::vector<std::pair<int64_t, int64_t>>;
+
+Places places_of(const Levels& levels) {
+  Places places;
+  for (const auto& [size, stride] : levels) {
+    places.sizes[places.levels] = size;
+    places.strides[places.levels++] = stride;
+  }
+  return places;
+}
+
 void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_t n, double scale,
-               Address before, Address after, int64_t K, bool transpose) {
+               Address before, Address after, int64_t K, bool transpose, int64_t before_rows,
+               int64_t after_rows, const Levels& x_places, const Levels& out_places) {
   Transform t{at<void>(x), at<void>(out), static_cast<Type>(type), rows,
               n,           scale,         at<void>(before),        at<void>(after)};
+  t.before_rows = before_rows;
+  t.after_rows = after_rows;
+  t.x_places = places_of(x_places);
+  t.out_places = places_of(out_places);
   if (K != 1 && !factor(K, transpose, t.factors)) throw std::invalid_argument("K is no order");
   if (!cuda) return cpu::kernels().transform(t, split);
   run_emulated(cuda::transform_workspace(t, 0),
@@ -180,7 +197,9 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("isa", [] { return cpu::kernels().name; });
   m.def("transform", transform, py::arg("cuda"), py::arg("x"), py::arg("out"), py::arg("type"),
         py::arg("rows"), py::arg("n"), py::arg("scale"), py::arg("before") = 0,
-        py::arg("after") = 0, py::arg("K") = 1, py::arg("transpose") = false);
+        py::arg("after") = 0, py::arg("K") = 1, py::arg("transpose") = false,
+        py::arg("before_rows") = 1, py::arg("after_rows") = 1, py::arg("x_places") = Levels{},
+        py::arg("out_places") = Levels{});
   m.def("sign_matrix", sign_matrix_rows);
   m.def("words", words);
   m.def("normals", normals);

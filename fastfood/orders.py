@@ -1,0 +1,41 @@
+"""The orders K of Hadamard matrices that the transform has beside powers of two, and which of them
+serves a size."""
+
+import functools
+from collections.abc import Iterable
+
+# Those of csrc/orders.cpp: 40, and four times an odd number but for three that nobody knows.
+# Products of two are taken as well.
+ORDERS = (*(K for K in range(12, 1021, 8) if K not in (668, 716, 892)), 40)
+PRODUCTS = {a * b for a in ORDERS for b in ORDERS} - set(ORDERS)
+_FIRST = {K for K in ORDERS if K <= 172 or K == 428}  # which are chosen before all others
+
+
+def is_power_of_two(n: int) -> bool:
+    return n > 0 and not n & (n - 1)
+
+
+@functools.cache
+def choose_order(n: int) -> int | None:
+    """The K of `hadamard_transform_KN` for rows of n entries, or None if there is none."""
+    first_products = {a * b for a in _FIRST for b in _FIRST} - _FIRST
+    for candidates in ({1}, _FIRST, first_products, ORDERS, PRODUCTS):
+        for K in sorted(candidates):
+            if n % K == 0 and is_power_of_two(n // K):
+                return K
+    return None
+
+
+def nearest_sizes(n: int, orders: Iterable[int] = (1, *ORDERS, *PRODUCTS)) -> str:
+    """The sizes K 2^k next to n, in words."""
+    above = min(K << max(0, (-(-n // K) - 1).bit_length()) for K in orders)
+    below = max((K << (n // K).bit_length() - 1 for K in orders if K <= n), default=None)
+    return f"the next size is {above}" + (f", the one before {below}" if below else "")
+
+
+def factors_of(K: int) -> list[int]:
+    """The orders that K is made of, that of the smaller stride first, as in csrc/orders.h."""
+    if K == 1 or K in ORDERS:
+        return [K] if K > 1 else []  # compiled code may have a symbol for K
+    pairs = [(a + K // a, K // a, a) for a in ORDERS if K // a in ORDERS and K % a == 0]
+    return list(min(pair for pair in pairs if pair[1] >= pair[2])[1:])
