@@ -1,0 +1,436 @@
+// A matrix of order K over entries `stride` apart, by tensor cores, and the butterflies of their
+// neighbours with it: a block takes 64 or 128 columns of K entries into shared memory, a warp makes
+// some rows of the product, transforms them where the accumulators hold them, and writes them.
+//
+// Signs are one factor, made from bits as they are needed. Sixteen-bit data is the other as it
+// comes. Of f32 values there are three parts of bf16, whose sum they are exactly: the leading eight
+// bits, the next eight and the rest. A product of 16 terms loses, of each but the largest, less
+// than 2^-23 of the largest, even where tensor cores cut off all below 24 bits and the sum's own as
+// well; so K terms lose less than K 2^-23 sum|x|, if the small parts are all added up before the
+// leading ones (they lose a 128th of that), and the bound of kernels.h holds.
+#pragma once
+
+#include "mix.cuh"
+#include "mma.cuh"
+
+namespace fastfood::cuda {
+
+// A pass over `rows` rows of K stride entries. A tile has the columns of several rows, 2^log of
+// each, or some of one row, which is cut into `cuts` tiles, the last one perhaps not whole.
+// Diagonals have an entry for each of a row.
+template <class In, class Out>
+struct Pass {
+  const In* x;
+  Out* out;
+  const float* before;
+  const float* after;
+  float scale;
+  int levels;  // the lowest ones, done here
+  Signs signs;
+  int log;
+  int64_t rows, stride, cuts;
+  uint64_t reciprocal;  // of cuts: 2^64 / cuts, rounded up
+};
+
+// Which bits of a column's number are where: in the number of a thread's value, and in that of the
+// lane. Between the two exchanges of a bit the values' come to be others. Sixteen-bit data lies as
+// it came, and a lane stores eight neighbours; the parts of f32 values may lie anyhow, and it
+// stores four.
+template <int kRun_, int kFirst, int kLane>
+struct ColumnBits {
+  static constexpr int kRun = kRun_;
+  // The level of bit k of a value's number, of bit k of the lane's, and the bit of values' numbers
+  // that this one becomes.
+  __host__ __device__ static constexpr int of_value(int k) {
+    return k == 0 ? 0 : k == 4 ? 6 : kFirst + k - 1;
+  }
+  __host__ __device__ static constexpr int of_lane(int k) { return kLane + k; }
+  __host__ __device__ static constexpr int exchanged(int k) { return kRun == 8 ? 1 + k : 2 + k; }
+};
+using Bits16 = ColumnBits<8, 3, 1>;  // 0, 3, 4, 5, 6 and 1, 2; then 0, 1, 2, 5, 6 and 3, 4
+using Bits32 = ColumnBits<4, 1, 4>;  // 0, 1, 2, 3, 6 and 4, 5; then 0, 1, 4, 5, 6 and 2, 3
+
+// kParts 1: In is of sixteen bits and goes in as it is, without a diagonal. kWhole: all is aligned,
+// and the runs of a tile are whole, there or not.
+template <class In, int kParts_, int kColumnsLog, bool kWhole_>
+struct TensorTile {
+  static constexpr bool kWhole = kWhole_;
+  using Factor = std::conditional_t<kParts_ == 1, In, __nv_bfloat16>;  // what is multiplied
+  using L = std::conditional_t<kParts_ == 1, Bits16, Bits32>;
+  static constexpr int kParts = kParts_;
+  static constexpr int kColumns = 1 << kColumnsLog;
+  static constexpr int kUnits = kColumns / 8;         // of 16 bytes, in a row of one part
+  static constexpr int kGroups = 256 / kColumns;      // of 8 rows that a warp makes at once
+  static constexpr int kValues = kColumns / 4;        // of a thread in a group
+  static constexpr int kPackets = kValues / L::kRun;  // runs among them
+  static constexpr int64_t bytes(int64_t K) { return kParts * divide_up(K, 16) * 16 * kUnits * 16; }
+};
+template <class Tile>
+using Values = float[Tile::kGroups][Tile::kValues];
+constexpr int kTensorThreads = 256;  // at most
+constexpr int kTensorWarps = 16;     // on a multiprocessor
+
+// Where 16 bytes of row b lie among the units of a part: the eight rows of a matrix of
+// load_transposed, 0-3 and 8-11 or 4-7 and 12-15 of sixteen, have banks of their own, and so have
+// the stores of load_parts.
+template <class Tile>
+__device__ __forceinline__ int unit_place(int b, int unit) {
+  return b * Tile::kUnits + (unit ^ (unit >> 3) ^ (b & 7) ^ (b >> 1 & 4));
+}
+
+// The entries of a tile in memory: of column c of row b of the tile, at(c) + b stride.
+template <class Tile>
+struct Place {
+  int64_t row, rows, first, stride, size;  // first: its first column, in the row; size: of a row
+  int log;
+
+  template <class In, class Out>
+  __device__ __forceinline__ Place(const Pass<In, Out>& pass, int64_t tile)
+      : rows(pass.rows), stride(pass.stride), size(pass.signs.K * pass.stride), log(pass.log) {
+    const auto product =
+        static_cast<unsigned __int128>(pass.reciprocal) * static_cast<uint64_t>(tile);
+    const int64_t whole = pass.cuts == 1 ? tile : static_cast<int64_t>(product >> 64);
+    row = whole * (Tile::kColumns >> log);
+    first = (tile - whole * pass.cuts) * Tile::kColumns;
+  }
+  __device__ __forceinline__ int64_t in_row(int column) const {
+    return first + (column & ((1 << log) - 1));
+  }
+  __device__ __forceinline__ int64_t at(int column) const {
+    return (row + (column >> log)) * size + in_row(column);
+  }
+  __device__ __forceinline__ bool has(int column) const {
+    return row + (column >> log) < rows && in_row(column) < stride;
+  }
+};
+
+// --- To shared memory ----------------------------------------------------------------------------
+
+// The columns as they are; those that are not there are zero, as are rows beyond K already.
+template <class Tile, class In, class Out>
+__device__ __forceinline__ void load_columns(const Pass<In, Out>& pass, const Place<Tile>& place,
+                                             Shared<uint4> units) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int unit = thread % Tile::kUnits, column = unit * 8;
+  const bool there = place.has(column);
+  const In* from = pass.x + place.at(column);
+  const uint4 zero = {};
+  for (int b = thread / Tile::kUnits; b < pass.signs.K; b += threads / Tile::kUnits) {
+    const Shared<uint4> to = units + unit_place<Tile>(b, unit);
+    if (there) {
+      copy_async(to, reinterpret_cast<const uint4*>(from + b * place.stride));
+    } else {
+      store_run<1, uint4>(to, &zero);
+    }
+  }
+}
+
+// Four neighbours, times the diagonal.
+template <class Tile, class In, class Out>
+__device__ __forceinline__ void load_four(const Pass<In, Out>& pass, const Place<Tile>& place,
+                                          int b, int column, float (&r)[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) r[k] = 0.0f;
+  if constexpr (Tile::kWhole) {
+    if (!place.has(column)) return;
+    const int64_t at = place.at(column) + b * place.stride;
+    if constexpr (kIsHalf<In>) {
+      const auto packet = *reinterpret_cast<const Run<2, uint32_t>*>(pass.x + at);
+      widen_pair<In>(packet.x[0], r);
+      widen_pair<In>(packet.x[1], r + 2);
+    } else {
+      widen_packet<In>(*reinterpret_cast<const uint4*>(pass.x + at), r);
+    }
+    if (pass.before) {
+      float factors[4];
+      widen_packet<float>(
+          *reinterpret_cast<const uint4*>(pass.before + place.in_row(column) + b * place.stride),
+          factors);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) r[k] *= factors[k];
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (!place.has(column + k)) continue;
+      r[k] = widen(pass.x[place.at(column + k) + b * place.stride]);
+      if (pass.before) r[k] *= pass.before[place.in_row(column + k) + b * place.stride];
+    }
+  }
+}
+
+// The leading bits of a pair as bf16, which it is left without.
+__device__ __forceinline__ uint32_t take_leading(float& a, float& b) {
+  const auto low = bits_as<uint32_t>(a) & 0xFFFF0000u, high = bits_as<uint32_t>(b) & 0xFFFF0000u;
+  a -= bits_as<float>(low);
+  b -= bits_as<float>(high);
+  return low >> 16 | high;
+}
+
+// The parts of the columns, the leading one first. Bits 0, 4, 5, 1, 2, 3 (, 6) of a column's number
+// are the bits of its place.
+template <class Tile, class In, class Out>
+__device__ __forceinline__ void load_parts(const Pass<In, Out>& pass, const Place<Tile>& place,
+                                           Shared<uint32_t> words) {
+  constexpr int kFours = Tile::kColumns / 4, kFlight = 4;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int four = thread % kFours, step = threads / kFours, K = pass.signs.K;
+  const int unit = (four & 3) << 1 | (four & 16) >> 1, word = four >> 2 & 3;
+  const int part_words = (K + 15) / 16 * 16 * Tile::kUnits * 4;
+  for (int first = thread / kFours; first < K; first += kFlight * step) {
+    float r[kFlight][4];
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i)
+      if (first + i * step < K) load_four(pass, place, first + i * step, 4 * four, r[i]);
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      const int b = first + i * step;
+      if (b >= K) continue;
+#pragma unroll
+      for (int part = 0; part < Tile::kParts; ++part) {
+        const Shared<uint32_t> to = words + (part * part_words + word);
+        to[4 * unit_place<Tile>(b, unit)] = take_leading(r[i][0], r[i][1]);
+        to[4 * unit_place<Tile>(b, unit | 1)] = take_leading(r[i][2], r[i][3]);
+      }
+    }
+  }
+}
+
+// --- The product ---------------------------------------------------------------------------------
+
+// The words of signs of a thread's rows, shifted by its column.
+template <class Tile>
+__device__ __forceinline__ void load_signs(const Signs& signs, int word, int row, int lane,
+                                           uint32_t (&bits)[Tile::kGroups]) {
+  const uint32_t* from = signs.bits + (word * signs.rows + row);
+#pragma unroll
+  for (int i = 0; i < Tile::kGroups; ++i) bits[i] = from[8 * i] << (3 - lane % 4);
+}
+
+// Adds the product of 16 entries of the columns, those of one half of a word of signs.
+template <class Tile, int kHalf>
+__device__ __forceinline__ void add_half(const uint32_t (&bits)[Tile::kGroups], Shared<uint4> rows,
+                                         int swizzle, Values<Tile>& r) {
+  using Factor = typename Tile::Factor;
+  uint32_t a[Tile::kGroups / 2][4];
+#pragma unroll
+  for (int i = 0; i < Tile::kGroups * 2; ++i)
+    a[i / 4][i % 4] =
+        ((bits[i / 4 * 2 + i % 2] << (12 - i % 4 / 2 * 4 - kHalf * 8)) & 0x80008000u) ^
+        kOnes<Factor>;
+#pragma unroll
+  for (int n = 0; n < Tile::kUnits; n += 2) {
+    uint32_t b[4];
+    load_transposed(rows + (unit_place<Tile>(0, n) ^ swizzle), b);
+#pragma unroll
+    for (int g = 0; g < Tile::kGroups; g += 2)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int v = 2 * (n + i);
+        multiply_add<Factor>(r[g][v], r[g][v + 1], r[g + 1][v], r[g + 1][v + 1], a[g / 2], b[2 * i],
+                             b[2 * i + 1]);
+      }
+  }
+}
+
+// Adds the product with one part to a warp's rows, of which `row` is this lane's first.
+template <class Tile>
+__device__ __forceinline__ void add_part(const Signs& signs, Shared<uint4> units, int row, int lane,
+                                         Values<Tile>& r) {
+  // Of each 16 rows, the one that this lane names to load_transposed, in one of two units.
+  const int mine = lane / 8 % 2 * 4 + lane % 2 * 8 + lane % 8 / 2;
+  const int swizzle = unit_place<Tile>(mine, lane / 16) % Tile::kUnits;
+  Shared<uint4> rows = units + mine * Tile::kUnits;
+  uint32_t bits[Tile::kGroups], next[Tile::kGroups];
+  load_signs<Tile>(signs, 0, row, lane, next);
+#pragma unroll 1
+  for (int first = 0; first < signs.K; first += 32) {
+#pragma unroll
+    for (int i = 0; i < Tile::kGroups; ++i) bits[i] = next[i];
+    if (first + 32 < signs.K) load_signs<Tile>(signs, first / 32 + 1, row, lane, next);
+    add_half<Tile, 0>(bits, rows, swizzle, r);
+    if (first + 16 < signs.K) add_half<Tile, 1>(bits, rows + 16 * Tile::kUnits, swizzle, r);
+    rows += 32 * Tile::kUnits;
+  }
+}
+
+// --- Butterflies and stores ----------------------------------------------------------------------
+
+template <class Tile, int kBit>
+__device__ __forceinline__ void butterflies_of(Values<Tile>& r) {
+#pragma unroll
+  for (int g = 0; g < Tile::kGroups; ++g)
+#pragma unroll
+    for (int i = 0; i < Tile::kValues; ++i) {
+      if (i & kBit) continue;
+      const float a = r[g][i], b = r[g][i | kBit];
+      r[g][i] = a + b;
+      r[g][i | kBit] = a - b;
+    }
+}
+
+// Levels below `levels` of those that a thread's values have, from bit k of their numbers on.
+template <class Tile, int k = 0>
+__device__ __forceinline__ void value_levels(Values<Tile>& r, int levels) {
+  if constexpr (1 << k < Tile::kValues) {
+    if (Tile::L::of_value(k) < levels) butterflies_of<Tile, 1 << k>(r);
+    value_levels<Tile, k + 1>(r, levels);
+  }
+}
+
+// Exchanges a bit of the lane's number for one of the values', and does its level if it is below
+// `levels`; differences of the lane with that bit set come out as their negatives.
+template <class Tile, int kWhich>
+__device__ __forceinline__ void lane_level(Values<Tile>& r, int lane, int levels) {
+  constexpr int kBit = 1 << Tile::L::exchanged(kWhich);
+  const bool upper = lane & (1 << kWhich);
+#pragma unroll
+  for (int g = 0; g < Tile::kGroups; ++g)
+#pragma unroll
+    for (int i = 0; i < Tile::kValues; ++i) {
+      if (i & kBit) continue;
+      float &low = r[g][i], &high = r[g][i | kBit];
+      const float own = upper ? high : low;
+      const float other = __shfl_xor_sync(0xFFFFFFFFu, upper ? low : high, 1 << kWhich);
+      low = own;
+      high = other;
+    }
+  if (Tile::L::of_lane(kWhich) < levels) {
+    butterflies_of<Tile, kBit>(r);
+    return;
+  }
+#pragma unroll
+  for (int g = 0; g < Tile::kGroups; ++g)
+#pragma unroll
+    for (int i = 0; i < Tile::kValues; ++i) {
+      if (i & kBit) continue;
+      const float own = r[g][i], other = r[g][i | kBit];
+      r[g][i] = upper ? other : own;
+      r[g][i | kBit] = upper ? own : other;
+    }
+}
+
+// Neighbours to memory, times the diagonal.
+template <int kRun, class Tile, class In, class Out>
+__device__ __forceinline__ void store_run_of(const Pass<In, Out>& pass, const Place<Tile>& place,
+                                             int a, int column, float (&y)[kRun]) {
+  const int64_t in_row = place.in_row(column) + a * place.stride;
+  Out* to = pass.out + (place.at(column) + a * place.stride);
+  if constexpr (Tile::kWhole) {
+    if (!place.has(column)) return;
+    if (pass.after) {
+      float factors[kRun];
+#pragma unroll
+      for (int k = 0; k < kRun; k += 4)
+        widen_packet<float>(*reinterpret_cast<const uint4*>(pass.after + in_row + k), factors + k);
+#pragma unroll
+      for (int k = 0; k < kRun; ++k) y[k] *= factors[k];
+    }
+    if constexpr (!kIsHalf<Out>) {
+#pragma unroll
+      for (int k = 0; k < kRun; k += 4)
+        *reinterpret_cast<uint4*>(to + k) = narrow_packet<float>(&y[k]);
+    } else if constexpr (kRun == 8) {
+      *reinterpret_cast<uint4*>(to) = narrow_packet<Out>(y);
+    } else {
+      *reinterpret_cast<Run<2, uint32_t>*>(to) = {narrow_pair<Out>(y[0], y[1]),
+                                                  narrow_pair<Out>(y[2], y[3])};
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      if (!place.has(column + k)) continue;
+      if (pass.after) y[k] *= pass.after[place.in_row(column + k) + a * place.stride];
+      pass.out[place.at(column + k) + a * place.stride] = narrow<Out>(y[k]);
+    }
+  }
+}
+
+// Rows row, row + 8, ... of the product, transformed.
+template <class Tile, class In, class Out>
+__device__ __forceinline__ void store_rows(const Pass<In, Out>& pass, const Place<Tile>& place,
+                                           int row, int lane, Values<Tile>& r) {
+  constexpr int kRun = Tile::L::kRun;
+  float scales[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    scales[i] = pass.scale;
+    for (int k = 0; k < 2; ++k)
+      if (i & lane & (1 << k) && Tile::L::of_lane(k) < pass.levels) scales[i] = -scales[i];
+  }
+#pragma unroll
+  for (int g = 0; g < Tile::kGroups; ++g) {
+    const int a = row + 8 * g;
+    if (a >= pass.signs.K) continue;
+#pragma unroll
+    for (int p = 0; p < Tile::kPackets; ++p) {
+      const int column = kRun * (4 * p + lane % 4);
+      float y[kRun];
+#pragma unroll
+      for (int k = 0; k < kRun; ++k) {
+        const int i = p * kRun + k;
+        y[k] = r[g][i] *
+               scales[(i >> Tile::L::exchanged(0) & 1) | (i >> Tile::L::exchanged(1) & 1) << 1];
+      }
+      store_run_of(pass, place, a, column, y);
+    }
+  }
+}
+
+// --- The kernel ----------------------------------------------------------------------------------
+
+// kBuffers 2: the next tile is on its way while one is worked on.
+template <class Tile, class In, class Out>
+__device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t tiles, int buffers) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
+  const int threads = static_cast<int>(blockDim.x), rows = threads / kLanes * 8 * Tile::kGroups;
+  const int K = pass.signs.K, part_size = (K + 15) / 16 * 16 * Tile::kUnits;
+  const int size = Tile::kParts * part_size;
+  const Shared<uint4> memory(shared_memory<uint4>());
+  const uint4 zero = {};
+  for (int part = 0; part < Tile::kParts * buffers; ++part)
+    for (int i = K * Tile::kUnits + thread; i < part_size; i += threads)
+      store_run<1, uint4>(memory + (part * part_size + i), &zero);
+  const auto load = [&](int64_t tile, int buffer) {
+    const Place<Tile> place(pass, tile);
+    if constexpr (Tile::kParts == 1) {
+      load_columns<Tile>(pass, place, memory + buffer * size);
+    } else {
+      load_parts<Tile>(pass, place,
+                       Shared<uint32_t>(shared_memory<uint32_t>()) + buffer * size * 4);
+    }
+  };
+  if (buffers == 2) load(blockIdx.x, 0);
+  int buffer = 0;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x, buffer ^= buffers - 1) {
+    if (buffers == 1) {
+      __syncthreads();  // the last columns have been read
+      load(tile, 0);
+    }
+    await_copies();
+    __syncthreads();
+    if (buffers == 2 && tile + gridDim.x < tiles) load(tile + gridDim.x, buffer ^ 1);
+    for (int row = thread / kLanes * 8 * Tile::kGroups; row < K; row += rows) {
+      Values<Tile> r = {};
+      const int mine = row + lane / 4;
+      const Shared<uint4> units = memory + buffer * size;
+#pragma unroll 1
+      for (int part = Tile::kParts - 1; part >= 0; --part)  // the small ones first
+        add_part<Tile>(pass.signs, units + part * part_size, mine, lane, r);
+      value_levels<Tile>(r, pass.levels);
+      lane_level<Tile, 0>(r, lane, pass.levels);
+      lane_level<Tile, 1>(r, lane, pass.levels);
+      store_rows<Tile>(pass, Place<Tile>(pass, tile), mine, lane, r);
+    }
+  }
+}
+
+template <int kParts, int kColumnsLog, bool kWhole, class In, class Out>
+__global__ void __launch_bounds__(kTensorThreads, 2)
+    tensor_kernel(const __grid_constant__ Pass<In, Out> pass, int64_t tiles, int buffers) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  run_tiles<TensorTile<In, kParts, kColumnsLog, kWhole>>(pass, tiles, buffers);
+#endif
+}
+
+}  // namespace fastfood::cuda
