@@ -25,6 +25,17 @@ constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3C003C00u : 0x3F803F80u
 
 #if defined(__CUDACC__)
 
+// The same, so that nothing that follows from it is made earlier and kept in registers until here.
+template <class I>
+__device__ __forceinline__ I made_here(I value) {
+  if constexpr (sizeof(I) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
+  return value;
+}
+
 // Sums of products of T, in f32.
 template <class T>
 __device__ __forceinline__ void multiply_add(float& c0, float& c1, float& c2, float& c3,
@@ -56,6 +67,11 @@ __device__ __forceinline__ void load_transposed(Shared<uint4> row, uint32_t (&r)
 }
 
 #else
+
+template <class I>
+I made_here(I value) {
+  return value;
+}
 
 template <class T>
 void multiply_add(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0,

@@ -67,7 +67,7 @@ struct TensorTile {
 };
 template <class Tile>
 using Values = float[Tile::kGroups][Tile::kValues];
-constexpr int kTensorThreads = 256;  // at most
+constexpr int kTensorThreads = 192;  // at most
 constexpr int kTensorWarps = 16;     // on a multiprocessor
 
 // Where 16 bytes of row b lie among the units of a part: the eight rows of a matrix of
@@ -78,29 +78,32 @@ __device__ __forceinline__ int unit_place(int b, int unit) {
   return b * Tile::kUnits + (unit ^ (unit >> 3) ^ (b & 7) ^ (b >> 1 & 4));
 }
 
-// The entries of a tile in memory: of column c of row b of the tile, at(c) + b stride.
+// A tile's columns [0, here) in memory: of column c of row b of the tile is at(c) + b stride, for
+// diagonals in_row(c) + b stride. Both are sums over c's bits.
 template <class Tile>
 struct Place {
-  int64_t row, rows, first, stride, size;  // first: its first column, in the row; size: of a row
-  int log;
+  int64_t row, first, size;  // first: its first column, in the row; size: of a row
+  int log, here;
 
   template <class In, class Out>
   __device__ __forceinline__ Place(const Pass<In, Out>& pass, int64_t tile)
-      : rows(pass.rows), stride(pass.stride), size(pass.signs.K * pass.stride), log(pass.log) {
+      : size(pass.signs.K * pass.stride), log(pass.log) {
     const auto product =
         static_cast<unsigned __int128>(pass.reciprocal) * static_cast<uint64_t>(tile);
     const int64_t whole = pass.cuts == 1 ? tile : static_cast<int64_t>(product >> 64);
     row = whole * (Tile::kColumns >> log);
     first = (tile - whole * pass.cuts) * Tile::kColumns;
+    const int64_t left = 1 << log < Tile::kColumns ? (pass.rows - row) << log : pass.stride - first;
+    here = left < Tile::kColumns ? static_cast<int>(left) : Tile::kColumns;
+  }
+  __device__ __forceinline__ int64_t across(int column) const {
+    return (column >> log) * size + (column & ((1 << log) - 1));
+  }
+  __device__ __forceinline__ int64_t at(int column) const {
+    return row * size + first + across(column);
   }
   __device__ __forceinline__ int64_t in_row(int column) const {
     return first + (column & ((1 << log) - 1));
-  }
-  __device__ __forceinline__ int64_t at(int column) const {
-    return (row + (column >> log)) * size + in_row(column);
-  }
-  __device__ __forceinline__ bool has(int column) const {
-    return row + (column >> log) < rows && in_row(column) < stride;
   }
 };
 
@@ -112,49 +115,49 @@ __device__ __forceinline__ void load_columns(const Pass<In, Out>& pass, const Pl
                                              Shared<uint4> units) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int unit = thread % Tile::kUnits, column = unit * 8;
-  const bool there = place.has(column);
+  const bool there = column < place.here;
   const In* from = pass.x + place.at(column);
   const uint4 zero = {};
   for (int b = thread / Tile::kUnits; b < pass.signs.K; b += threads / Tile::kUnits) {
     const Shared<uint4> to = units + unit_place<Tile>(b, unit);
     if (there) {
-      copy_async(to, reinterpret_cast<const uint4*>(from + b * place.stride));
+      copy_async(to, reinterpret_cast<const uint4*>(from + b * pass.stride));
     } else {
       store_run<1, uint4>(to, &zero);
     }
   }
 }
 
-// Four neighbours, times the diagonal.
+// Four neighbours of row b, times the diagonal.
 template <class Tile, class In, class Out>
 __device__ __forceinline__ void load_four(const Pass<In, Out>& pass, const Place<Tile>& place,
                                           int b, int column, float (&r)[4]) {
 #pragma unroll
   for (int k = 0; k < 4; ++k) r[k] = 0.0f;
+  const int64_t below = b * pass.stride;
   if constexpr (Tile::kWhole) {
-    if (!place.has(column)) return;
-    const int64_t at = place.at(column) + b * place.stride;
+    if (column >= place.here) return;
+    const In* from = pass.x + (place.at(column) + below);
     if constexpr (kIsHalf<In>) {
-      const auto packet = *reinterpret_cast<const Run<2, uint32_t>*>(pass.x + at);
+      const auto packet = *reinterpret_cast<const Run<2, uint32_t>*>(from);
       widen_pair<In>(packet.x[0], r);
       widen_pair<In>(packet.x[1], r + 2);
     } else {
-      widen_packet<In>(*reinterpret_cast<const uint4*>(pass.x + at), r);
+      widen_packet<In>(*reinterpret_cast<const uint4*>(from), r);
     }
     if (pass.before) {
       float factors[4];
-      widen_packet<float>(
-          *reinterpret_cast<const uint4*>(pass.before + place.in_row(column) + b * place.stride),
-          factors);
+      const float* before = pass.before + (place.in_row(column) + below);
+      widen_packet<float>(*reinterpret_cast<const uint4*>(before), factors);
 #pragma unroll
       for (int k = 0; k < 4; ++k) r[k] *= factors[k];
     }
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if (!place.has(column + k)) continue;
-      r[k] = widen(pass.x[place.at(column + k) + b * place.stride]);
-      if (pass.before) r[k] *= pass.before[place.in_row(column + k) + b * place.stride];
+      if (column + k >= place.here) continue;
+      r[k] = widen(pass.x[place.at(column + k) + below]);
+      if (pass.before) r[k] *= pass.before[place.in_row(column + k) + below];
     }
   }
 }
@@ -173,7 +176,8 @@ template <class Tile, class In, class Out>
 __device__ __forceinline__ void load_parts(const Pass<In, Out>& pass, const Place<Tile>& place,
                                            Shared<uint32_t> words) {
   constexpr int kFours = Tile::kColumns / 4, kFlight = 4;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int thread = made_here(static_cast<int>(threadIdx.x));
+  const int threads = static_cast<int>(blockDim.x);
   const int four = thread % kFours, step = threads / kFours, K = pass.signs.K;
   const int unit = (four & 3) << 1 | (four & 16) >> 1, word = four >> 2 & 3;
   const int part_words = (K + 15) / 16 * 16 * Tile::kUnits * 4;
@@ -310,39 +314,26 @@ __device__ __forceinline__ void lane_level(Values<Tile>& r, int lane, int levels
     }
 }
 
-// Neighbours to memory, times the diagonal.
-template <int kRun, class Tile, class In, class Out>
-__device__ __forceinline__ void store_run_of(const Pass<In, Out>& pass, const Place<Tile>& place,
-                                             int a, int column, float (&y)[kRun]) {
-  const int64_t in_row = place.in_row(column) + a * place.stride;
-  Out* to = pass.out + (place.at(column) + a * place.stride);
-  if constexpr (Tile::kWhole) {
-    if (!place.has(column)) return;
-    if (pass.after) {
-      float factors[kRun];
+// Neighbours from `column` on to memory, times the diagonal: to `index`, in a row to `in_row`.
+template <class Tile, int kRun, class In, class Out>
+__device__ __forceinline__ void store_run_of(const Pass<In, Out>& pass, int64_t index,
+                                             int64_t in_row, float (&y)[kRun]) {
+  Out* to = pass.out + index;
+  if (pass.after) {
+    float factors[kRun];
 #pragma unroll
-      for (int k = 0; k < kRun; k += 4)
-        widen_packet<float>(*reinterpret_cast<const uint4*>(pass.after + in_row + k), factors + k);
+    for (int k = 0; k < kRun; k += 4)
+      widen_packet<float>(*reinterpret_cast<const uint4*>(pass.after + in_row + k), factors + k);
 #pragma unroll
-      for (int k = 0; k < kRun; ++k) y[k] *= factors[k];
-    }
-    if constexpr (!kIsHalf<Out>) {
-#pragma unroll
-      for (int k = 0; k < kRun; k += 4)
-        *reinterpret_cast<uint4*>(to + k) = narrow_packet<float>(&y[k]);
-    } else if constexpr (kRun == 8) {
-      *reinterpret_cast<uint4*>(to) = narrow_packet<Out>(y);
-    } else {
-      *reinterpret_cast<Run<2, uint32_t>*>(to) = {narrow_pair<Out>(y[0], y[1]),
-                                                  narrow_pair<Out>(y[2], y[3])};
-    }
+    for (int k = 0; k < kRun; ++k) y[k] *= factors[k];
+  }
+  if constexpr (kIsHalf<Out> && kRun == 8) {
+    *reinterpret_cast<uint4*>(to) = narrow_packet<Out>(y);
+  } else if constexpr (kIsHalf<Out>) {
+    *reinterpret_cast<Run<2, uint32_t>*>(to) = {narrow_pair<Out>(y[0], y[1]),
+                                                narrow_pair<Out>(y[2], y[3])};
   } else {
-#pragma unroll
-    for (int k = 0; k < kRun; ++k) {
-      if (!place.has(column + k)) continue;
-      if (pass.after) y[k] *= pass.after[place.in_row(column + k) + a * place.stride];
-      pass.out[place.at(column + k) + a * place.stride] = narrow<Out>(y[k]);
-    }
+    *reinterpret_cast<uint4*>(to) = narrow_packet<Out>(y);
   }
 }
 
@@ -351,6 +342,8 @@ template <class Tile, class In, class Out>
 __device__ __forceinline__ void store_rows(const Pass<In, Out>& pass, const Place<Tile>& place,
                                            int row, int lane, Values<Tile>& r) {
   constexpr int kRun = Tile::L::kRun;
+  const int column = kRun * (lane % 4);
+  const int64_t at = place.at(column), in_row = place.in_row(column);
   float scales[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -364,7 +357,6 @@ __device__ __forceinline__ void store_rows(const Pass<In, Out>& pass, const Plac
     if (a >= pass.signs.K) continue;
 #pragma unroll
     for (int p = 0; p < Tile::kPackets; ++p) {
-      const int column = kRun * (4 * p + lane % 4);
       float y[kRun];
 #pragma unroll
       for (int k = 0; k < kRun; ++k) {
@@ -372,17 +364,31 @@ __device__ __forceinline__ void store_rows(const Pass<In, Out>& pass, const Plac
         y[k] = r[g][i] *
                scales[(i >> Tile::L::exchanged(0) & 1) | (i >> Tile::L::exchanged(1) & 1) << 1];
       }
-      store_run_of(pass, place, a, column, y);
+      const int64_t below = a * pass.stride;
+      if constexpr (Tile::kWhole) {
+        if (4 * p * kRun + column >= place.here) continue;
+        store_run_of<Tile>(pass, at + below + place.across(4 * p * kRun),
+                           in_row + below + (4 * p * kRun & ((1 << place.log) - 1)), y);
+      } else {
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) {
+          const int c = 4 * p * kRun + column + k;
+          if (c >= place.here) continue;
+          if (pass.after) y[k] *= pass.after[place.in_row(c) + below];
+          pass.out[place.at(c) + below] = narrow<Out>(y[k]);
+        }
+      }
     }
   }
 }
 
 // --- The kernel ----------------------------------------------------------------------------------
 
-// kBuffers 2: the next tile is on its way while one is worked on.
+// With room for two tiles the next one is on its way while one is worked on, if it is just copied.
 template <class Tile, class In, class Out>
-__device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t tiles, int buffers) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
+__device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t tiles, int room) {
+  const int buffers = Tile::kParts == 1 ? room : 1;
+  const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x), rows = threads / kLanes * 8 * Tile::kGroups;
   const int K = pass.signs.K, part_size = (K + 15) / 16 * 16 * Tile::kUnits;
   const int size = Tile::kParts * part_size;
@@ -392,7 +398,7 @@ __device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t til
     for (int i = K * Tile::kUnits + thread; i < part_size; i += threads)
       store_run<1, uint4>(memory + (part * part_size + i), &zero);
   const auto load = [&](int64_t tile, int buffer) {
-    const Place<Tile> place(pass, tile);
+    const Place<Tile> place(pass, made_here(tile));
     if constexpr (Tile::kParts == 1) {
       load_columns<Tile>(pass, place, memory + buffer * size);
     } else {
@@ -412,21 +418,22 @@ __device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t til
     if (buffers == 2 && tile + gridDim.x < tiles) load(tile + gridDim.x, buffer ^ 1);
     for (int row = thread / kLanes * 8 * Tile::kGroups; row < K; row += rows) {
       Values<Tile> r = {};
-      const int mine = row + lane / 4;
+      const int from = made_here(thread % kLanes);
       const Shared<uint4> units = memory + buffer * size;
 #pragma unroll 1
       for (int part = Tile::kParts - 1; part >= 0; --part)  // the small ones first
-        add_part<Tile>(pass.signs, units + part * part_size, mine, lane, r);
+        add_part<Tile>(pass.signs, units + part * part_size, row + from / 4, from, r);
+      const int lane = made_here(thread % kLanes);
       value_levels<Tile>(r, pass.levels);
       lane_level<Tile, 0>(r, lane, pass.levels);
       lane_level<Tile, 1>(r, lane, pass.levels);
-      store_rows<Tile>(pass, Place<Tile>(pass, tile), mine, lane, r);
+      store_rows<Tile>(pass, Place<Tile>(pass, made_here(tile)), row + lane / 4, lane, r);
     }
   }
 }
 
 template <int kParts, int kColumnsLog, bool kWhole, class In, class Out>
-__global__ void __launch_bounds__(kTensorThreads, 2)
+__global__ void __launch_bounds__(kTensorThreads, kWhole ? 2 : 1)
     tensor_kernel(const __grid_constant__ Pass<In, Out> pass, int64_t tiles, int buffers) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   run_tiles<TensorTile<In, kParts, kColumnsLog, kWhole>>(pass, tiles, buffers);
