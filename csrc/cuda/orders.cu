@@ -102,16 +102,21 @@ const char* launch_tensor(Pass<In, Out> pass, Stream stream) {
   const int64_t tiles = several ? divide_up(pass.rows, columns / stride) : pass.rows * pass.cuts;
   const Device device = device_facts(stream.device);
   const int buffers = kParts == 1 && 2 * Tile::bytes(K) <= device.shared ? 2 : 1;
-  // As few warps as need the same number of turns.
-  const int64_t items = divide_up(K, 8 * Tile::kGroups), most = kTensorThreads / kLanes;
-  const int64_t warps = divide_up(items, divide_up(items, most));
-  const int64_t shared = buffers * Tile::bytes(K);
-  const int64_t fit = std::min(device.shared / shared, kTensorWarps / warps);
-  const int64_t blocks = device.multiprocessors * std::max<int64_t>(fit, 1);
+  // As many blocks as have room, and as few warps in each as keep a multiprocessor busy, or some
+  // more where that makes their turns even.
+  const int64_t items = divide_up(K, 8 * Tile::kGroups), shared = buffers * Tile::bytes(K);
+  const int64_t busy = 2 * Tile::kThreads / kLanes,
+                room = std::max<int64_t>(device.shared / shared, 1);
+  const int64_t most = std::min<int64_t>(Tile::kThreads / kLanes, items);
+  int64_t warps = std::min(divide_up(busy, room), most);
+  while (warps < most && items % warps) ++warps;
+  warps = divide_up(items, divide_up(items, warps));
+  const int64_t blocks =
+      device.multiprocessors * std::max<int64_t>(std::min(room, busy / warps), 1);
   return Launch<tensor_kernel<kParts, kColumnsLog, kWhole, In, Out>>::run(
       "tensor_kernel",
       {tiles < blocks ? tiles : blocks, static_cast<int>(warps) * kLanes, shared, stream}, pass,
-      tiles, buffers);
+      static_cast<int>(tiles), buffers);
 }
 
 // How a row of K 2^k entries is one matrix of order K 2^log over 2^levels neighbours, by parts.

@@ -59,6 +59,8 @@ struct TensorTile {
   using L = std::conditional_t<kParts_ == 1, Bits16, Bits32>;
   static constexpr int kParts = kParts_;
   static constexpr int kColumns = 1 << kColumnsLog;
+  // Threads of a block, at most: registers are for two such blocks.
+  static constexpr int kThreads = kColumnsLog == 7 ? 192 : 256;
   static constexpr int kUnits = kColumns / 8;         // of 16 bytes, in a row of one part
   static constexpr int kGroups = 256 / kColumns;      // of 8 rows that a warp makes at once
   static constexpr int kValues = kColumns / 4;        // of a thread in a group
@@ -67,8 +69,6 @@ struct TensorTile {
 };
 template <class Tile>
 using Values = float[Tile::kGroups][Tile::kValues];
-constexpr int kTensorThreads = 192;  // at most
-constexpr int kTensorWarps = 16;     // on a multiprocessor
 
 // Where 16 bytes of row b lie among the units of a part: the eight rows of a matrix of
 // load_transposed, 0-3 and 8-11 or 4-7 and 12-15 of sixteen, have banks of their own, and so have
@@ -86,7 +86,7 @@ struct Place {
   int log, here;
 
   template <class In, class Out>
-  __device__ __forceinline__ Place(const Pass<In, Out>& pass, int64_t tile)
+  __device__ __forceinline__ Place(const Pass<In, Out>& pass, int tile)
       : size(pass.signs.K * pass.stride), log(pass.log) {
     const auto product =
         static_cast<unsigned __int128>(pass.reciprocal) * static_cast<uint64_t>(tile);
@@ -222,10 +222,11 @@ __device__ __forceinline__ void add_half(const uint32_t (&bits)[Tile::kGroups], 
     a[i / 4][i % 4] =
         ((bits[i / 4 * 2 + i % 2] << (12 - i % 4 / 2 * 4 - kHalf * 8)) & 0x80008000u) ^
         kOnes<Factor>;
+  const int here = made_here(swizzle);
 #pragma unroll
   for (int n = 0; n < Tile::kUnits; n += 2) {
     uint32_t b[4];
-    load_transposed(rows + (unit_place<Tile>(0, n) ^ swizzle), b);
+    load_transposed(rows + (unit_place<Tile>(0, n) ^ here), b);
 #pragma unroll
     for (int g = 0; g < Tile::kGroups; g += 2)
 #pragma unroll
@@ -386,7 +387,7 @@ __device__ __forceinline__ void store_rows(const Pass<In, Out>& pass, const Plac
 
 // With room for two tiles the next one is on its way while one is worked on, if it is just copied.
 template <class Tile, class In, class Out>
-__device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t tiles, int room) {
+__device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int tiles, int room) {
   const int buffers = Tile::kParts == 1 ? room : 1;
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x), rows = threads / kLanes * 8 * Tile::kGroups;
@@ -397,7 +398,7 @@ __device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t til
   for (int part = 0; part < Tile::kParts * buffers; ++part)
     for (int i = K * Tile::kUnits + thread; i < part_size; i += threads)
       store_run<1, uint4>(memory + (part * part_size + i), &zero);
-  const auto load = [&](int64_t tile, int buffer) {
+  const auto load = [&](int tile, int buffer) {
     const Place<Tile> place(pass, made_here(tile));
     if constexpr (Tile::kParts == 1) {
       load_columns<Tile>(pass, place, memory + buffer * size);
@@ -406,16 +407,17 @@ __device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t til
                        Shared<uint32_t>(shared_memory<uint32_t>()) + buffer * size * 4);
     }
   };
-  if (buffers == 2) load(blockIdx.x, 0);
-  int buffer = 0;
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x, buffer ^= buffers - 1) {
+  const int blocks = static_cast<int>(gridDim.x);
+  int tile = static_cast<int>(blockIdx.x), buffer = 0;
+  if (buffers == 2) load(tile, 0);
+  for (; tile < tiles; tile += blocks, buffer ^= buffers - 1) {
     if (buffers == 1) {
       __syncthreads();  // the last columns have been read
       load(tile, 0);
     }
     await_copies();
     __syncthreads();
-    if (buffers == 2 && tile + gridDim.x < tiles) load(tile + gridDim.x, buffer ^ 1);
+    if (buffers == 2 && tile + blocks < tiles) load(tile + blocks, buffer ^ 1);
     for (int row = thread / kLanes * 8 * Tile::kGroups; row < K; row += rows) {
       Values<Tile> r = {};
       const int from = made_here(thread % kLanes);
@@ -433,8 +435,9 @@ __device__ __forceinline__ void run_tiles(const Pass<In, Out>& pass, int64_t til
 }
 
 template <int kParts, int kColumnsLog, bool kWhole, class In, class Out>
-__global__ void __launch_bounds__(kTensorThreads, kWhole ? 2 : 1)
-    tensor_kernel(const __grid_constant__ Pass<In, Out> pass, int64_t tiles, int buffers) {
+__global__ void __launch_bounds__(TensorTile<In, kParts, kColumnsLog, kWhole>::kThreads,
+                                  kWhole ? 2 : 1)
+    tensor_kernel(const __grid_constant__ Pass<In, Out> pass, int tiles, int buffers) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   run_tiles<TensorTile<In, kParts, kColumnsLog, kWhole>>(pass, tiles, buffers);
 #endif
