@@ -180,6 +180,7 @@ def test_whole_tiles_have_no_bank_conflicts(kind, log_L):
         ("a copy that is not awaited", "before it came"),
         ("no warp barrier", "another one writes|no thread has written"),
         ("none but a warp barrier", "^$"),
+        ("half a product", "its end"),
     ],
 )
 def test_the_emulator_finds_mistakes(mistake, said):
@@ -188,13 +189,12 @@ def test_the_emulator_finds_mistakes(mistake, said):
 
 
 def test_the_emulator_counts_conflicts():
-    """Thirty-two rows of one column of doubles: K 2^k goes through rows that are spread, not quite
-    without conflicts."""
+    """A column of doubles at a time by plain sums: two threads of a warp on one bank."""
     configure(SMALL)
-    x = random(12 * 64, F32)
-    out = garbage(12 * 64, STORAGE[F32])
+    x = random(428 * 4, F64)
+    out = garbage(428 * 4, STORAGE[F64])
     memory = Array(x)
     native.count_cycles()
-    native.transform(True, memory.address, out.address, F32, 1, 12 * 64, 1.0, 0, 0, 12, False)
+    native.transform(True, memory.address, out.address, F64, 1, 428 * 4, 1.0, 0, 0, 428, False)
     taken, least = native.cycles()
     assert taken > least > 0

@@ -30,13 +30,12 @@ struct Factors {
 // The sum of terms as tensor cores are allowed to make it: each loses what lies below the 24 bits
 // of the largest one, and so does the sum of its own. GPUs from sm_80 on keep more.
 inline float truncated_sum(const std::array<float, 17>& terms) {
-  float most = 0;
-  for (const float term : terms) most = std::max(most, std::fabs(term));
-  if (!(most > 0 && most < INFINITY)) {
-    float sum = 0;
-    for (const float term : terms) sum += term;
-    return sum;
+  float most = 0, plain = 0;
+  for (const float term : terms) {
+    most = std::max(most, std::fabs(term));
+    plain += term;
   }
+  if (most == 0 || !std::isfinite(plain)) return plain;
   const double unit = std::ldexp(1.0, std::ilogb(most) - 23);
   int64_t sum = 0;
   for (const float term : terms) sum += static_cast<int64_t>(term / unit);
