@@ -82,6 +82,15 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
 
+// Byte i of the result is byte (choice >> 4 i) % 8 of the two words.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned choice) {
+  const uint64_t both = uint64_t{y} << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>(both >> 8 * (choice >> 4 * i & 7) & 0xFF) << 8 * i;
+  return result;
+}
+
 // Loads and stores with a hint for the caches.
 template <class T>
 T __ldcs(const T* p) {
