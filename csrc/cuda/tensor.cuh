@@ -61,7 +61,7 @@ struct TensorTile {
   static constexpr int kParts = kParts_;
   static constexpr int kColumns = 1 << kColumnsLog;
   // Threads of a block, at most: registers are for two such blocks.
-  static constexpr int kThreads = kColumnsLog == 7 ? 192 : 256;
+  static constexpr int kThreads = kParts == 1 && kColumnsLog == 6 ? 256 : 192;
   static constexpr int kUnits = kColumns / 8;         // of 16 bytes, in a row of one part
   static constexpr int kGroups = 256 / kColumns;      // of 8 rows that a warp makes at once
   static constexpr int kValues = kColumns / 4;        // of a thread in a group

@@ -166,6 +166,7 @@ std::string run_faulty(const std::string& mistake) {
       if (copied != 1.0f) emulator::fail("a copy was read before it came");
       return;
     }
+    if (mistake == "bank conflict") return x[thread / 2 + thread % 2 * 32] = 1.0f;
     if (mistake == "half a product") {
       const uint32_t ones[4] = {};
       float sums[4] = {};
