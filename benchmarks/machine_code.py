@@ -7,6 +7,8 @@ One row for each kernel: registers, instructions in all, and in its hot loop the
 each entry that it stores (the adjoint: that it loads), of which some are floating-point arithmetic
 and some go to shared memory. The hot loop is the one with the longest way around it; "least" is the
 shortest way (no base, no diagonals, aligned, inside), "most" the longest, both without inner loops.
+Of kernels that use tensor cores the hot loop is a tile's, of which the product is an inner loop: "a
+product" has the instructions of that for each of the tensor cores'.
 --check fails if a kernel that the file knows takes a fifth more registers or instructions than
 recorded, or is missing, and if one of the shown ones spills, calls, divides, or converts single
 values to 16 bits.
@@ -32,6 +34,7 @@ RECORD = Path(__file__).with_suffix(".json")
 GROWTH = 1.2
 SIZES = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
 SHOWN = ("tile_kernel", "short_kernel", "column_kernel", "project_kernel", "adjoint_kernel")
+SHOWN += ("tensor_kernel",)
 
 FUNCTION = re.compile(r"Function : (\S+)")
 INSTRUCTION = re.compile(
@@ -210,6 +213,20 @@ def hot_loop(code):
     return max(ways, key=lambda pair: len(pair[0]), default=(code, code))
 
 
+def product_loop(code):
+    """The instructions of the shortest loop with tensor cores' for each of these, or none."""
+    blocks, following = blocks_of(code)
+    loops = [
+        [x for block in blocks[head : tail + 1] for x in block]
+        for tail, after in enumerate(following)
+        for head in after
+        if head <= tail
+    ]
+    products = [(len(x), sum(i.kind == "HMMA" for i in x)) for x in loops]
+    size, count = min((pair for pair in products if pair[1]), default=(0, 1))
+    return round(size / count, 1)
+
+
 # --- What is counted -----------------------------------------------------------------------------
 
 
@@ -228,13 +245,16 @@ def storage_sizes(name):
 
 def entries_of(name, path):
     """Entries that a thread handles on a way: what it loads or what it stores, the lesser of them,
-    for it may load a base as well, and store in one of two branches."""
+    for it may load a base as well, and store in one of two branches. With tensor cores it loads
+    on another way, and shuffles as many as there are."""
     moved = Counter()
     for x in path:
         if x.kind in ("LDG", "STG"):
             moved[x.kind] += bytes_of(x.opcode)
     loaded, stored = storage_sizes(name)
     counts = [moved["LDG"] / loaded, moved["STG"] / stored]
+    if name.startswith("tensor_kernel"):
+        counts = [sum(x.kind == "SHFL" for x in path)]
     return min(filter(None, counts), default=0)
 
 
@@ -270,6 +290,7 @@ def measure(kernel):
             sum(kinds[k] for k in ("FADD", "FMUL", "FFMA", "DADD", "DMUL", "DFMA")) / entries, 1
         ),
         "shared": round((kinds["LDS"] + kinds["STS"] + kinds["SHFL"]) / entries, 1),
+        "product": product_loop(kernel.code),
         "loads": widths,
         "flags": flags_of(kernel),
     }
@@ -284,6 +305,7 @@ COLUMNS = {
     "most": "most",
     "arithmetic": "arithmetic",
     "shared": "shared",
+    "a product": "product",
     "loads, bytes": "loads",
     "flags": "flags",
 }

@@ -104,17 +104,20 @@ def transform(x, kind, n, scale, diagonals=()):
 
 def transform_of_orders(x, kind, n, scale, orders, transpose, diagonals=()):
     """Rows of n = K 2^k entries in float64, and how far a backend may be from that: it chooses the
-    order of its sums, and rounds to sixteen bits once."""
+    order of its sums, and rounds to sixteen bits once. Orders may be matrices."""
     wide, size = widen(x, kind).reshape(-1, n).astype(np.float64), abs(scale)
     if diagonals:
         wide, size = wide * diagonals[0], size * abs(diagonals[1].astype(np.float64))
     terms = abs(wide).sum(1, keepdims=True)
-    K = math.prod(orders)
+    matrices = [
+        order if isinstance(order, np.ndarray) else np.array(native.sign_matrix(order, transpose))
+        for order in orders
+    ]
+    K = math.prod(map(len, matrices))
     y, m = fwht(wide.reshape(-1, n // K)).reshape(-1, n), n // K
-    for order in orders:
-        H = np.array(native.sign_matrix(order, transpose), np.float64)
-        y = (H @ y.reshape(len(y), -1, order, m)).reshape(-1, n)
-        m *= order
+    for H in matrices:
+        y = (H.astype(np.float64) @ y.reshape(len(y), -1, len(H), m)).reshape(-1, n)
+        m *= len(H)
     y = y * scale * (diagonals[1] if diagonals else 1)
     half_ulp = {F32: 2.0**-24, F64: 2.0**-53, F16: 2.0**-11, BF16: 2.0**-8}[kind]
     sums = (K + math.log2(n)) * 2 * (2.0**-53 if kind == F64 else 2.0**-24)

@@ -31,6 +31,7 @@ struct Limits {
 struct Device {
   int64_t shared;  // bytes of shared memory that a block may have
   int multiprocessors;
+  bool tensor;  // whether the tensor cores have the instructions of mma.cuh: from sm_80 on
 };
 
 struct Grid {
@@ -56,10 +57,11 @@ inline Limits limits() { return kLimits; }
 constexpr int kKnownDevices = 64;  // those above it are asked anew each time
 
 inline Device ask_device(int index) {
-  int shared = 48 * 1024, multiprocessors = 1;
+  int shared = 48 * 1024, multiprocessors = 1, major = 0;
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index);
-  return {shared, multiprocessors};
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  return {shared, multiprocessors, major >= 8};
 }
 
 // Asks the driver once for each device: a launch has no time for it.
@@ -69,11 +71,12 @@ inline Device device_facts(int index) {
   uint64_t packed = known[index].load(std::memory_order_relaxed);
   if (!packed) {
     const Device asked = ask_device(index);
-    packed =
-        static_cast<uint64_t>(asked.shared) << 32 | static_cast<uint32_t>(asked.multiprocessors);
+    packed = static_cast<uint64_t>(asked.shared) << 32 |
+             static_cast<uint32_t>(asked.multiprocessors) << 1 | asked.tensor;
     known[index].store(packed, std::memory_order_relaxed);
   }
-  return {static_cast<int64_t>(packed >> 32), static_cast<int>(packed & 0xFFFFFFFFu)};
+  return {static_cast<int64_t>(packed >> 32), static_cast<int>((packed & 0xFFFFFFFFu) >> 1),
+          (packed & 1) != 0};
 }
 
 template <class T>
@@ -177,7 +180,7 @@ inline const char* run_on_device(const void* kernel, const Grid& grid, void** pa
 inline Limits limits() {
   return {emulator::limits.blocks, emulator::limits.wave, emulator::limits.partials};
 }
-inline Device device_facts(int) { return {emulator::limits.shared, 2}; }
+inline Device device_facts(int) { return {emulator::limits.shared, 2, emulator::limits.tensor}; }
 
 template <class T>
 T* shared_memory() {

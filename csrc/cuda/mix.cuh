@@ -1,48 +1,123 @@
-// The matrices of order K: their signs as a parameter of a kernel, and the sums they stand for.
+// The signs of matrices of order K, brought to memory that every order fits, and the plain sums
+// they stand for.
 #pragma once
 
 #include "storage.cuh"
 
 namespace fastfood::cuda {
 
-// A SignMatrix as a parameter of a kernel.
-template <int kWords>
+// A sign matrix on the device: word w of row a is bits[w rows + a], negative entries' bits set, of
+// columns 32 w + ... in the order of swap_middle: pairs of columns 8 apart are 16 bits apart, so
+// that one shift and one mask make a pair of 16-bit numbers of them. What lies beyond K is zero.
 struct Signs {
-  int K, words;
-  uint32_t bits[kWords];
+  const uint32_t* bits;
+  int K, rows;  // rows: of a multiple of 32, at least K
 };
-constexpr int kSmallWords = 172 * 6;
-constexpr int kLargeWords = 428 * 14;
 
-inline int64_t words_of(const SignMatrix& matrix) { return matrix.K * matrix.words; }
+// Exchanges the two bytes in the middle.
+__host__ __device__ __forceinline__ uint32_t swap_middle(uint32_t word) {
+  return (word & 0xFF0000FFu) | (word & 0xFF00u) << 8 | (word >> 8 & 0xFF00u);
+}
 
-// `matrix` has at most kWords words; null stands for order one.
+inline int64_t padded(int64_t K) { return divide_up(K, 32) * 32; }
+inline int64_t sign_words(int64_t K) { return padded(K) / 32 * padded(K); }
+
+// Rows [first, first + count) of a SignMatrix as a parameter of a kernel.
 template <int kWords>
-Signs<kWords> copy_signs(const SignMatrix* matrix) {
-  Signs<kWords> signs{1, 0, {}};
-  if (!matrix) return signs;
-  if (words_of(*matrix) > kWords) __builtin_trap();
-  signs.K = static_cast<int>(matrix->K);
-  signs.words = static_cast<int>(matrix->words);
-  for (int64_t i = 0; i < words_of(*matrix); ++i) signs.bits[i] = matrix->bits[i];
-  return signs;
+struct SignRows {
+  int K, words, first, count;
+  uint32_t bits[kWords];
+  __device__ __forceinline__ uint32_t at(int a, int b) const {
+    return bits[(a - first) * words + b / 32] >> b % 32 & 1;
+  }
+};
+constexpr int kOuterMost = 64;  // the largest order that is combined with another
+constexpr int kOuterWords = 2 * kOuterMost;
+constexpr int kFewWords = 172 * 6, kManyWords = 7 * 1024;  // all parameters: less than 32 KB
+
+// `matrix` null stands for order one.
+template <int kWords>
+SignRows<kWords> copy_signs(const SignMatrix* matrix, int64_t first = 0) {
+  if (!matrix) return {1, 1, 0, 1, {}};
+  const int64_t fit = kWords / matrix->words, left = matrix->K - first;
+  SignRows<kWords> rows{static_cast<int>(matrix->K),
+                        static_cast<int>(matrix->words),
+                        static_cast<int>(first),
+                        static_cast<int>(left < fit ? left : fit),
+                        {}};
+  memcpy(rows.bits, matrix->bits + first * matrix->words,
+         static_cast<size_t>(rows.count * matrix->words) * sizeof(uint32_t));
+  return rows;
+}
+
+constexpr int kFillThreads = 128;
+
+// Those rows of outer (x) inner (x) H_2^log whose rows of the inner matrix are here; a thread makes
+// eight signs of one.
+template <int kWords>
+__global__ void __launch_bounds__(kFillThreads)
+    fill_kernel(const __grid_constant__ SignRows<kOuterWords> outer,
+                const __grid_constant__ SignRows<kWords> inner, int log, uint32_t* to, int rows) {
+  const int low = (1 << log) - 1, K = outer.K * inner.K << log;
+  for (int64_t i = thread_index(); i < int64_t{rows} / 8 * rows; i += all_threads()) {
+    const int a = static_cast<int>(i % rows), byte = static_cast<int>(i / rows), first = byte * 8;
+    const int inner_a = (a >> log) % inner.K, outer_a = (a >> log) / inner.K;
+    if (inner_a < inner.first || inner_a >= inner.first + inner.count) continue;
+    int inner_b = (first >> log) % inner.K, outer_b = (first >> log) / inner.K;
+    uint32_t signs = 0;
+    for (int b = first; a < K && b < first + 8 && b < K; ++b) {
+      uint32_t sign = inner.at(inner_a, inner_b) ^ outer.at(outer_a, outer_b);
+      for (int both = a & b & low; both; both &= both - 1) sign ^= 1;
+      signs |= sign << (b - first);
+      if ((b & low) == low && ++inner_b == inner.K) {
+        inner_b = 0;
+        ++outer_b;
+      }
+    }
+    const int place = byte % 4 == 1 ? 2 : byte % 4 == 2 ? 1 : byte % 4;  // as swap_middle has it
+    reinterpret_cast<uint8_t*>(to + byte / 4 * rows + a)[place] = static_cast<uint8_t>(signs);
+  }
+}
+
+template <int kWords>
+const char* launch_fill(const SignMatrix* outer, const SignMatrix& inner, int log, uint32_t* to,
+                        int64_t rows, Stream stream) {
+  for (int64_t first = 0; first < inner.K; first += kWords / inner.words) {
+    const char* error = Launch<fill_kernel<kWords>>::run(
+        "fill_kernel", {divide_up(rows / 8 * rows, kFillThreads), kFillThreads, 0, stream},
+        copy_signs<kOuterWords>(outer), copy_signs<kWords>(&inner, first), log, to,
+        static_cast<int>(rows));
+    if (error) return error;
+  }
+  return nullptr;
+}
+
+// Brings outer (x) inner (x) H_2^log to `to`, of sign_words of its order. Kernels alone write it,
+// so that a CUDA graph can hold the call.
+inline const char* fill_signs(const SignMatrix* outer, const SignMatrix& inner, int log,
+                              uint32_t* to, Signs* signs, Stream stream) {
+  const int64_t K = (outer ? outer->K : 1) * inner.K << log;
+  *signs = {to, static_cast<int>(K), static_cast<int>(padded(K))};
+  return inner.K * inner.words <= kFewWords
+             ? launch_fill<kFewWords>(outer, inner, log, to, padded(K), stream)
+             : launch_fill<kManyWords>(outer, inner, log, to, padded(K), stream);
 }
 
 constexpr int kSums = 4;  // that a thread makes at once, so that each entry read serves four
 
 // Sums a, ... a + kSums - 1 of the K entries x(0), x(1), ...
-template <int kWords, class C, class Entry>
-__device__ __forceinline__ void signed_sums(const Signs<kWords>& signs, int a, Entry x,
-                                            C (&sums)[kSums]) {
+template <class C, class Entry>
+__device__ __forceinline__ void signed_sums(const Signs& signs, int a, Entry x, C (&sums)[kSums]) {
 #pragma unroll
   for (int i = 0; i < kSums; ++i) sums[i] = C{0};
-  for (int word = 0; word < signs.words; ++word) {
+  for (int first = 0; first < signs.K; first += 32) {
     uint32_t bits[kSums];
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) bits[i] = signs.bits[(a + i) * signs.words + word];
-    const int end = signs.K - word * 32 < 32 ? signs.K - word * 32 : 32;
+    for (int i = 0; i < kSums; ++i)
+      bits[i] = swap_middle(signs.bits[first / 32 * signs.rows + a + i]);
+    const int end = signs.K - first < 32 ? signs.K - first : 32;
     for (int b = 0; b < end; ++b) {
-      const C value = x(word * 32 + b);
+      const C value = x(first + b);
 #pragma unroll
       for (int i = 0; i < kSums; ++i) sums[i] += bits[i] >> b & 1 ? -value : value;
     }

@@ -1,169 +1,102 @@
-// hadamard_transform on CUDA for rows of K 2^k entries of one storage type, FASTFOOD_TYPE: a row at
-// a time in shared memory where it fits, else the butterflies of its pieces of 2^k entries as rows
-// of their own, and then each matrix of order K over a few columns at a time.
+// hadamard_transform on CUDA for rows of K 2^k entries of one storage type, FASTFOOD_TYPE. With
+// tensor cores a row is one matrix of order K 2^s over neighbours that the same kernel transforms,
+// if the columns of that matrix fit shared memory. All else is a pass for each factor: butterflies
+// of pieces as rows of their own, then a matrix over a few columns at a time, by tensor cores or,
+// in fp64 and on sm_75, by plain sums.
+#include <algorithm>
+
 #include "columns.cuh"
-#include "mix.cuh"
+#include "tensor.cuh"
 #include "transform.h"
 
 namespace fastfood::cuda {
+
+// Each compilation makes those of its own type, and calls the others.
+extern template int64_t orders_workspace<float>(const Transform&, int);
+extern template int64_t orders_workspace<double>(const Transform&, int);
+extern template const char* transform_orders<float>(const Transform&, void*, Stream);
+extern template const char* transform_orders<double>(const Transform&, void*, Stream);
 
 namespace {
 
 constexpr int kMixThreads = 256;
 
-// Diagonals of rows of n entries, n not always a power of two, that begin anew after `period` rows.
+// Rows of n entries from row `first` on, n not always a power of two, and a diagonal.
 template <class T>
-struct LoadRow {
-  using C = Arithmetic<T>;
-  const T* x;
-  const C* before;
-  int64_t n, period = 1;
-  Places places = {};  // and the period: of rows that `from` finds, not `one`
-  __device__ __forceinline__ LoadRow from(int64_t row) const {
-    const C* here = before ? before + in_period(row, period, n) : nullptr;
-    return {x + begin_of(places, row, n), here, n};
-  }
-  __device__ __forceinline__ C one(int64_t row, int64_t i) const {
-    const C value = widen(x[row * n + i]);
-    return before ? value * before[i] : value;
+struct PlacedRows {
+  T* at;
+  Places places;
+  const Arithmetic<std::remove_const_t<T>>* factors;  // null: ones
+  int64_t period, n, first;
+
+  // Calls f(the entry in memory, its factor or null) for entry i.
+  template <class F>
+  __device__ __forceinline__ void visit(int64_t i, F f) const {
+    const int64_t row = first + i / n, in_row = i % n;
+    f(at[begin_of(places, row, n) + in_row],
+      factors ? factors + in_period(row, period, n) + in_row : nullptr);
   }
 };
+
+// The rows, times their diagonal, to rows that follow each other.
+template <class T>
+__global__ void __launch_bounds__(kMixThreads)
+    gather_kernel(const __grid_constant__ PlacedRows<const T> rows, Arithmetic<T>* work,
+                  int64_t total) {
+#pragma unroll 1
+  for (int64_t i = thread_index(); i < total; i += all_threads())
+    rows.visit(i, [&](const T& entry, const Arithmetic<T>* factor) {
+      work[i] = factor ? widen(entry) * *factor : widen(entry);
+    });
+}
+
+// The way back.
+template <class T>
+__global__ void __launch_bounds__(kMixThreads)
+    scatter_kernel(const Arithmetic<T>* work, const __grid_constant__ PlacedRows<T> rows,
+                   int64_t total) {
+#pragma unroll 1
+  for (int64_t i = thread_index(); i < total; i += all_threads())
+    rows.visit(i, [&](T& entry, const Arithmetic<T>* factor) {
+      entry = narrow<T>(factor ? work[i] * *factor : work[i]);
+    });
+}
+
+template <class T>
+const char* launch_gather(const Transform& t, int64_t first, Arithmetic<T>* work, int64_t rows,
+                          Stream stream) {
+  const PlacedRows<const T> from{static_cast<const T*>(t.x),
+                                 t.x_places,
+                                 static_cast<const Arithmetic<T>*>(t.before),
+                                 t.before_rows,
+                                 t.n,
+                                 first};
+  return Launch<gather_kernel<T>>::run("gather_kernel",
+                                       {divide_up(rows * t.n, kMixThreads), kMixThreads, 0, stream},
+                                       from, work, rows * t.n);
+}
+
+// --- By plain sums -------------------------------------------------------------------------------
+
 template <class T>
 struct StoreRow {
   using C = Arithmetic<T>;
   T* out;
   const C* after;
   C scale;
-  int64_t n, period = 1;
-  Places places = {};
-  __device__ __forceinline__ StoreRow from(int64_t row) const {
-    const C* here = after ? after + in_period(row, period, n) : nullptr;
-    return {out + begin_of(places, row, n), here, scale, n};
-  }
-  __device__ __forceinline__ void in_row(int64_t row, int64_t i, C y) const {
+  int64_t n;
+  __device__ __forceinline__ void one(int64_t index, C y) const {
     y *= scale;
-    out[row * n + i] = narrow<T>(after ? y * after[i] : y);
-  }
-  __device__ __forceinline__ void one(int64_t index, C y, Nothing) const {
-    in_row(index / n, index % n, y);
+    out[index] = narrow<T>(after ? y * after[index % n] : y);
   }
 };
-
-// --- A row in shared memory ----------------------------------------------------------------------
-
-// One place in 17 stays unused, against bank conflicts.
-__host__ __device__ __forceinline__ constexpr int spread(int i) { return i + i / 16; }
-
-// A row of n = K_1 K_0 m entries, in shared memory.
-struct RowFactors {
-  int n, m;
-  Signs<kSmallWords> signs[2];
-};
-
-template <class T>
-__device__ __forceinline__ void load_row(const LoadRow<T>& load, int64_t row,
-                                         Shared<Arithmetic<T>> x, int n) {
-  for (int i = static_cast<int>(threadIdx.x); i < n; i += kMixThreads)
-    x[spread(i)] = load.one(row, i);
-  __syncthreads();
-}
-
-// Levels of strides stride, ... 2^(kLevels - 1) stride over the row.
-template <int kLevels, class C>
-__device__ __forceinline__ void row_pass(Shared<C> x, int n, int stride) {
-  using L = Layout<kLevels, kLevels, kLevels>;
-  for (int j = static_cast<int>(threadIdx.x); j < n / L::kValues; j += kMixThreads) {
-    const int base = j / stride * L::kValues * stride + j % stride;
-    C r[L::kValues];
-#pragma unroll
-    for (int i = 0; i < L::kValues; ++i) r[i] = x[spread(base + i * stride)];
-    butterflies<L>(r, 0, kLevels);
-#pragma unroll
-    for (int i = 0; i < L::kValues; ++i) x[spread(base + i * stride)] = r[i];
-  }
-  __syncthreads();
-}
-
-// All levels below m, four at a time.
-template <class C>
-__device__ __forceinline__ void transform_row(Shared<C> x, int n, int m) {
-  for (int stride = 1; stride < m;) {
-    const int left = m / stride;
-    if (left >= 16) row_pass<4>(x, n, stride);
-    if (left == 8) row_pass<3>(x, n, stride);
-    if (left == 4) row_pass<2>(x, n, stride);
-    if (left == 2) row_pass<1>(x, n, stride);
-    stride *= left < 16 ? left : 16;
-  }
-}
-
-// put(i, y) for the entries of the matrix over entries `stride` apart.
-template <class C, class Put>
-__device__ __forceinline__ void mix_row(const Signs<kSmallWords>& signs, Shared<C> x, int n,
-                                        int stride, Put put) {
-  for (int item = static_cast<int>(threadIdx.x); item < n / kSums; item += kMixThreads) {
-    const int groups = signs.K / kSums, j = item % stride, a = item / stride % groups * kSums;
-    const int base = item / stride / groups * signs.K * stride + j;
-    C sums[kSums];
-    signed_sums(signs, a, [&](int b) { return x[spread(base + b * stride)]; }, sums);
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) put(base + (a + i) * stride, sums[i]);
-  }
-  __syncthreads();
-}
-
-// Row `row` of those that `load` and `store` find.
-template <class T>
-__device__ __forceinline__ void mix_whole_row(const LoadRow<T>& load, const StoreRow<T>& store,
-                                              const RowFactors& factors, int64_t row) {
-  using C = Arithmetic<T>;
-  const Shared<C> x(shared_memory<C>());
-  const Shared<C> mixed = x + spread(factors.n);  // only there if there are two matrices
-  const auto to_memory = [&](int i, C y) { store.in_row(row, i, y); };
-  load_row(load, row, x, factors.n);
-  transform_row(x, factors.n, factors.m);
-  if (factors.signs[1].K == 1) {
-    mix_row(factors.signs[0], x, factors.n, factors.m, to_memory);
-  } else {
-    mix_row(factors.signs[0], x, factors.n, factors.m, [&](int i, C y) { mixed[spread(i)] = y; });
-    mix_row(factors.signs[1], mixed, factors.n, factors.m * factors.signs[0].K, to_memory);
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kMixThreads)
-    row_kernel(const __grid_constant__ LoadRow<T> load, const __grid_constant__ StoreRow<T> store,
-               const __grid_constant__ RowFactors factors, int64_t rows) {
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
-    mix_whole_row(load, store, factors, row);
-}
-
-// The same for rows that lie apart, or whose diagonals span several.
-template <class T>
-__global__ void __launch_bounds__(kMixThreads)
-    pitched_row_kernel(const __grid_constant__ LoadRow<T> load,
-                       const __grid_constant__ StoreRow<T> store,
-                       const __grid_constant__ RowFactors factors, int64_t rows) {
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
-    mix_whole_row(load.from(row), store.from(row), factors, 0);
-}
-
-// --- Rows that do not fit ------------------------------------------------------------------------
-
-template <class T>
-__global__ void __launch_bounds__(kMixThreads)
-    widen_row_kernel(const __grid_constant__ LoadRow<T> load, Arithmetic<T>* work, int64_t total) {
-#pragma unroll 1
-  for (int64_t i = thread_index(); i < total; i += all_threads())
-    work[i] = load.one(i / load.n, i % load.n);
-}
 
 // The matrix over `columns` neighbouring columns at a time of K entries `stride` apart.
-template <int kWords, class C, class Store>
+template <class T>
 __global__ void __launch_bounds__(kMixThreads)
-    mix_kernel(const C* work, const __grid_constant__ Store store,
-               const __grid_constant__ Signs<kWords> signs, int64_t total, int64_t stride,
-               int columns) {
+    mix_kernel(const Arithmetic<T>* work, const __grid_constant__ StoreRow<T> store,
+               const __grid_constant__ Signs signs, int64_t total, int64_t stride, int columns) {
+  using C = Arithmetic<T>;
   const Shared<C> tile(shared_memory<C>());
   const int K = signs.K, thread = static_cast<int>(threadIdx.x);
   const int64_t all_columns = total / K;
@@ -183,70 +116,250 @@ __global__ void __launch_bounds__(kMixThreads)
       C sums[kSums];
       signed_sums(signs, a, [&](int b) { return tile[b * columns + j]; }, sums);
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) store.one(start(j) + (a + i) * stride, sums[i], {});
+      for (int i = 0; i < kSums; ++i) store.one(start(j) + (a + i) * stride, sums[i]);
     }
     __syncthreads();  // all columns are read before the next ones come in
   }
 }
 
-template <int kWords, class C, class Store>
-const char* launch_mix(const SignMatrix& matrix, const C* work, const Store& store, int64_t total,
-                       int64_t stride, Stream stream) {
-  constexpr int64_t kSize = sizeof(C);
-  const int columns = matrix.K * 32 * kSize <= 48 * 1024 ? 32 : 8;
-  return Launch<mix_kernel<kWords, C, Store>>::run(
+template <class T>
+const char* launch_mix(const Signs& signs, const Arithmetic<T>* work, const StoreRow<T>& store,
+                       int64_t total, int64_t stride, Stream stream) {
+  constexpr int64_t kSize = sizeof(Arithmetic<T>), kFit = 48 * 1024;
+  int columns = 32;
+  while (columns > 1 && signs.K * columns * kSize > kFit) columns /= 2;
+  return Launch<mix_kernel<T>>::run(
       "mix_kernel",
-      {divide_up(total / matrix.K, columns), kMixThreads, matrix.K * columns * kSize, stream}, work,
-      store, copy_signs<kWords>(&matrix), total, stride, columns);
+      {divide_up(total / signs.K, columns), kMixThreads, signs.K * columns * kSize, stream}, work,
+      store, signs, total, stride, columns);
 }
 
-// The same for the size of parameter that the matrix needs.
-template <class C, class Store>
-const char* launch_any_mix(const SignMatrix& matrix, const C* work, const Store& store,
-                           int64_t total, int64_t stride, Stream stream) {
-  if (words_of(matrix) <= kSmallWords)
-    return launch_mix<kSmallWords, C>(matrix, work, store, total, stride, stream);
-  return launch_mix<kLargeWords, C>(matrix, work, store, total, stride, stream);
+// --- By tensor cores -----------------------------------------------------------------------------
+
+template <int kParts, int kColumnsLog, bool kWhole, class In, class Out>
+const char* launch_tensor(Pass<In, Out> pass, Stream stream) {
+  using Tile = TensorTile<In, kParts, kColumnsLog, kWhole>;
+  const int64_t K = pass.signs.K, stride = pass.stride, columns = Tile::kColumns;
+  const bool several = stride < columns && (stride & (stride - 1)) == 0;
+  pass.log = several ? log2_of(stride) : kColumnsLog;
+  pass.cuts = divide_up(stride, columns);
+  pass.reciprocal = pass.cuts == 1 ? 0 : ~uint64_t{0} / static_cast<uint64_t>(pass.cuts) + 1;
+  const int64_t tiles = several ? divide_up(pass.rows, columns / stride) : pass.rows * pass.cuts;
+  const Device device = device_facts(stream.device);
+  const int buffers = kParts == 1 && 2 * Tile::bytes(K) <= device.shared ? 2 : 1;
+  // As many blocks as have room, and as few warps in each as keep a multiprocessor busy, or some
+  // more where that makes their turns even.
+  const int64_t items = divide_up(K, 8 * Tile::kGroups), shared = buffers * Tile::bytes(K);
+  const int64_t busy = 2 * Tile::kThreads / kLanes,
+                room = std::max<int64_t>(device.shared / shared, 1);
+  const int64_t most = std::min<int64_t>(Tile::kThreads / kLanes, items);
+  int64_t warps = std::min(divide_up(busy, room), most);
+  while (warps < most && items % warps) ++warps;
+  warps = divide_up(items, divide_up(items, warps));
+  const int64_t blocks =
+      device.multiprocessors * std::max<int64_t>(std::min(room, busy / warps), 1);
+  return Launch<tensor_kernel<kParts, kColumnsLog, kWhole, In, Out>>::run(
+      "tensor_kernel",
+      {tiles < blocks ? tiles : blocks, static_cast<int>(warps) * kLanes, shared, stream}, pass,
+      static_cast<int>(tiles), buffers);
+}
+
+// How a row of K 2^k entries is one matrix of order K 2^log over 2^levels neighbours, by parts.
+struct Fused {
+  int64_t K = 0;  // 2^log times the factors' orders; zero: it does not fit
+  int log = 0, levels = 0, parts = 3;
+};
+
+// The cheapest one: a warp's rows are 32 of 64 columns, or 16 of 128, whole or not. The weights of
+// a row and of 16 terms of one part are about what they take of a multiprocessor's time.
+inline Fused choose_fused(int64_t K, int k, int parts, bool whole, int64_t shared) {
+  Fused best;
+  int64_t least = 0;
+  for (int levels = k < 7 ? k : whole ? 7 : 6; levels >= (k < 3 ? k : 3); --levels) {
+    const int64_t order = K << (k - levels), rows = levels == 7 ? 16 : 32, columns = 2048 / rows;
+    if (parts * divide_up(order, 16) * 16 * columns * 2 > shared) continue;
+    const int64_t row = 100 + 12 * parts * divide_up(order, 16);
+    const int64_t cost = divide_up(order, rows) * rows * row * 1000 / order;
+    if (best.K && cost >= least) continue;
+    best = {order, k - levels, levels, parts};
+    least = cost;
+  }
+  return best;
+}
+
+// Whether runs of `stride` entries are whole runs of 16 bytes at aligned addresses.
+inline bool is_whole(const Transform& t, int64_t stride) {
+  return stride % 8 == 0 && is_aligned(t.x, 16) && is_aligned(t.out, 16) &&
+         is_aligned(t.before, 16) && is_aligned(t.after, 16);
+}
+
+template <class In, class Out>
+Pass<In, Out> make_pass(const Transform& t, const In* x, Out* out, int levels, const Signs& signs,
+                        int64_t rows, int64_t stride) {
+  return {x,
+          out,
+          static_cast<const float*>(t.before),
+          static_cast<const float*>(t.after),
+          static_cast<float>(t.scale),
+          levels,
+          signs,
+          0,
+          rows,
+          stride,
+          1,
+          0};
+}
+
+template <int kParts, int kColumnsLog, class In, class Out>
+const char* launch_tensor_by(const Pass<In, Out>& pass, bool whole, Stream stream) {
+  return whole ? launch_tensor<kParts, kColumnsLog, true>(pass, stream)
+               : launch_tensor<kParts, kColumnsLog, false>(pass, stream);
+}
+
+template <class T>
+const char* launch_fused(const Transform& t, const Fused& fused, const Signs& signs,
+                         Stream stream) {
+  const auto pass = make_pass(t, static_cast<const T*>(t.x), static_cast<T*>(t.out), fused.levels,
+                              signs, t.rows, int64_t{1} << fused.levels);
+  if constexpr (kIsHalf<T>)
+    if (fused.parts == 1)
+      return fused.levels == 7 ? launch_tensor<1, 7, true>(pass, stream)
+                               : launch_tensor<1, 6, true>(pass, stream);
+  return fused.levels == 7 ? launch_tensor<3, 7, true>(pass, stream)
+                           : launch_tensor_by<3, 6>(pass, is_whole(t, pass.stride), stream);
 }
 
 // --- Launches ------------------------------------------------------------------------------------
 
-// Of a transform: the length of its pieces, and what its row takes in shared memory.
-struct OrderShape {
-  int64_t m, row_bytes = 0;
-  bool small = true;
-  OrderShape(const Transform& t, int64_t size) : m(t.n) {
-    for (const SignMatrix* factor : t.factors) {
-      if (!factor) continue;
-      m /= factor->K;
-      small = small && words_of(*factor) <= kSmallWords;
-      row_bytes += (t.n + t.n / 16 + 1) * size;
+int64_t whole_bytes(int64_t bytes) { return divide_up(bytes, 256) * 256; }
+int64_t sign_bytes(int64_t K) { return whole_bytes(sign_words(K) * int64_t{sizeof(uint32_t)}); }
+
+// How a transform is done: by one pass, or by its last factor behind what the others make of the
+// row's parts. The workspace has the signs of the matrix, then, where the type is not its own
+// arithmetic type, `wave` rows in that, then what the parts ask for.
+template <class T>
+struct OrderPlan {
+  using C = Arithmetic<T>;
+  Fused fused;
+  const SignMatrix* last;
+  bool tensor = false;  // whether tensor cores have room for it
+  int64_t wave;         // rows at a time
+  Transform parts;
+
+  OrderPlan(const Transform& t, const Device& device)
+      : last(t.factors[t.factors[1] ? 1 : 0]),
+        wave(wave_size(t.n, t.rows * t.n) / t.n),
+        parts{nullptr, nullptr, type_of<C>, wave * last->K, t.n / last->K, 1.0} {
+    if (t.factors[1]) parts.factors[0] = t.factors[0];
+    if (std::is_same_v<T, C>) {  // where they will be: what is aligned decides how it is done
+      parts.x = t.before ? t.out : t.x;
+      parts.out = t.out;
     }
+    if (sizeof(T) == 8 || !device.tensor) return;
+    tensor = TensorTile<float, 3, 6, true>::bytes(last->K) <= device.shared;
+    const int64_t K = last->K * (t.factors[1] ? t.factors[0]->K : 1);
+    const bool whole = is_whole(t, t.n / K);
+    if (!t.factors[1] || last->K <= kOuterMost)
+      fused = choose_fused(K, log2_of(t.n / K), kIsHalf<T> && !t.before && whole ? 1 : 3, whole,
+                           device.shared);
   }
-  bool fits_row(int device) const { return small && row_bytes <= device_facts(device).shared; }
+  int64_t work_bytes() const {
+    return std::is_same_v<T, C> ? 0 : whole_bytes(wave * parts.n * last->K * int64_t{sizeof(C)});
+  }
 };
 
-// `rows` rows: first their pieces, in work, then each matrix; the last one goes to `store`.
+// The last factor, of rows in `from`.
 template <class T>
-const char* transform_pieces(const Transform& t, int64_t rows, const LoadRow<T>& load,
-                             const StoreRow<T>& store, Arithmetic<T>* work, Stream stream) {
+const char* launch_last(const Transform& t, const OrderPlan<T>& plan, const Signs& signs,
+                        const Arithmetic<T>* from, T* out, int64_t rows, Stream stream) {
   using C = Arithmetic<T>;
-  const int64_t total = rows * t.n;
-  int64_t stride = OrderShape(t, sizeof(C)).m;
-  const char* error = Launch<widen_row_kernel<T>>::run(
-      "widen_row_kernel", {divide_up(total, kMixThreads), kMixThreads, 0, stream}, load, work,
-      total);
-  if (!error && stride > 1)
-    error =
-        transform_rows<C>({work, work, type_of<C>, total / stride, stride, 1.0}, nullptr, stream);
-  for (const SignMatrix* factor : t.factors) {
-    if (!factor || error) continue;
-    error = stride * factor->K == t.n
-                ? launch_any_mix(*factor, work, store, total, stride, stream)
-                : launch_any_mix(*factor, work, Work<C>{work}, total, stride, stream);
-    stride *= factor->K;
+  if constexpr (sizeof(T) < 8)
+    if (plan.tensor) {
+      Transform pass = t;
+      pass.x = from;
+      pass.out = out;
+      pass.before = nullptr;
+      return launch_tensor_by<3, 6>(make_pass(pass, from, out, 0, signs, rows, plan.parts.n),
+                                    is_whole(pass, plan.parts.n), stream);
+    }
+  const auto* after = static_cast<const C*>(t.after);
+  return launch_mix<T>(signs, from, {out, after, static_cast<C>(t.scale), t.n}, rows * t.n,
+                       plan.parts.n, stream);
+}
+
+// A wave after the other.
+template <class T>
+const char* transform_waves(const Transform& t, OrderPlan<T> plan, const Signs& signs,
+                            unsigned char* workspace, Stream stream) {
+  using C = Arithmetic<T>;
+  const auto* before = static_cast<const C*>(t.before);
+  void* const left = workspace + plan.work_bytes();
+  for (int64_t row = 0; row < t.rows; row += plan.wave) {
+    const int64_t rows = std::min(plan.wave, t.rows - row);
+    const T* x = static_cast<const T*>(t.x) + row * t.n;
+    T* out = static_cast<T*>(t.out) + row * t.n;
+    C* work = reinterpret_cast<C*>(workspace);
+    const C* from = work;
+    if constexpr (std::is_same_v<T, C>) {
+      work = out;
+      from = before ? work : x;
+    }
+    const char* error = nullptr;
+    if (before || !std::is_same_v<T, C>) error = launch_gather<T>(t, row, work, rows, stream);
+    if (!error && plan.parts.n > 1) {
+      plan.parts.x = from;
+      plan.parts.out = work;
+      from = work;
+      plan.parts.rows = rows * plan.last->K;
+      error = plan.parts.factors[0] ? transform_orders<C>(plan.parts, left, stream)
+                                    : transform_rows<C>(plan.parts, nullptr, stream);
+    }
+    if (!error) error = launch_last<T>(t, plan, signs, from, out, rows, stream);
+    if (error) return error;
   }
-  return error;
+  return nullptr;
+}
+
+// --- Rows that lie apart -------------------------------------------------------------------------
+
+inline bool is_apart(const Transform& t) {
+  return !has_neighbours(t) || t.before_rows > 1 || t.after_rows > 1;
+}
+
+// Some rows together, at `work`, of the type that is computed in, without diagonals.
+template <class T>
+Transform gathered(const Transform& t, void* work) {
+  const int64_t rows = wave_size(t.n, t.rows * t.n) / t.n;
+  Transform together{work, work, type_of<Arithmetic<T>>, rows, t.n, t.scale};
+  std::copy(t.factors, t.factors + 2, together.factors);
+  return together;
+}
+
+template <class T>
+int64_t gathered_bytes(const Transform& together) {
+  return whole_bytes(together.rows * together.n * int64_t{sizeof(Arithmetic<T>)});
+}
+
+// Rows that lie apart, or whose diagonals span several, by way of rows that do not.
+template <class T>
+const char* transform_apart(const Transform& t, void* workspace, Stream stream) {
+  using C = Arithmetic<T>;
+  Transform together = gathered<T>(t, workspace);
+  void* const left = static_cast<unsigned char*>(workspace) + gathered_bytes<T>(together);
+  auto* work = static_cast<C*>(workspace);
+  for (int64_t row = 0, wave = together.rows; row < t.rows; row += wave) {
+    together.rows = std::min(wave, t.rows - row);
+    const int64_t total = together.rows * t.n;
+    const char* error = launch_gather<T>(t, row, work, together.rows, stream);
+    if (!error) error = transform_orders<C>(together, left, stream);
+    if (error) return error;
+    const PlacedRows<T> to{static_cast<T*>(t.out), t.out_places, static_cast<const C*>(t.after),
+                           t.after_rows,           t.n,          row};
+    error = Launch<scatter_kernel<T>>::run(
+        "scatter_kernel", {divide_up(total, kMixThreads), kMixThreads, 0, stream}, work, to, total);
+    if (error) return error;
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -254,50 +367,34 @@ const char* transform_pieces(const Transform& t, int64_t rows, const LoadRow<T>&
 template <class T>
 int64_t orders_workspace(const Transform& t, int device) {
   using C = Arithmetic<T>;
-  if (std::is_same_v<T, C> || OrderShape(t, sizeof(C)).fits_row(device)) return 0;
-  return wave_size(t.n, t.rows * t.n) * static_cast<int64_t>(sizeof(C));
+  if (t.rows == 0) return 0;
+  if (is_apart(t)) {
+    const Transform together = gathered<T>(t, nullptr);
+    return gathered_bytes<T>(together) + orders_workspace<C>(together, device);
+  }
+  const OrderPlan<T> plan(t, device_facts(device));
+  if (plan.fused.K) return sign_bytes(plan.fused.K);
+  return sign_bytes(plan.last->K) + plan.work_bytes() +
+         (plan.parts.factors[0] ? orders_workspace<C>(plan.parts, device) : 0);
 }
 
 template <class T>
 const char* transform_orders(const Transform& t, void* workspace, Stream stream) {
-  using C = Arithmetic<T>;
-  const OrderShape shape(t, sizeof(C));
-  const bool apart = !has_neighbours(t) || t.before_rows > 1 || t.after_rows > 1;
-  const LoadRow<T> load{static_cast<const T*>(t.x), static_cast<const C*>(t.before), t.n,
-                        t.before_rows, t.x_places};
-  const StoreRow<T> store{static_cast<T*>(t.out),
-                          static_cast<const C*>(t.after),
-                          static_cast<C>(t.scale),
-                          t.n,
-                          t.after_rows,
-                          t.out_places};
-  if (shape.fits_row(stream.device)) {
-    const RowFactors factors{
-        static_cast<int>(t.n),
-        static_cast<int>(shape.m),
-        {copy_signs<kSmallWords>(t.factors[0]), copy_signs<kSmallWords>(t.factors[1])}};
-    const Grid grid{t.rows, kMixThreads, shape.row_bytes, stream};
-    return apart ? Launch<pitched_row_kernel<T>>::run("pitched_row_kernel", grid, load, store,
-                                                      factors, t.rows)
-                 : Launch<row_kernel<T>>::run("row_kernel", grid, load, store, factors, t.rows);
+  if (t.rows == 0) return nullptr;
+  if (is_apart(t)) return transform_apart<T>(t, workspace, stream);
+  const OrderPlan<T> plan(t, device_facts(stream.device));
+  const Fused& fused = plan.fused;
+  auto* bits = static_cast<uint32_t*>(workspace);
+  Signs signs;
+  const char* error = fused.K
+                          ? fill_signs(t.factors[1], *t.factors[0], fused.log, bits, &signs, stream)
+                          : fill_signs(nullptr, *plan.last, 0, bits, &signs, stream);
+  if (error) return error;
+  if constexpr (sizeof(T) < 8) {
+    if (fused.K) return launch_fused<T>(t, fused, signs, stream);
   }
-  if (apart) {
-    const char* error = nullptr;
-    for (int64_t row = 0; row < t.rows && !error; ++row)
-      error = transform_orders<T>(row_of<T>(t, row), workspace, stream);
-    return error;
-  }
-  const int64_t wave = wave_size(t.n, t.rows * t.n) / t.n;
-  for (int64_t row = 0; row < t.rows; row += wave) {
-    const int64_t here = row + wave < t.rows ? wave : t.rows - row, first = row * t.n;
-    C* work = static_cast<C*>(workspace);
-    if constexpr (std::is_same_v<T, C>) work = store.out + first;
-    const char* error =
-        transform_pieces<T>(t, here, {load.x + first, load.before, t.n},
-                            {store.out + first, store.after, store.scale, t.n}, work, stream);
-    if (error) return error;
-  }
-  return nullptr;
+  return transform_waves<T>(
+      t, plan, signs, static_cast<unsigned char*>(workspace) + sign_bytes(plan.last->K), stream);
 }
 
 template int64_t orders_workspace<FASTFOOD_TYPE>(const Transform&, int);

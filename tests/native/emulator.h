@@ -83,6 +83,15 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
 
+// Byte i of the result is byte (choice >> 4 i) % 8 of the two words.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned choice) {
+  const uint64_t both = uint64_t{y} << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>(both >> 8 * (choice >> 4 * i & 7) & 0xFF) << 8 * i;
+  return result;
+}
+
 // Loads and stores with a hint for the caches.
 template <class T>
 T __ldcs(const T* p) {
@@ -100,6 +109,7 @@ struct Limits {  // small, so that the tests meet every loop over what does not 
   int64_t wave = int64_t{1} << 15;
   int64_t partials = int64_t{3} << 10;
   int64_t shared = 48 * 1024;  // bytes that a block may have
+  bool tensor = true;          // tensor cores
 };
 inline Limits limits;
 inline bool backwards = false;  // the last thread of a block runs first
@@ -110,6 +120,7 @@ constexpr size_t kStack = sanitizer::kStackFactor * 64 * 1024;
 constexpr size_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xA5;
 constexpr size_t kMaxShared = 227 * 1024;  // of an H200
+constexpr size_t kGiven = 48;              // bytes that a lane gives to the others of its warp
 
 enum class Wait { finished, block, warp, lanes };  // lanes: at a shuffle
 
@@ -131,7 +142,7 @@ struct Fiber {
   const char* file;  // of the barrier or the shuffle that it waits at
   int line;
   int shuffles;                                 // that it has come to
-  unsigned char value[2][8];                    // given to the last two of them
+  unsigned char value[2][kGiven];               // given to the last two of them
   std::vector<Access> accesses;                 // since its last barrier, where they are counted
   std::vector<std::pair<void*, uint4>> copies;  // under way
 };
@@ -209,19 +220,38 @@ inline void wait(Wait wait, const char* file, int line) {
   machine.scheduler_stack = sanitizer::enter_stack(kept);
 }
 
-// The value of lane (lane ^ distance) of the warp. All its lanes have to come here.
+inline int this_thread() { return static_cast<int>(machine.running - machine.fibers.data()); }
+inline int this_lane() { return this_thread() % kWarp; }
+
+// What each lane of a warp gave at one place.
 template <class T>
-T shuffle_xor(unsigned mask, T value, int distance, const char* file, int line) {
+struct Given {
+  int first, slot;  // the warp's first thread
+  T operator[](int lane) const {
+    T value;
+    std::memcpy(&value, machine.fibers[static_cast<size_t>(first + lane)].value[slot], sizeof(T));
+    return value;
+  }
+};
+
+// Gives `value` to the other lanes of the warp. All of them have to come here.
+template <class T>
+Given<T> meet(const T& value, const char* file, int line) {
+  static_assert(sizeof(T) <= kGiven, "a lane gives as much as there is room for");
   Fiber* fiber = machine.running;
   const int slot = fiber->shuffles++ % 2;  // a faster lane may already be at the next shuffle
   std::memcpy(fiber->value[slot], &value, sizeof(value));
   wait(Wait::lanes, file, line);
-  const auto thread = static_cast<int>(fiber - machine.fibers.data());
+  return {this_thread() / kWarp * kWarp, slot};
+}
+
+// The value of lane (lane ^ distance).
+template <class T>
+T shuffle_xor(unsigned mask, T value, int distance, const char* file, int line) {
+  const auto given = meet(value, file, line);
   if (mask != 0xFFFFFFFFu || distance < 1 || distance >= kWarp)
     fail("a shuffle that leaves out lanes, or leaves the warp");
-  const int other = thread / kWarp * kWarp + ((thread ^ distance) % kWarp);
-  std::memcpy(&value, machine.fibers[static_cast<size_t>(other)].value[slot], sizeof(value));
-  return value;
+  return given[(this_lane() ^ distance) % kWarp];
 }
 
 inline void* shared_memory(size_t bytes) {

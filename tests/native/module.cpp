@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/columns.cuh"
+#include "../../csrc/cuda/mma.cuh"
 #include "../../csrc/cuda/transform.h"
 #include "../../csrc/definitions.h"
 #include "../../csrc/kernels.h"
@@ -85,6 +86,21 @@ void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_
   t.out_places = places_of(out_places);
   if (K != 1 && !factor(K, transpose, t.factors)) throw std::invalid_argument("K is no order");
   if (!cuda) return cpu::kernels().transform(t, split);
+  run_emulated(cuda::transform_workspace(t, 0),
+               [&](void* w) { return cuda::transform(t, w, {nullptr, 0}); });
+}
+
+// By matrices of the caller's own, (order, words of signs) each, the inner one first.
+void transform_by(Address x, Address out, int type, int64_t rows, int64_t n, double scale,
+                  Address before, Address after, std::vector<std::pair<int64_t, Address>> given) {
+  Transform t{at<void>(x), at<void>(out), static_cast<Type>(type), rows,
+              n,           scale,         at<void>(before),        at<void>(after)};
+  SignMatrix matrices[2];
+  for (size_t i = 0; i < given.size(); ++i) {
+    const int64_t K = given[i].first;
+    matrices[i] = {K, (K + 31) / 32, at<uint32_t>(given[i].second)};
+    t.factors[i] = &matrices[i];
+  }
   run_emulated(cuda::transform_workspace(t, 0),
                [&](void* w) { return cuda::transform(t, w, {nullptr, 0}); });
 }
@@ -167,6 +183,14 @@ std::string run_faulty(const std::string& mistake) {
       if (copied != 1.0f) emulator::fail("a copy was read before it came");
       return;
     }
+    if (mistake == "bank conflict") return x[thread / 2 + thread % 2 * 32] = 1.0f;
+    if (mistake == "half a product") {
+      const uint32_t ones[4] = {};
+      float sums[4] = {};
+      if (thread % 32 < 16)
+        cuda::multiply_add<__half>(sums[0], sums[1], sums[2], sums[3], ones, 0, 0);
+      return;
+    }
     if (mistake.find("warp barrier") != std::string::npos) {
       x[thread] = 1.0f;
       if (mistake == "none but a warp barrier") __syncwarp();
@@ -200,6 +224,7 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
         py::arg("after") = 0, py::arg("K") = 1, py::arg("transpose") = false,
         py::arg("before_rows") = 1, py::arg("after_rows") = 1, py::arg("x_places") = Levels{},
         py::arg("out_places") = Levels{});
+  m.def("transform_by", transform_by);
   m.def("sign_matrix", sign_matrix_rows);
   m.def("words", words);
   m.def("normals", normals);
@@ -219,12 +244,16 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
   m.def("use_threads", [](int count) { threads = count; });
   // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's partial sums, the
-  // order of threads.
-  m.def("configure",
-        [](int64_t blocks, int64_t wave, int64_t partials, int64_t shared, bool backwards) {
-          emulator::limits = {blocks, wave, partials, shared};
-          emulator::backwards = backwards;
-        });
+  // order of threads, whether the GPU has tensor cores that are used.
+  m.def(
+      "configure",
+      [](int64_t blocks, int64_t wave, int64_t partials, int64_t shared, bool backwards,
+         bool tensor) {
+        emulator::limits = {blocks, wave, partials, shared, tensor};
+        emulator::backwards = backwards;
+      },
+      py::arg("blocks"), py::arg("wave"), py::arg("partials"), py::arg("shared"),
+      py::arg("backwards"), py::arg("tensor") = true);
   // Cycles of shared memory (taken, least) of what runs between the two calls.
   m.def("count_cycles", [] {
     emulator::counting = true;
