@@ -222,7 +222,7 @@ void fill_miyamoto(Signs& h) {
 Description describe(int64_t K) {
   for (const Description& description : kDescriptions)
     if (description.K == K) return description;
-  Description found{K, Construction::PaleyOne, {}, 0};
+  Description found{K};
   if (K % 8 != 4 || K < 12 || K > kLargestOrder) return {};
   if (is_prime_power(K - 1)) return found;
   found.construction = Construction::PaleyTwo;

@@ -18,10 +18,10 @@ enum class Construction {
 };
 
 struct Description {
-  int64_t K;
-  Construction construction;
-  const char* rows[5];  // Sequences: letter A ... D for a sequence's +, a ... d for its -
-  int64_t step;  // Orbits: what i is multiplied by; their signs in the order of least members
+  int64_t K = 0;
+  Construction construction = Construction::PaleyOne;
+  const char* rows[5] = {};  // Sequences: letter A ... D for a sequence's +, a ... d for its -
+  int64_t step = 0;  // Orbits: what i is multiplied by; their signs in the order of least members
 };
 
 // Those that describe() of orders.cpp does not find by the order itself. The rows of orders 92, 100
