@@ -104,8 +104,9 @@ void add_transforms(std::vector<Case>& cases) {
 }
 
 void add_orders(std::vector<Case>& cases) {
-  constexpr int64_t kOrders[] = {12,  20,  28,  36,  40,  44,  52,      60,      76,
-                                 108, 140, 156, 172, 428, 144, 12 * 36, 76 * 36, 84 * 44};
+  constexpr int64_t kOrders[] = {12,  20,  28,   36,  40,      44,      52,     60,
+                                 76,  108, 140,  156, 172,     260,     428,    500,
+                                 732, 996, 1020, 144, 12 * 36, 76 * 36, 84 * 44};
   for (int64_t K : kOrders)
     for (int log_m : {0, 1, 3, 5, 6, 7, 9, 12})
       for (Type type : kTypes) {
