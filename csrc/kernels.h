@@ -109,7 +109,7 @@ bool prefetches();
 // One table for each instruction set; the results of all of them are equal bit for bit.
 struct Kernels {
   const char* name;
-  void (*transform)(const Transform&, ParallelFor);
+  void (*transform)(const Transform&, ParallelFor, int64_t threads);  // that it is done by
   void (*words)(const Draw&, uint32_t* out, ParallelFor);
   void (*normals)(const Draw&, float* out, ParallelFor);
   void (*project)(const Projection&, ParallelFor);

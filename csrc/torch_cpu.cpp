@@ -12,7 +12,7 @@ void parallel_for(int64_t count, int64_t grain, cpu::Body body, void* context) {
 
 struct Cpu {
   static void transform(const Transform& t, const Tensor&) {
-    cpu::kernels().transform(t, parallel_for);
+    cpu::kernels().transform(t, parallel_for, torch::stable::get_num_threads());
   }
   static void words(const Draw& d, uint32_t* out, const Tensor&) {
     cpu::kernels().words(d, out, parallel_for);

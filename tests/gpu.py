@@ -35,6 +35,7 @@ TESTS = (
     "test_ops",
     "test_hadamard",
     "test_hadamard_autograd",
+    "test_blocks",
     "test_projection",
     "test_adjoint_sum",
     "test_random_numbers",

@@ -111,10 +111,10 @@ void transform_short_rows(const Transform& t, const Stretch& s) {
 template <class T>
 struct Shape {
   int64_t n, m, piece;
-  explicit Shape(const Transform& t) : n(t.n), m(t.n) {
+  explicit Shape(const Transform& t, int64_t piece_bytes = cpu::caches().second) : n(t.n), m(t.n) {
     for (const SignMatrix* factor : t.factors)
       if (factor) m /= factor->K;
-    piece = piece_of<T>(m);
+    piece = piece_of<T>(m, piece_bytes);
   }
 };
 
@@ -177,7 +177,7 @@ void transform_pieces(T* work, int64_t step, int64_t piece, int64_t begin, int64
 template <class T, class Load, class Store, class Phases>
 void transform_row(const Transform& t, T* work, const Load& load_entries, const Store& finish,
                    Phases phases) {
-  const Shape<T> shape(t);
+  const Shape<T> shape(t, phases.piece_bytes(t.n * static_cast<int64_t>(sizeof(T))));
   int64_t stride = shape.piece;
   const auto phase = [&](int64_t count, int64_t next, auto body) {
     stride = next;
@@ -337,7 +337,7 @@ void transform_long_rows(const Transform& t, int64_t begin, int64_t end, Phases 
 }
 
 template <class S>
-void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
+void transform_rows(const Transform& t, cpu::ParallelFor parallel, int64_t threads) {
   using T = Arithmetic<S>;
   constexpr int64_t lanes = kLanes<T>;
   const Shape<T> shape(t);
@@ -367,13 +367,13 @@ void transform_rows(const Transform& t, cpu::ParallelFor parallel) {
     auto body = [&](int64_t begin, int64_t end) { transform_long_rows<S>(t, begin, end, Alone{}); };
     return for_each_range(parallel, t.rows, grain, body);
   }
-  transform_long_rows<S>(t, 0, t.rows, Together{parallel});
+  transform_long_rows<S>(t, 0, t.rows, Together{parallel, threads});
 }
 
 }  // namespace
 
-void transform(const Transform& t, cpu::ParallelFor parallel) {
-  dispatch(t.type, [&](auto s) { transform_rows<decltype(s)>(t, parallel); });
+void transform(const Transform& t, cpu::ParallelFor parallel, int64_t threads) {
+  dispatch(t.type, [&](auto s) { transform_rows<decltype(s)>(t, parallel, threads); });
 }
 
 }  // namespace fastfood::FASTFOOD_ISA

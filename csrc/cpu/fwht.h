@@ -18,12 +18,13 @@ FASTFOOD_INLINE bool fits(int64_t entries, int64_t cache) {
   return entries * static_cast<int64_t>(sizeof(T)) <= cache;
 }
 
-// The part of n entries that is worked on in a second-level cache. By eighths where the last cache
-// holds all n, since three levels are one pass over it; else by halves, the largest part that fits.
+// The part of n entries that a thread works on alone, in so many bytes of a cache. By eighths where
+// the last cache holds all n, since three levels are one pass over it; else by halves, the largest
+// part that fits.
 template <class T>
-FASTFOOD_INLINE int64_t piece_of(int64_t n) {
+FASTFOOD_INLINE int64_t piece_of(int64_t n, int64_t bytes = cpu::caches().second) {
   const int64_t parts = fits<T>(n, cpu::caches().last) ? 8 : 2;
-  while (!fits<T>(n, cpu::caches().second)) n /= parts;
+  while (!fits<T>(n, bytes)) n /= parts;
   return n;
 }
 
@@ -33,12 +34,21 @@ struct Alone {
   void operator()(int64_t count, F f) const {
     f(0, count);
   }
+  int64_t piece_bytes(int64_t) const { return cpu::caches().second; }
 };
 struct Together {
   cpu::ParallelFor parallel;
+  int64_t threads = 1;
   template <class F>
   void operator()(int64_t count, F f) const {
     for_each_range(parallel, count, 1 + count / 256, f);
+  }
+  // Of a row of so many bytes. Few threads have room in the last cache for more than in their
+  // second ones, and so sweep over memory for fewer levels; each has two pieces at least.
+  int64_t piece_bytes(int64_t row_bytes) const {
+    const int64_t quarter = cpu::caches().last / 4, half = row_bytes / 2;
+    const int64_t share = (half < quarter ? half : quarter) / threads;
+    return share < cpu::caches().second ? cpu::caches().second : share;
   }
 };
 

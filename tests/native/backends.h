@@ -117,9 +117,10 @@ class Array {
 // --- Calls ---------------------------------------------------------------------------------------
 
 // Ranges for the processor's threads.
+inline int64_t processors() { return std::max(1u, std::thread::hardware_concurrency()); }
+
 inline void parallel(int64_t count, int64_t grain, cpu::Body body, void* context) {
-  const int64_t processors = std::max(1u, std::thread::hardware_concurrency());
-  const int64_t ranges = std::max<int64_t>(1, std::min(processors, count / grain));
+  const int64_t ranges = std::max<int64_t>(1, std::min(processors(), count / grain));
   std::vector<std::thread> running;
   for (int64_t i = 1; i < ranges; ++i)
     running.emplace_back(body, count * i / ranges, count * (i + 1) / ranges, context);
@@ -127,7 +128,7 @@ inline void parallel(int64_t count, int64_t grain, cpu::Body body, void* context
   for (std::thread& thread : running) thread.join();
 }
 
-inline void on_cpu(const Transform& t) { cpu::kernels().transform(t, parallel); }
+inline void on_cpu(const Transform& t) { cpu::kernels().transform(t, parallel, processors()); }
 inline void on_cpu(const Projection& p) { cpu::kernels().project(p, parallel); }
 inline void on_cpu(const Adjoint& a) { cpu::kernels().adjoint(a, parallel); }
 inline void on_cpu(const Draw& d, uint32_t* out) { cpu::kernels().words(d, out, parallel); }
