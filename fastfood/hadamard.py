@@ -145,8 +145,8 @@ def hadamard_transform_KN(
     H_K is made by the constructions of Paley, Williamson, Goethals and Seidel, and Miyamoto (see
     csrc/orders.cpp). With K > 1 each backend takes the terms of a sum in an order of its own: in
     float32 an entry is within (K + log2 n) 2^-23 |scale| sum |x| of the exact one (2^-52 in
-    float64), most by a few units in the last place, and rounded once to sixteen bits. With K = 1
-    every bit is defined.
+    float64), most by a few units in the last place, and rounded once to sixteen bits; on CUDA
+    values below 2^-110 lose bits. With K = 1 every bit is defined.
     """
     if K is None and before is None and after is None and dim == -1 and _is_ready(x, out, block):
         return _fill_ready(x, scale, out, block)  # H_2^k is its own transpose
