@@ -110,6 +110,17 @@ def test_the_bound_where_sums_are_cut_off():
         check_transform(True, x.astype(np.float32), F32, n, (), (172,))
 
 
+def test_small_parts_are_added_before_large_ones():
+    """Else each of their terms would be cut off at the last place of the whole sum."""
+    K, value = 172, np.float32(2 - 2.0**-23)
+    x = np.array(native.sign_matrix(K, False))[0].astype(np.float32) * value
+    memory, out = Array(x), garbage(K, np.float32)
+    configure(LARGE)
+    native.transform(True, memory.address, out.address, F32, 1, K, 1.0, 0, 0, K, False)
+    last_place = float(np.spacing(np.float32(K * value)))
+    assert abs(out.take()[0] - K * float(value)) < K / 8 * last_place
+
+
 def test_numbers_that_are_not_finite_spread_over_their_row():
     """In f32 an infinite one has parts that are no numbers, so it may come out as none."""
     n = 28 << 5
