@@ -1,6 +1,6 @@
 """Builds the native code with sanitizers, in folders of its own, and runs its tests with them:
-AddressSanitizer and UndefinedBehaviorSanitizer over the CPU kernels of every instruction set, the
-emulated CUDA kernels and torch's operators, ThreadSanitizer over the CPU kernels in threads. Before
+AddressSanitizer and UndefinedBehaviorSanitizer (which sees misaligned packets) over the CPU kernels
+of every instruction set, the emulated CUDA kernels and torch's operators, ThreadSanitizer over the CPU kernels in threads. Before
 that, each has to find a mistake that is made on purpose. `make sanitize` runs it."""
 
 import argparse
@@ -104,6 +104,7 @@ def address() -> None:
     tree = build("address", "address,undefined", "fastfood_native_tests", "fastfood_cpu")
     expect_fault(OVERRUN, "heap-buffer-overflow", cwd=tree, env=environment("libasan.so"))
     tests(tree, "libasan.so", None, "tests/test_emulator.py", "-k", f"not ({SLOW})")
+    tests(tree, "libasan.so", None, "tests/test_places.py", "tests/test_tensor.py")
     for isa in filter(has, ISAS[:-1] if has(ISAS[-1]) else ISAS[:-2]):
         tests(tree, "libasan.so", isa, "tests/test_emulator.py", "-k", f"cpu and not ({SLOW})")
     files = ("tests/test_random_numbers.py", "tests/test_projection.py")
