@@ -12,7 +12,7 @@ help:
 	@echo 'make fuzz    wrong and damaged inputs of every kind: how many were tried, faults found'
 	@echo 'make examples run every guide at its small setting'
 	@echo 'make docs    the API reference and the pages of the guides, in build/docs'
-	@echo 'make sanitize build the native code with sanitizers and run its tests, 9 minutes'
+	@echo 'make sanitize build the native code with sanitizers and run its tests, 11 minutes'
 	@echo 'make soak    repeat each kind of work 10,000 times: does memory grow? 4 minutes'
 	@echo 'make setup   .venv with the built package and every extra'
 	@echo 'make lint    ruff and clang-format, as they would be accepted'
