@@ -1,7 +1,8 @@
 """Builds the native code with sanitizers, in folders of its own, and runs its tests with them:
 AddressSanitizer and UndefinedBehaviorSanitizer (which sees misaligned packets) over the CPU kernels
-of every instruction set, the emulated CUDA kernels and torch's operators, ThreadSanitizer over the CPU kernels in threads. Before
-that, each has to find a mistake that is made on purpose. `make sanitize` runs it."""
+of every instruction set, the emulated CUDA kernels and torch's operators, ThreadSanitizer over the
+CPU kernels in threads. Before that, each has to find a mistake that is made on purpose. `make
+sanitize` runs it."""
 
 import argparse
 import importlib.util
