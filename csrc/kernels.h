@@ -7,6 +7,8 @@
 
 namespace fastfood {
 
+constexpr bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+
 enum class Type { f32, f64, f16, bf16 };
 
 // A Hadamard matrix H of order K: entries +1 and -1, H Ht = K I.
@@ -93,6 +95,8 @@ namespace cpu {
 // long.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t count, int64_t grain, Body body, void* context);
+// How many threads do that.
+using Threads = int64_t (*)();
 
 // Bytes of the caches that a core has, the last one perhaps with others: powers of two, as the
 // system says, or the environment variable FASTFOOD_CACHES ("32,1024,32768", in kilobytes).
@@ -109,7 +113,7 @@ bool prefetches();
 // One table for each instruction set; the results of all of them are equal bit for bit.
 struct Kernels {
   const char* name;
-  void (*transform)(const Transform&, ParallelFor, int64_t threads);  // that it is done by
+  void (*transform)(const Transform&, ParallelFor, Threads);
   void (*words)(const Draw&, uint32_t* out, ParallelFor);
   void (*normals)(const Draw&, float* out, ParallelFor);
   void (*project)(const Projection&, ParallelFor);

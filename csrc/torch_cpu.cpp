@@ -10,9 +10,12 @@ void parallel_for(int64_t count, int64_t grain, cpu::Body body, void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
 }
 
+// Asked only where a row is larger than a cache: it takes its time in a small call.
+int64_t count_threads() { return torch::stable::get_num_threads(); }
+
 struct Cpu {
   static void transform(const Transform& t, const Tensor&) {
-    cpu::kernels().transform(t, parallel_for, torch::stable::get_num_threads());
+    cpu::kernels().transform(t, parallel_for, count_threads);
   }
   static void words(const Draw& d, uint32_t* out, const Tensor&) {
     cpu::kernels().words(d, out, parallel_for);

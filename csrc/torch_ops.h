@@ -22,8 +22,6 @@ namespace fastfood {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
-
 inline Type type_of(const Tensor& x, const char* name) {
   switch (x.scalar_type()) {
     case ScalarType::Float: return Type::f32;

@@ -14,7 +14,7 @@ from .ops import (
     philox_words,
     unwatched,
 )
-from .orders import ORDERS, PRODUCTS, choose_order, is_power_of_two, nearest_sizes
+from .orders import choose_order, is_order, is_power_of_two, nearest_sizes
 from .transform import apply, fill, operator_out
 
 _FLOATING = frozenset(FLOATING)
@@ -160,7 +160,7 @@ def hadamard_transform_KN(
         K = choose_order(n)
         if K is None:
             raise ValueError(f"{wanted.format('K')}, got {n}; {nearest_sizes(n)}")
-    elif K != 1 and K not in ORDERS and K not in PRODUCTS:
+    elif not is_order(K):
         raise ValueError(
             "K: wanted 1, 40, four times an odd number from 12 to 1020 (but 668, 716, 892), or a "
             f"product of two of these, got {K}"

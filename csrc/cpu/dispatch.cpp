@@ -12,13 +12,13 @@
 
 #include "../kernels.h"
 
-#define FASTFOOD_DECLARE(isa)                                          \
-  namespace fastfood::isa {                                            \
-  void transform(const Transform&, cpu::ParallelFor, int64_t threads); \
-  void words(const Draw&, uint32_t*, cpu::ParallelFor);                \
-  void normals(const Draw&, float*, cpu::ParallelFor);                 \
-  void project(const Projection&, cpu::ParallelFor);                   \
-  void adjoint(const Adjoint&, cpu::ParallelFor);                      \
+#define FASTFOOD_DECLARE(isa)                                       \
+  namespace fastfood::isa {                                         \
+  void transform(const Transform&, cpu::ParallelFor, cpu::Threads); \
+  void words(const Draw&, uint32_t*, cpu::ParallelFor);             \
+  void normals(const Draw&, float*, cpu::ParallelFor);              \
+  void project(const Projection&, cpu::ParallelFor);                \
+  void adjoint(const Adjoint&, cpu::ParallelFor);                   \
   }
 #define FASTFOOD_TABLE(isa) \
   {#isa, isa::transform, isa::words, isa::normals, isa::project, isa::adjoint}

@@ -337,7 +337,7 @@ void transform_long_rows(const Transform& t, int64_t begin, int64_t end, Phases 
 }
 
 template <class S>
-void transform_rows(const Transform& t, cpu::ParallelFor parallel, int64_t threads) {
+void transform_rows(const Transform& t, cpu::ParallelFor parallel, cpu::Threads threads) {
   using T = Arithmetic<S>;
   constexpr int64_t lanes = kLanes<T>;
   const Shape<T> shape(t);
@@ -367,12 +367,12 @@ void transform_rows(const Transform& t, cpu::ParallelFor parallel, int64_t threa
     auto body = [&](int64_t begin, int64_t end) { transform_long_rows<S>(t, begin, end, Alone{}); };
     return for_each_range(parallel, t.rows, grain, body);
   }
-  transform_long_rows<S>(t, 0, t.rows, Together{parallel, threads});
+  transform_long_rows<S>(t, 0, t.rows, Together{parallel, threads()});
 }
 
 }  // namespace
 
-void transform(const Transform& t, cpu::ParallelFor parallel, int64_t threads) {
+void transform(const Transform& t, cpu::ParallelFor parallel, cpu::Threads threads) {
   dispatch(t.type, [&](auto s) { transform_rows<decltype(s)>(t, parallel, threads); });
 }
 

@@ -189,8 +189,6 @@ Cut cut_long_row(int log_n, const Device& device) {
   return cut_row(log_n, best < most ? best : most, most, most_column_levels<C>(device));
 }
 
-constexpr bool is_power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
-
 // Rows that follow each other; those longer than a tile have a diagonal each.
 template <class T>
 const char* transform_by_length(const Transform& t, void* workspace, Stream stream) {

@@ -140,7 +140,7 @@ template <int kParts, int kColumnsLog, bool kWhole, class In, class Out>
 const char* launch_tensor(Pass<In, Out> pass, Stream stream) {
   using Tile = TensorTile<In, kParts, kColumnsLog, kWhole>;
   const int64_t K = pass.signs.K, stride = pass.stride, columns = Tile::kColumns;
-  const bool several = stride < columns && (stride & (stride - 1)) == 0;
+  const bool several = stride < columns && is_power_of_two(stride);
   pass.log = several ? log2_of(stride) : kColumnsLog;
   pass.cuts = divide_up(stride, columns);
   pass.reciprocal = pass.cuts == 1 ? 0 : ~uint64_t{0} / static_cast<uint64_t>(pass.cuts) + 1;

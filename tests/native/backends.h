@@ -128,7 +128,7 @@ inline void parallel(int64_t count, int64_t grain, cpu::Body body, void* context
   for (std::thread& thread : running) thread.join();
 }
 
-inline void on_cpu(const Transform& t) { cpu::kernels().transform(t, parallel, processors()); }
+inline void on_cpu(const Transform& t) { cpu::kernels().transform(t, parallel, processors); }
 inline void on_cpu(const Projection& p) { cpu::kernels().project(p, parallel); }
 inline void on_cpu(const Adjoint& a) { cpu::kernels().adjoint(a, parallel); }
 inline void on_cpu(const Draw& d, uint32_t* out) { cpu::kernels().words(d, out, parallel); }

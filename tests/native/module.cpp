@@ -85,7 +85,8 @@ void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_
   t.x_places = places_of(x_places);
   t.out_places = places_of(out_places);
   if (K != 1 && !factor(K, transpose, t.factors)) throw std::invalid_argument("K is no order");
-  if (!cuda) return cpu::kernels().transform(t, split, std::max(threads, 1));
+  if (!cuda)
+    return cpu::kernels().transform(t, split, [] { return int64_t{std::max(threads, 1)}; });
   run_emulated(cuda::transform_workspace(t, 0),
                [&](void* w) { return cuda::transform(t, w, {nullptr, 0}); });
 }
