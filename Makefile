@@ -45,7 +45,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 fuzz: setup
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/fuzz_*.py tests/test_*_machine.py
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/fuzz/fuzz_*.py tests/fuzz/test_*_machine.py
 
 examples: setup
 	$(BIN)/python -m fastfood.guides
@@ -54,10 +54,10 @@ docs: setup
 	$(BIN)/python .ci/docs.py
 
 sanitize: setup
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python tests/tools/sanitize.py
 
 soak: setup
-	$(BIN)/python tests/soak.py
+	$(BIN)/python tests/tools/soak.py
 
 lint: setup
 	SKIP=types,types-user $(BIN)/pre-commit run --all-files
@@ -81,7 +81,7 @@ bench: setup
 # Needs no setup: where a GPU is, there may be an installed wheel and no more.
 gpu:
 	$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
-	    tests/gpu.py --out $(or $(OUT),build/gpu) $(if $(MINUTES),--minutes $(MINUTES)) \
+	    tests/tools/gpu.py --out $(or $(OUT),build/gpu) $(if $(MINUTES),--minutes $(MINUTES)) \
 	    $(if $(PARTS),--parts $(PARTS)) $(if $(DRY),--dry-run)
 
 hooks: setup
@@ -94,8 +94,8 @@ wheel: setup
 	$(BIN)/python .ci/check_wheel.py $(if $(filter 0,$(FASTFOOD_CUDA)),--cpu) dist/*.whl
 
 matrix: wheel
-	$(BIN)/python tests/matrix.py dist/fastfood_torch-*.whl
-	$(BIN)/python tests/matrix.py dist/fastfood_torch-*.whl --python 3.12 --torch 2.11,2.12,2.13,2.14
+	$(BIN)/python tests/tools/matrix.py dist/fastfood_torch-*.whl
+	$(BIN)/python tests/tools/matrix.py dist/fastfood_torch-*.whl --python 3.12 --torch 2.11,2.12,2.13,2.14
 
 clean:
 	rm -rf .venv build dist fastfood/lib tests/native/*.so tests/native/fastfood_compare* *.egg-info

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +21,9 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Tests import the modules of `fixtures`, and those of the programs in `tools` the programs.
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("fixtures", "tools")]
 
 # New inputs in each run of `make fuzz`, the same ones in each run of the suite.
 settings.register_profile("fuzz", deadline=None, suppress_health_check=list(HealthCheck))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import subspace_models
 import torch
+from peft_models import layer, logits, said, tuned
 from subspace_models import SMALL, bert, expected, gpt2, ids, loss_of, mlp, move, t5, wrap
 
 transformers = pytest.importorskip("transformers")
@@ -14,26 +15,6 @@ pytestmark = pytest.mark.usefixtures("everywhere")
 import fastfood  # noqa: E402
 from fastfood.peft import DidConfig, SaidConfig  # noqa: E402
 from fastfood.streamed import StreamedWeight  # noqa: E402
-
-
-def said(d=30, task_type="SEQ_CLS", **settings):
-    return SaidConfig(d=d, seed=5, task_type=task_type, **settings)
-
-
-def tuned(config=None, **names):
-    """A small BERT in float32 with one adapter away from theta = 0."""
-    model = peft.get_peft_model(bert().float().eval(), config or said(), **names)
-    move(layer(model).subspace_model)
-    return model
-
-
-def layer(model):
-    return model.base_model.layer
-
-
-@torch.no_grad()
-def logits(model):
-    return model(input_ids=ids()).logits
 
 
 def bert_for(task):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parent.parent / "csrc"
+SOURCES = Path(__file__).parents[2] / "csrc"
 INSTALLED = Path(importlib.util.find_spec("fastfood").origin).parent
 LIBRARY = INSTALLED / "lib" / "libfastfood_cpu.so"
 OTHER = {"x86_64": (b"\xb7\x00", "aarch64")}.get(platform.machine(), (b"\x3e\x00", "x86_64"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft_models import layer, logits, said, tuned
 from subspace_models import bert, move
-from test_peft import layer, logits, said, tuned
 from test_subspace import texts
 
 transformers = pytest.importorskip("transformers")
@@ -44,8 +44,8 @@ def test_a_new_process_computes_the_same(tmp_path):
     assert kept["peft_type"] == "SAID" and kept["d"] == 30 and len(kept["base_hash"]) == 41
     assert "weights" not in kept and "modules_to_save" not in kept
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 1024
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{tests / 'fixtures'}{os.pathsep}{tests.parent}"}
     subprocess.run([sys.executable, "-c", READER, str(tmp_path)], env=environment, check=True)
     for name in ("other", "default"):
         model.set_adapter(name)

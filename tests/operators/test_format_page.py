@@ -19,7 +19,7 @@ from fastfood.adapter import base_hash
 from fastfood.projection import permutation
 from fastfood.quantize import encode, quantize
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (Path(fastfood.__file__).parent / "guides" / "format_1.md").read_text(encoding="utf-8")
 TABLE = re.search(r"```table\n(.*?)```", PAGE, re.S)[1]
 KNOWN = json.loads(re.search(r"```json\n(.*?)```", PAGE, re.S)[1])

@@ -8,7 +8,7 @@ WORK = ("transform", "projection", "adjoint", "SAID, resident", "SAID, streamed"
 
 
 def test_memory_does_not_grow():
-    script = Path(__file__).parent / "soak.py"
+    script = Path(__file__).parents[1] / "tools" / "soak.py"
     done = subprocess.run(
         [sys.executable, script, "--steps", "300", *WORK], capture_output=True, text=True
     )

@@ -2,13 +2,10 @@
 give bit for bit. Types are numbered as in csrc/kernels.h; bfloat16 is its bits."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "native"))
 native = pytest.importorskip("fastfood_native_tests", reason="built with FASTFOOD_TESTS=1")
 
 F32, F64, F16, BF16 = range(4)  # the order of kernels.h

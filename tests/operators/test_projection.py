@@ -15,8 +15,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import fastfood
 from fastfood import ops, reference
 
-HERE = pathlib.Path(__file__).parent
-GOLDEN = json.loads((HERE / "golden.json").read_text())
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+GOLDEN = json.loads((FIXTURES / "golden.json").read_text())
 KINDS = {
     "fastfood": (fastfood.Fastfood, reference.fastfood_matrix),
     "dense": (fastfood.Dense, reference.dense_matrix),

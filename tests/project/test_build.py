@@ -14,7 +14,7 @@ import pytest
 from setuptools import Distribution
 from setuptools.errors import SetupError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = sorted((ROOT / "fastfood" / "lib").glob("*.so"))
 EACH_LIBRARY = pytest.mark.parametrize("library", LIBRARIES, ids=[p.name for p in LIBRARIES])
 

@@ -1,7 +1,7 @@
 """An adapter file of format 1 that is kept for ever, and the weights it must give: on every
 instruction set, and from the CUDA sources on the emulator.
 
-`python tests/test_golden.py` prints the instruction set's digest of these weights.
+`python tests/operators/test_golden.py` prints the instruction set's digest of these weights.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import fastfood
 
 pytest.importorskip("safetensors.torch")
 
-FILE = Path(__file__).parent / "golden_adapter.safetensors"
+FILE = Path(__file__).parents[1] / "fixtures" / "golden_adapter.safetensors"
 DIGEST = "b72601dca56a18bb0fcbdf15438d88c0989993d8c14a5c27c08498dd15aa50be"
 
 
@@ -72,7 +72,7 @@ def test_every_instruction_set_gives_them(isa):
 
 
 def test_the_cuda_sources_give_them_on_the_emulator():
-    sys.path.insert(0, str(Path(__file__).parent / "native"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
     native = pytest.importorskip("fastfood_native_tests", reason="built with FASTFOOD_TESTS=1")
     model = adapted()
     kinds = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # the order of kernels.h

@@ -33,7 +33,7 @@ def in_both(folder, *backend):
     here = Path(__file__).parent
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
+        "PYTHONPATH": os.pathsep.join([str(here.parents[1]), str(here.parent / "fixtures")]),
     }
     launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     script = ["--nproc-per-node", "2", str(here / "distributed_worker.py"), str(folder), *backend]

@@ -14,7 +14,7 @@ import gpu
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = ("facts", "fwht", "gpu_fwht", "gpu_projection", "gpu_tables", "gpu_timing")
 # in a folder that gpu.py names
 facts, fwht, gpu_fwht, gpu_projection, gpu_tables, gpu_timing, projection = (
@@ -26,7 +26,7 @@ facts, fwht, gpu_fwht, gpu_projection, gpu_tables, gpu_timing, projection = (
 
 
 def run_gpu(*options):
-    command = [sys.executable, ROOT / "tests" / "gpu.py", *options]
+    command = [sys.executable, ROOT / "tests" / "tools" / "gpu.py", *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -46,10 +46,10 @@ def test_the_dry_run_names_all_steps_in_order(tmp_path):
 def test_the_dry_run_takes_parts_and_sees_what_is_missing(tmp_path, monkeypatch):
     done = run_gpu("--dry-run", "--parts", "fwht", "--out", tmp_path, "--minutes", "2")
     assert "at most 120 s" in done.stdout and "-m pytest" not in done.stdout
-    monkeypatch.setattr(gpu, "TESTS", ("test_ops", "test_gone"))
+    monkeypatch.setattr(gpu, "TESTS", ("operators/test_ops", "operators/test_gone"))
     options = types.SimpleNamespace(minutes=1, out=tmp_path)
     missing = gpu.show_plan(gpu.plan(["tests"], tmp_path, tmp_path), options)
-    assert missing == [ROOT / "tests" / "test_gone.py"]
+    assert missing == [ROOT / "tests" / "operators" / "test_gone.py"]
 
 
 def imported_at_once(path):
@@ -95,7 +95,7 @@ def takes_a_device(path):
     """Whether a test of this file asks for the fixture, for `everywhere`, or for two GPUs."""
     text = path.read_text()
     if 'usefixtures("everywhere")' in text or "needs two GPUs" in text:
-        return path.stem != Path(__file__).stem
+        return path.name != Path(__file__).name
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     return any(
         f.name.startswith("test_") and "device" in [a.arg for a in f.args.args] for f in functions
@@ -103,7 +103,9 @@ def takes_a_device(path):
 
 
 def test_all_tests_that_take_a_device_are_run():
-    found = {p.stem for p in (ROOT / "tests").glob("test_*.py") if takes_a_device(p)}
+    tests = ROOT / "tests"
+    files = [path for path in tests.rglob("test_*.py") if takes_a_device(path)]
+    found = {str(path.relative_to(tests).with_suffix("")) for path in files}
     assert found == set(gpu.TESTS)
 
 

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from small_net import net
 from torch import nn
 
 from fastfood import adapter
@@ -15,29 +16,7 @@ from fastfood.subspace import SubspaceConfig, SubspaceModel, get_subspace_model
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 
-class Net(nn.Module):
-    """Seven layers for `groups`, as MiniLM: embeddings, six blocks and a head, m = 8."""
-
-    def __init__(self, words=20, width=8, layers=6):
-        super().__init__()
-        self.embed = nn.Embedding(words, width)
-        self.layer = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
-        self.head = nn.Linear(width, 2)
-        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for layer in self.layer:
-            x = x + torch.tanh(layer(x))
-        return self.head(x) * self.frozen
-
-
 IDS = torch.arange(12).reshape(3, 4)
-
-
-def net(seed=0):
-    torch.manual_seed(seed)
-    return Net()
 
 
 def by_kind(name):

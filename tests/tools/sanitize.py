@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitize"
 OPTIONS = {
     # CPython frees little of its own at its end, so leaks are what `make soak` looks for
@@ -22,7 +22,7 @@ OPTIONS = {
     # numpy and the interpreter are not compiled with it
     "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1",
 }
-MODULE = "import sys; sys.path.insert(0, 'tests'); from test_emulator import *\n"
+MODULE = "import sys; sys.path.insert(0, 'tests/native'); from test_emulator import *\n"
 # Two calls of the generator are 16 normals; and the threads of a transform that writes its rows one
 # further on read what others write.
 OVERRUN = MODULE + (
@@ -102,13 +102,14 @@ def tests(tree: Path, runtime: str, isa: str | None, *arguments: str) -> None:
 
 
 def address() -> None:
+    kernels = "tests/native/test_emulator.py"
     tree = build("address", "address,undefined", "fastfood_native_tests", "fastfood_cpu")
     expect_fault(OVERRUN, "heap-buffer-overflow", cwd=tree, env=environment("libasan.so"))
-    tests(tree, "libasan.so", None, "tests/test_emulator.py", "-k", f"not ({SLOW})")
-    tests(tree, "libasan.so", None, "tests/test_places.py", "tests/test_tensor.py")
+    tests(tree, "libasan.so", None, kernels, "-k", f"not ({SLOW})")
+    tests(tree, "libasan.so", None, "tests/native/test_places.py", "tests/native/test_tensor.py")
     for isa in filter(has, ISAS[:-1] if has(ISAS[-1]) else ISAS[:-2]):
-        tests(tree, "libasan.so", isa, "tests/test_emulator.py", "-k", f"cpu and not ({SLOW})")
-    files = ("tests/test_random_numbers.py", "tests/test_projection.py")
+        tests(tree, "libasan.so", isa, kernels, "-k", f"cpu and not ({SLOW})")
+    files = ("tests/operators/test_random_numbers.py", "tests/operators/test_projection.py")
     tests(tree, "libasan.so", None, *files, "-k", "not compiled and not isometric")
 
 
@@ -116,7 +117,7 @@ def thread() -> None:
     tree = build("thread", "thread", "fastfood_native_tests")
     settings = {"cwd": tree, "env": environment("libtsan.so")}
     expect_fault(RACE, "data race", **settings)
-    tests(tree, "libtsan.so", None, "tests/test_emulator.py", "-k", "threads")
+    tests(tree, "libtsan.so", None, "tests/native/test_emulator.py", "-k", "threads")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 if not (ROOT / ".git").exists():
     pytest.skip("needs the repository, not its copy", allow_module_level=True)
 TRACKED = subprocess.run(

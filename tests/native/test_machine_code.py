@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "machine_code.py"
 if not SCRIPT.exists():
     pytest.skip("needs the sources", allow_module_level=True)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft_models import said
+from small_net import net
 from subspace_models import bert
-from test_adapter import net
-from test_peft import said
 from typer.testing import CliRunner
 
 from fastfood import adapter

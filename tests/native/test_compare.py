@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parent / "native" / "fastfood_compare_emulated"
+PROGRAM = Path(__file__).parent / "fastfood_compare_emulated"
 if not PROGRAM.exists():
     pytest.skip("built with FASTFOOD_TESTS=1", allow_module_level=True)
 KINDS = ["words", "normals", "transform", "plain kernel", "orders", "projection"]

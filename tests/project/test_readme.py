@@ -16,7 +16,7 @@ import fastfood.hub
 for package in ("accelerate", "datasets", "peft", "safetensors", "transformers"):
     pytest.importorskip(package)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 

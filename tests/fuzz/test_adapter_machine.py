@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from test_adapter import Net
+from small_net import Net
 
 from fastfood.projection import Dense, Fastfood, Sparse
 from fastfood.quantize import quantize

@@ -28,7 +28,7 @@ from fastfood.experiments.tasks import load_task
 from fastfood.experiments.train import predict, some_rows
 from fastfood.quantize import encode, quantize
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def task_settings(model_folder, data, **changes):

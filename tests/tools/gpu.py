@@ -1,7 +1,7 @@
 """All that is worth knowing of a GPU, by one command: `make gpu`, or
 
-    python tests/gpu.py --out build/gpu [--minutes 10] [--parts tests,sanitizer,fwht,...]
-    python tests/gpu.py --dry-run
+    python tests/tools/gpu.py --out build/gpu [--minutes 10] [--parts tests,sanitizer,fwht,...]
+    python tests/tools/gpu.py --dry-run
 
 With the installed package and a clone, and nothing is built: the tests that take a device, the
 kernels beside the CPU's plainly and under compute-sanitizer, and the benchmarks. Steps run in order
@@ -27,32 +27,32 @@ from pathlib import Path
 
 from matrix import count
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 # All that have tests which take a device; the rest knows the CPU alone.
 TESTS = (
-    "test_ops",
-    "test_hadamard",
-    "test_hadamard_autograd",
-    "test_blocks",
-    "test_projection",
-    "test_adjoint_sum",
-    "test_random_numbers",
-    "test_golden",
-    "test_features",
-    "test_threads",
-    "test_subspace_gradients",
-    "test_subspace",
-    "test_streamed",
-    "test_adapter",
-    "test_named_adapters",
-    "test_compiled",
-    "test_overhead",
-    "test_architectures",
-    "test_ecosystem",
-    "test_peft",
-    "test_distributed",
+    "operators/test_ops",
+    "operators/test_hadamard",
+    "operators/test_hadamard_autograd",
+    "operators/test_blocks",
+    "operators/test_projection",
+    "operators/test_adjoint_sum",
+    "operators/test_random_numbers",
+    "operators/test_golden",
+    "operators/test_features",
+    "operators/test_threads",
+    "subspace/test_subspace_gradients",
+    "subspace/test_subspace",
+    "subspace/test_streamed",
+    "subspace/test_adapter",
+    "subspace/test_named_adapters",
+    "subspace/test_compiled",
+    "subspace/test_overhead",
+    "subspace/test_architectures",
+    "subspace/test_ecosystem",
+    "subspace/test_peft",
+    "subspace/test_distributed",
 )
 SELECTED = "cuda or any_form_of_call"  # the latter draws the device
 PROGRAM = ROOT / "tests" / "native" / "fastfood_compare"

@@ -1,6 +1,6 @@
 """Installs one wheel under many Pythons and torches, runs there the tests that need torch alone,
 lets a compiler read our sources with the headers of each torch, as the sdist would, and prints the
-table: `python tests/matrix.py dist/NAME.whl --python 3.10,3.14 --torch 2.10,newest`.
+table: `python tests/tools/matrix.py dist/NAME.whl --python 3.10,3.14 --torch 2.10,newest`.
 
 Environments are made with uv in the folder --out, one at a time, and removed again. A cell that is
 done stays there as a file, so that whatever is killed goes on, and the table holds all cells of the
@@ -22,16 +22,16 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("hypothesis", "numpy", "pytest", "pytest-timeout", "safetensors", "setuptools")
 # Operators, projection, golden values, loading: what depends on Python and torch.
 TESTS = (
-    "test_loading",
-    "test_ops",
-    "test_hadamard",
-    "test_hadamard_autograd",
-    "test_projection",
-    "test_golden",
+    "operators/test_loading",
+    "operators/test_ops",
+    "operators/test_hadamard",
+    "operators/test_hadamard_autograd",
+    "operators/test_projection",
+    "operators/test_golden",
 )
 FACTS = """
 import json, platform, torch, fastfood

@@ -12,7 +12,7 @@ import torch
 from fastfood import ops, random_signs, reference
 from fastfood.projection import permutation
 
-DEFINITIONS = pathlib.Path(__file__).parent.parent / "csrc" / "definitions.h"
+DEFINITIONS = pathlib.Path(__file__).parents[2] / "csrc" / "definitions.h"
 N = 1 << 24
 
 

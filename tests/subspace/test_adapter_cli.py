@@ -22,7 +22,7 @@ import fastfood  # noqa: E402
 import fastfood.adapter  # noqa: E402
 from fastfood.experiments.cli import app  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden_adapter.safetensors"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden_adapter.safetensors"
 
 
 def run(*arguments):

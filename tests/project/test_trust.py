@@ -199,7 +199,7 @@ def test_nothing_is_asked_of_the_network(tmp_path):
     """Importing, adapters, local models and d90 on digits; in this process and in its workers."""
     config = transformers.BertConfig(**SMALL, num_labels=2)
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
-    golden = Path(__file__).parent / "golden_adapter.safetensors"
+    golden = Path(__file__).parents[1] / "fixtures" / "golden_adapter.safetensors"
     (tmp_path / "sitecustomize.py").write_text(OFFLINE.split("import fastfood")[0])
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
