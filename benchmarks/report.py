@@ -15,10 +15,10 @@ from pathlib import Path
 
 import optuna
 
-from fastfood.experiments.config import complete, read_settings
-from fastfood.experiments.plan import trial_key, trials
 from fastfood.experiments.report import figures, writer
-from fastfood.experiments.study import DATABASE, DESCRIPTION, STUDY, open_record
+from fastfood.experiments.settings.measurement import complete, read_settings
+from fastfood.experiments.trials.folder import DATABASE, DESCRIPTION, STUDY, open_record
+from fastfood.experiments.trials.plan import trial_key, trials
 
 MODELS = {"bert-base-cased": 108, "bert-large-cased": 333, "roberta-base": 124}
 ENVIRONMENT = "environment of the benchmark"

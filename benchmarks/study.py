@@ -14,11 +14,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.database import sqlite_url
-from fastfood.experiments.plan import Measure, trial_key
-from fastfood.experiments.record import open_record
-from fastfood.experiments.run import run_study
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.trials.database import sqlite_url
+from fastfood.experiments.trials.plan import trial_key
+from fastfood.experiments.trials.record import open_record
+from fastfood.experiments.trials.run import run_study
 
 FACTS = {"D": 10**6, "m": 4, "device": "cpu", "model_hash": "aa", "data_hash": "bb"}
 FACTS |= {"majority": 0.1, "counts": {}}

@@ -1,12 +1,11 @@
 """Measures the intrinsic dimension d90 of fine-tuning tasks: the smallest number of trained
-parameters that reaches 90 % of the full fine-tuning score. From the bottom up:
+parameters that reaches 90 % of the full fine-tuning score. From the bottom up, each room built on
+those before it alone:
 
-- `options`, `files`, `refusal`: what settings, files and refusals are made with. `sources`: tasks
-  by name.
-- `config`: the settings of a measurement; `plan`: its trials; `curves`: what their scores say.
-- `rows`, `tasks`: the data. `models`, `train`: one trial.
-- `masked`, `pretrain`: small models to be measured.
-- `database`, `record`, `workers`, `run`: who runs which trial where, and what came of it.
+- `files`, `refusal`: how files are written whole, and how commands end that cannot be done.
+- `settings`: what is asked for, as types.
+- `data`: labelled rows. `training`: models, and one trial.
+- `trials`: which trials there are, who runs them, and what came of them.
 - `report`: what is shown. `bound`: what error an adapter's few bits promise.
-- `recipes`, `study`, `cli`, `adapters`: studies and the command line.
+- `recipes`, `study`, `adapters`, `cli`: studies and the command line.
 """

@@ -185,7 +185,7 @@ def _base(model: str, task_class: str | None, labels: int | None, seed: int, dty
     import torch
     import transformers
 
-    from .models import SAFELY
+    from .training.models import SAFELY
 
     transformers.utils.logging.set_verbosity_error()  # a new head is no news here
     transformers.utils.logging.disable_progress_bar()

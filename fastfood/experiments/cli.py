@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from . import adapters, pretrain, recipes
+from . import adapters, recipes
 from .bound import command
-from .config import Settings, complete, read_settings
-from .options import with_options
 from .refusal import exit_on_signals, one_line
+from .settings.measurement import Settings, complete, read_settings
+from .settings.options import with_options
+from .training import pretrain
 
 app = typer.Typer(
     add_completion=False,

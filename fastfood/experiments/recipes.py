@@ -17,12 +17,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
-from . import options, pretrain
-from .config import KINDS, Settings, check_folder, complete, read_settings
-from .pretrain import Pretraining
-from .report.display import model_name
+from .settings import options
+from .settings.measurement import KINDS, Settings, check_folder, complete, model_name, read_settings
+from .settings.pretraining import Pretraining
+from .settings.pretraining import complete as complete_pretraining
+from .settings.study import Planned
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,19 +33,6 @@ FOLDER = Path(__file__).parent / "recipes"
 KEYS = ("title", "kind", "note", "settings", "vary", "pretrain")
 PRETRAINED = "pretrained"
 MOST = 1_000  # measurements of a study
-
-
-class Planned(NamedTuple):
-    """A study before anything was loaded. `measures` are (label, x, settings)."""
-
-    name: str
-    title: str
-    kind: str
-    scale: str
-    note: str
-    out: Path
-    measures: list[tuple[str, float | None, Settings]]
-    pretrainings: list[Pretraining]
 
 
 def names() -> list[str]:
@@ -178,7 +165,7 @@ def _pretraining(
     if "data" in given and arguments.get("task", Pretraining.task) != "digits":
         arguments["data"] = given["data"]
     arguments["out"] = str(out / PRETRAINED / name)
-    return pretrain.complete(options.read(Pretraining, arguments))
+    return complete_pretraining(options.read(Pretraining, arguments))
 
 
 def _product(vary: Mapping[str, list], pretrainings: list[Pretraining]) -> list[dict]:

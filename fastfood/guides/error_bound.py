@@ -18,10 +18,10 @@ import torch
 
 import fastfood
 from fastfood.experiments.bound.certify import certify
-from fastfood.experiments.bound.command import Options
-from fastfood.experiments.config import complete, read_settings
-from fastfood.experiments.models import build_base
-from fastfood.experiments.tasks import load_task
+from fastfood.experiments.bound.options import Options
+from fastfood.experiments.data.tasks import load_task
+from fastfood.experiments.settings.measurement import complete, read_settings
+from fastfood.experiments.training.models import build_base
 
 
 def main(arguments=None):

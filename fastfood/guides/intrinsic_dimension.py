@@ -19,6 +19,7 @@ from pathlib import Path
 import optuna
 
 from fastfood.experiments import recipes, study
+from fastfood.experiments.trials.folder import DATABASE, STUDY
 
 RECIPE = """
 title = "The digits, twice"
@@ -62,7 +63,7 @@ def measure(out, args):
         for point in measured["points"]:
             rate, mean = point["learning_rate"], point["mean"]
             print(f"{point['method']:5} d = {point['d']:6}, best rate {rate}: test {mean:.3f}")
-    record = optuna.load_study(study_name=study.STUDY, storage=f"sqlite:///{out}/{study.DATABASE}")
+    record = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{out}/{DATABASE}")
     print(f"the record has {len(record.trials)} trials; full fine-tuning is shared by both methods")
     found = {}
     for measured in results["measures"]:

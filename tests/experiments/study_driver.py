@@ -16,8 +16,8 @@ FACTS |= {"majority": 0.1, "counts": {}}
 
 
 def measures(folder, **changes):
-    from fastfood.experiments.config import Settings, complete
-    from fastfood.experiments.plan import Measure
+    from fastfood.experiments.settings.measurement import Settings, complete
+    from fastfood.experiments.settings.study import Measure
 
     given = {"dims": (10, 100), "lrs": (0.1, 0.2), "workers": 2, "out": str(folder)}
     given |= {name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()}
@@ -155,9 +155,9 @@ class Threads:
 
 
 def main(folder, url, heartbeat):
-    from fastfood.experiments import run
-    from fastfood.experiments.record import open_record
     from fastfood.experiments.refusal import exit_on_signals
+    from fastfood.experiments.trials import run
+    from fastfood.experiments.trials.record import open_record
 
     behaviour = json.loads((folder / "behaviour.json").read_text())
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as if not started by nohup

@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 import fastfood
 from fastfood.adapter import load
 from fastfood.experiments.bound.certify import certify, decoded_model
-from fastfood.experiments.bound.command import Options
 from fastfood.experiments.bound.formulas import all_bounds, kl_of_bits, length_bits
 from fastfood.experiments.bound.message import decode_message, elias_delta, encode_message
+from fastfood.experiments.bound.options import Options
 from fastfood.experiments.bound.qat import OnLevels, fine_tune
 from fastfood.experiments.cli import app
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.models import build_base
-from fastfood.experiments.tasks import load_task
-from fastfood.experiments.train import predict, some_rows
+from fastfood.experiments.data.tasks import load_task
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.training.models import build_base
+from fastfood.experiments.training.train import predict, some_rows
 from fastfood.quantize import encode, quantize
 
 REPOSITORY = Path(__file__).parents[2]
@@ -213,10 +213,10 @@ def test_predictions_come_back_from_the_bits_and_the_base_in_another_process(tmp
     script = """
 import json, sys, torch
 from fastfood.experiments.bound.certify import decoded_model
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.models import build_base
-from fastfood.experiments.tasks import load_task
-from fastfood.experiments.train import predict, some_rows
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.training.models import build_base
+from fastfood.experiments.data.tasks import load_task
+from fastfood.experiments.training.train import predict, some_rows
 torch.set_num_threads(1)
 settings = complete(Settings(device="cpu"))
 task = load_task(settings)

@@ -14,8 +14,8 @@ import pytest
 import study_driver
 from study_driver import alive, behave, finish, names, started, wait_for
 
-from fastfood.experiments.database import sqlite_url
-from fastfood.experiments.record import open_record
+from fastfood.experiments.trials.database import sqlite_url
+from fastfood.experiments.trials.record import open_record
 
 TRIALS = 2 + 2 * 2 * 2 * 2
 
@@ -171,7 +171,7 @@ def test_a_ray_study_survives_the_death_of_a_worker_and_of_its_driver(driver, st
 
 
 def test_ray_is_asked_for_and_missed_by_name(tmp_path, monkeypatch):
-    from fastfood.experiments import workers
+    from fastfood.experiments.trials import workers
 
     settings = study_driver.measures(tmp_path, ray="auto")[0].settings
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -5,10 +5,10 @@ from dataclasses import fields
 
 import pytest
 
-from fastfood.experiments.bound.command import Options
-from fastfood.experiments.config import Settings, complete, read_settings
-from fastfood.experiments.options import kinds
-from fastfood.experiments.pretrain import Pretraining
+from fastfood.experiments.bound.options import Options
+from fastfood.experiments.settings.measurement import Settings, complete, read_settings
+from fastfood.experiments.settings.options import kinds
+from fastfood.experiments.settings.pretraining import Pretraining
 
 TEXT = {"task": "glue/sst2", "model": "somewhere"}
 OWN = {"task": "reviews", "text_columns": ("review",), "label_column": "stars", "model": "any"}

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fastfood.experiments import curves
+from fastfood.experiments.trials import curves
 
 
 def test_d90_is_the_first_tested_d_that_reaches_the_line():

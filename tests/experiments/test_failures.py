@@ -20,12 +20,15 @@ import torch
 from typer.testing import CliRunner
 
 import fastfood
-from fastfood.experiments import cli, config, plan, run, study
-from fastfood.experiments import record as records
+from fastfood.experiments import cli, study
 from fastfood.experiments.bound import certify, command
-from fastfood.experiments.config import Settings
-from fastfood.experiments.database import sqlite_url
 from fastfood.experiments.report import figures, writer
+from fastfood.experiments.settings import measurement
+from fastfood.experiments.settings.measurement import Settings
+from fastfood.experiments.trials import facts as look
+from fastfood.experiments.trials import plan
+from fastfood.experiments.trials import record as records
+from fastfood.experiments.trials.database import sqlite_url
 
 TINY = ["--checkpoints", "0,4", "--hidden-size", "16", "--heads", "2", "--layers", "1"]
 TINY += ["--intermediate-size", "16", "--batch-size", "4"]
@@ -235,9 +238,9 @@ def test_a_model_s_folder_without_rights_is_enough(read_only, model_folder, data
     shutil.copytree(model_folder, read_only / "model")
     seal(read_only)
     given = {"task": "glue/sst2", "model": str(read_only / "model"), "data": str(data)}
-    settings = config.complete(Settings(**given, dims=(20,), out=str(data / "out")))
+    settings = measurement.complete(Settings(**given, dims=(20,), out=str(data / "out")))
     with without_rights():
-        assert run.inspect(settings)["num_labels"] == 2
+        assert look.inspect(settings)["num_labels"] == 2
 
 
 # the clock

@@ -8,6 +8,7 @@ import pytest
 from study_folders import TEXT, facts, measures_of, score, write_study
 
 from fastfood.experiments.report import display, figures, writer
+from fastfood.experiments.settings import measurement
 
 STATES = {
     "complete": {},
@@ -158,7 +159,7 @@ def test_relative_gaps_are_of_accuracies_by_seed():
     ],
 )
 def test_models_are_named_so_that_they_differ(model, revision, name):
-    assert display.model_name({"model": model, "revision": revision}) == name
+    assert measurement.model_name({"model": model, "revision": revision}) == name
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_the_papers_d90s_are_those_of_its_table():
 
 
 def test_every_method_has_a_style_of_its_own():
-    from fastfood.experiments.config import METHODS
+    from fastfood.experiments.settings.measurement import METHODS
 
     styles = figures.STYLES
     assert set(styles) == set(METHODS) and {"full", *METHODS} == set(display.METHOD_NAMES)

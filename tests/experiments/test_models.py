@@ -8,8 +8,8 @@ import torch
 import transformers
 from trials import PEFT, text_settings, trial_of
 
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.models import (
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.training.models import (
     build_base,
     build_model,
     head_of,
@@ -112,7 +112,7 @@ def test_every_family_s_head_is_trained_beside_every_adapter(family, monkeypatch
         torch.manual_seed(0)
         base = kind(config).eval()
         monkeypatch.setattr(
-            "fastfood.experiments.models.build_base", lambda *given, base=base: base
+            "fastfood.experiments.training.models.build_base", lambda *given, base=base: base
         )
         assert set(head_of(base)) == head
         in_head = [p for name in head for p in getattr(base, name).parameters()]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.plan import floor, theta_rates, trial_key, trials
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.trials.plan import floor, theta_rates, trial_key, trials
 
 FACTS = {"D": 5000, "m": 4, "device": "cpu", "model_hash": "aa", "data_hash": "bb"}
 FACTS |= {"majority": 0.1, "counts": {"lora": {"1": 120, "4": 420}}}

@@ -9,9 +9,10 @@ import torch
 from text_rows import write_rows
 from typer.testing import CliRunner
 
-from fastfood.experiments import masked, pretrain
 from fastfood.experiments.cli import app
-from fastfood.experiments.pretrain import Pretraining, run
+from fastfood.experiments.settings.pretraining import Pretraining
+from fastfood.experiments.training import masked, pretrain
+from fastfood.experiments.training.pretrain import run
 
 SIZES = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32}
 
@@ -150,8 +151,8 @@ ARCHITECTURES = ("bert", "roberta", "electra", "albert", "bart", "distilbert", "
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "t5", "xlnet"])
 def test_every_architecture_can_be_fine_tuned(tmp_path, data, tokenizer, architecture):
-    from fastfood.experiments.config import Settings, complete
-    from fastfood.experiments.train import train_trial
+    from fastfood.experiments.settings.measurement import Settings, complete
+    from fastfood.experiments.training.train import train_trial
 
     steps = (0, 1) if architecture in ARCHITECTURES else (0,)
     given = {"architecture": architecture, "checkpoints": steps}

@@ -13,10 +13,12 @@ import study_folders
 from study_driver import behave, names, wait_for
 from test_failures import TINY, contents, invoke, written_study
 
-from fastfood.experiments import cli, recipes, run, study
+from fastfood.experiments import cli, recipes, study
 from fastfood.experiments.bound import certify
-from fastfood.experiments.database import sqlite_url
 from fastfood.experiments.report import figures, writer
+from fastfood.experiments.trials import facts as look
+from fastfood.experiments.trials import folder, run
+from fastfood.experiments.trials.database import sqlite_url
 
 
 def in_process(function, *arguments):
@@ -29,10 +31,10 @@ def in_process(function, *arguments):
 def conduct(out, changes):
     """A driver whose trainings are made up."""
     facts = study_folders.facts()
-    run.inspect = lambda settings: facts
+    look.inspect = lambda settings: facts
     run.open_workers = lambda settings, device: study_driver.Threads(2)
     run.POLL = 0.05
-    from fastfood.experiments import train
+    from fastfood.experiments.training import train
 
     train.train_trial = study_driver.pretend
     settings = study_driver.measures(out, **changes)[0].settings
@@ -77,7 +79,7 @@ def test_a_second_driver_without_a_shared_database_is_refused(tmp_path, capfd):
 def test_a_folder_with_files_of_somebody_else_is_refused(tmp_path):
     (tmp_path / "report.md").write_text("mine")
     with pytest.raises(ValueError, match=r"^out: wanted .*report\.md is another's"):
-        study.locked_folder(tmp_path, shared=False).__enter__()
+        folder.locked_folder(tmp_path, shared=False).__enter__()
     assert contents(tmp_path) == {"report.md": b"mine"}
 
 

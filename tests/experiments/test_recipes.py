@@ -4,8 +4,8 @@ replaced settings, and errors that name the key."""
 import pytest
 
 from fastfood.experiments import recipes
-from fastfood.experiments.config import Settings
-from fastfood.experiments.options import kinds
+from fastfood.experiments.settings.measurement import Settings
+from fastfood.experiments.settings.options import kinds
 
 RECIPE = """
 title = "two tasks"

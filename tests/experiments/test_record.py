@@ -8,11 +8,11 @@ import optuna
 import pytest
 import study_driver
 
-from fastfood.experiments import database
-from fastfood.experiments.database import sqlite_url
-from fastfood.experiments.plan import trial_key, trials
-from fastfood.experiments.record import open_record
-from fastfood.experiments.workers import environment
+from fastfood.experiments.training.environment import environment
+from fastfood.experiments.trials import database
+from fastfood.experiments.trials.database import sqlite_url
+from fastfood.experiments.trials.plan import trial_key, trials
+from fastfood.experiments.trials.record import open_record
 
 RESULT = {"validation": 0.5, "test": 0.25, "seconds": 3.0}
 
@@ -171,7 +171,7 @@ def test_a_row_that_never_had_a_heartbeat_gets_one_and_is_then_freed(
     monkeypatch.setattr(dead, "beat", lambda numbers: None)
     dead.claim(asked[0])
     now = 100.0
-    monkeypatch.setattr("fastfood.experiments.record.time.monotonic", lambda: now)
+    monkeypatch.setattr("fastfood.experiments.trials.record.time.monotonic", lambda: now)
     record.free_stale()
     now += 3.5
     record.free_stale()

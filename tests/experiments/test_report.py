@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from study_folders import measures_of, score, write_study
 
-from fastfood.experiments import curves, files
-from fastfood.experiments.config import read_settings
-from fastfood.experiments.plan import trials
+from fastfood.experiments import files
 from fastfood.experiments.report import display, figures, headline, writer
+from fastfood.experiments.settings.measurement import read_settings
+from fastfood.experiments.trials import curves
+from fastfood.experiments.trials.plan import trials
 
 HOSTILE = "<script>document.title = 'run'</script> | *a*\n# b"
 CHROMIUM = shutil.which("chromium")

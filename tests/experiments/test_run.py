@@ -10,9 +10,9 @@ import pytest
 import study_driver
 from study_driver import alive, behave, finish, measures, name_of, names, started, wait_for
 
-from fastfood.experiments import plan, run
-from fastfood.experiments.database import sqlite_url
-from fastfood.experiments.record import open_record
+from fastfood.experiments.trials import plan, run
+from fastfood.experiments.trials.database import sqlite_url
+from fastfood.experiments.trials.record import open_record
 
 TRIALS = 2 + 2 * 2 * 2 * 2  # full in two seeds; two values of d, methods, rates and seeds
 

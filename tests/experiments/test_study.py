@@ -11,10 +11,11 @@ import pytest
 from text_rows import write_rows
 from typer.testing import CliRunner
 
-from fastfood.experiments import recipes, study
+from fastfood.experiments import recipes
 from fastfood.experiments.cli import app
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.plan import Measure
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.trials import folder
 
 LEFT = {"figure1.png", "figure1.svg", "report.html", "report.md", "results.json", "study.json"}
 LEFT |= {"study.lock", "trials.db"}
@@ -167,11 +168,11 @@ def test_a_report_of_no_study_is_refused(tmp_path):
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
-    with study.locked_folder(tmp_path, shared=False):
-        second = study.locked_folder(tmp_path, shared=False)
+    with folder.locked_folder(tmp_path, shared=False):
+        second = folder.locked_folder(tmp_path, shared=False)
         with pytest.raises(ValueError, match=r"^out: wanted a folder that no other run uses.*\d"):
             second.__enter__()
-    with study.locked_folder(tmp_path, shared=True), study.locked_folder(tmp_path, shared=True):
+    with folder.locked_folder(tmp_path, shared=True), folder.locked_folder(tmp_path, shared=True):
         pass  # drivers of one database may share it
 
 
@@ -179,7 +180,7 @@ def test_the_password_of_a_database_is_not_kept(tmp_path, monkeypatch):
     url = "postgresql://me:secret@host/db"
     monkeypatch.setattr(sys, "argv", ["fastfood", "d90", f"--storage={url}"])
     settings = complete(Settings(storage=url, out=str(tmp_path)))
-    study.describe(recipes.single(settings), [Measure("one", settings, {})])
+    folder.describe(recipes.single(settings), [Measure("one", settings, {})])
     kept = (tmp_path / "study.json").read_text()
     assert "secret" not in kept
     described = json.loads(kept)

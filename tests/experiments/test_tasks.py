@@ -8,9 +8,9 @@ import datasets
 import pytest
 from text_rows import rows, write_rows
 
-from fastfood.experiments import tasks
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.sources import contamination
+from fastfood.experiments.data import tasks
+from fastfood.experiments.data.tasks import contamination
+from fastfood.experiments.settings.measurement import Settings, complete
 
 
 @pytest.fixture(autouse=True)

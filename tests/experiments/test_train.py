@@ -10,10 +10,11 @@ import pytest
 import torch
 from trials import PEFT, text_settings, trial_of
 
-from fastfood.experiments import tasks, train
-from fastfood.experiments.models import build_model, parameter_groups
-from fastfood.experiments.plan import trial_key
-from fastfood.experiments.train import make_trainer, predict, some_rows, train_trial
+from fastfood.experiments.data import tasks
+from fastfood.experiments.training import train
+from fastfood.experiments.training.models import build_model, parameter_groups
+from fastfood.experiments.training.train import make_trainer, predict, some_rows, train_trial
+from fastfood.experiments.trials.plan import trial_key
 
 METHODS = ("full", "did", "said", *PEFT)
 SCORES = ("validation", "test", "test_accuracy", "train_accuracy", "trained", "head_trained")

@@ -1,6 +1,6 @@
 """Settings and trials of tiny studies, with every entry that a score depends on."""
 
-from fastfood.experiments.config import Settings, complete
+from fastfood.experiments.settings.measurement import Settings, complete
 
 PEFT = {"lora": 4, "vera": 8, "tinylora": 13, "unilora": None}  # method: size
 

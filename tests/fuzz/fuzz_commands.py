@@ -27,14 +27,18 @@ from odd_inputs import (
     texts,
 )
 
-from fastfood.experiments import pretrain, record, run, study
+from fastfood.experiments import study
 from fastfood.experiments.bound import certify, command
+from fastfood.experiments.bound.options import Options
 from fastfood.experiments.cli import app
-from fastfood.experiments.config import Settings
-from fastfood.experiments.database import _parse, sqlite_url
-from fastfood.experiments.pretrain import Pretraining
-from fastfood.experiments.record import open_record
-from fastfood.experiments.report import figures
+from fastfood.experiments.report import figures, writer
+from fastfood.experiments.settings.measurement import Settings
+from fastfood.experiments.settings.pretraining import Pretraining
+from fastfood.experiments.training import pretrain
+from fastfood.experiments.trials import record, run
+from fastfood.experiments.trials.database import _parse, sqlite_url
+from fastfood.experiments.trials.folder import STUDY
+from fastfood.experiments.trials.record import open_record
 
 TRIED = Counter()
 SECONDS = 60  # what takes longer counts as never ending
@@ -201,7 +205,7 @@ def check_description(place, damage, change):
         change(described)
         path.write_text(json.dumps(described))
     path.write_bytes(damage(path.read_bytes()) if damage else path.read_bytes())
-    study.open_record = lambda out, settings: held
+    writer.open_record = lambda out, settings: held
     place.mark()
     code = invoke("damaged_descriptions", ["report", "study"])
     assert place.clean() or code == 0, path
@@ -214,10 +218,10 @@ def check_database(place, path, damage):
     held = study_folders.write_study(place.folder / "study", "d90", measures)
     database = place.folder / "study" / "trials.db"
     database.write_bytes(damage(path.read_bytes()))
-    study.open_record = lambda out, settings: open_record(sqlite_url(database), study.STUDY)
+    writer.open_record = lambda out, settings: open_record(sqlite_url(database), STUDY)
     invoke("damaged_databases", ["report", "study"])
     try:
-        found = study.open_record(None, None)
+        found = writer.open_record(None, None)
         found.free_stale()
         number = found.claim(next(iter(held.trials)))
         if number is not None:
@@ -263,7 +267,7 @@ bound_names = [name for name in command.TASK if name not in ("task", "model", "d
 @given(
     one_in(2, paths, st.just("adapter")),
     option_lists(Settings, bound_names),
-    option_lists(command.Options, list(command.Options.__dataclass_fields__)),
+    option_lists(Options, list(Options.__dataclass_fields__)),
     machines,
 )
 def test_lines_of_bound(place, adapter, arguments, own, options):
@@ -311,7 +315,7 @@ def database(tmp_path_factory):
     held = study_folders.write_study(
         folder, "d90", [("a", None, {"task": "digits"}, study_folders.facts(), {})]
     )
-    found = open_record(sqlite_url(folder / "trials.db"), study.STUDY)
+    found = open_record(sqlite_url(folder / "trials.db"), STUDY)
     first, second = list(held.trials)[:2]
     found.finish(found.claim(first), {"validation": 0.5, "test": 0.5})
     found.claim(second)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_rows import rows
 
-from fastfood.experiments import sources, tasks
-from fastfood.experiments.config import Settings
+from fastfood.experiments.data import tasks
+from fastfood.experiments.settings import sources
+from fastfood.experiments.settings.measurement import Settings
 
 datasets = pytest.importorskip("datasets")
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from odd_inputs import PRETRAININGS, SETTINGS, damages, json_changes, option_lists, recipe_files
 from rich.console import Console
 
-from fastfood.experiments import recipes, run, study
-from fastfood.experiments.config import Settings, complete
-from fastfood.experiments.pretrain import Pretraining
+from fastfood.experiments import recipes, study
 from fastfood.experiments.report import writer
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.settings.pretraining import Pretraining
+from fastfood.experiments.trials import facts
 
 pytest_plugins = ["fuzz_commands"]  # its fixtures
 few = settings(
@@ -56,6 +57,6 @@ def test_names_may_look_like_markup_and_formulas(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
     writer.print_report(console, out)
     assert odd in console.file.getvalue() and "&lt;i&gt;" in (out / "report.html").read_text()
-    monkeypatch.setattr(run, "inspect", lambda settings: {})
+    monkeypatch.setattr(facts, "inspect", lambda settings: {})
     settings = complete(Settings(**given, out=str(out)))
     assert study._inspect(Console(file=io.StringIO()), recipes.single(settings))

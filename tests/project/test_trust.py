@@ -14,8 +14,9 @@ import torch
 from subspace_models import SMALL, mlp
 
 import fastfood
-from fastfood.experiments import models, tasks
-from fastfood.experiments.config import Settings, complete
+from fastfood.experiments.data import tasks
+from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.training import models
 
 transformers = pytest.importorskip("transformers")
 SOURCES = sorted(Path(fastfood.__file__).parent.rglob("*.py"))

@@ -136,8 +136,8 @@ def adapters():
 
 
 def record_of_trials():
-    from fastfood.experiments.database import sqlite_url
-    from fastfood.experiments.record import open_record
+    from fastfood.experiments.trials.database import sqlite_url
+    from fastfood.experiments.trials.record import open_record
 
     folder = tempfile.TemporaryDirectory()
     url = sqlite_url(Path(folder.name) / "trials.db")

@@ -8,7 +8,6 @@ import platform
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,16 +16,14 @@ import fastfood
 from fastfood.adapter import AdapterFile, load, read
 from fastfood.quantize import quantize
 
-from ..config import Settings
-from ..models import build_base
-from ..tasks import Task, load_task, use_cache_without_network
-from ..train import predict, some_rows
+from ..data.tasks import Task, load_task, use_cache_without_network
+from ..settings.measurement import Settings
+from ..training.models import build_base
+from ..training.train import predict, some_rows
 from .formulas import all_bounds, best_bound, kl_of_bits, paper_order
 from .message import Message, decode_message, encode_message
+from .options import Options
 from .qat import fine_tune
-
-if TYPE_CHECKING:
-    from .command import Options
 
 LR_FACTORS = {"global": 2.0, "tensor": 0.2}  # of 1/sqrt(d): half of the lowest that d90 tries
 IN_ADVANCE = (
@@ -38,7 +35,7 @@ IN_ADVANCE = (
 ASSUMED = "the m rows are independent draws from the distribution that the risk is about"
 
 
-def certify(settings: Settings, adapter: Path, options: "Options") -> dict:
+def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     """Bounds on the risk of an adapter, on as many levels as make the best one smallest.
 
     Returns all that was found as a JSON dict; shares are in [0, 1], `message` is in hexadecimal.
@@ -107,7 +104,7 @@ def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
 
 
 def _message(
-    settings: Settings, options: "Options", task: Task, file: AdapterFile, levels: int
+    settings: Settings, options: Options, task: Task, file: AdapterFile, levels: int
 ) -> Message:
     """theta and lambda_ on at most `levels` levels each."""
     model = load(_base(settings, options, task), file.path)  # compares all of the base's parameters
@@ -123,11 +120,11 @@ def _message(
     return encode_message(config, q["theta"], q.get("lambda_"), options.choices)
 
 
-def _base(settings: Settings, options: "Options", task: Task) -> nn.Module:
+def _base(settings: Settings, options: Options, task: Task) -> nn.Module:
     return build_base(settings, task.num_labels, options.head_seed).to(settings.device)
 
 
-def _errors(settings: Settings, options: "Options", task: Task, rows, message: Message) -> int:
+def _errors(settings: Settings, options: Options, task: Task, rows, message: Message) -> int:
     """How many rows are answered wrongly by the model that the message's bytes alone give."""
     model = decoded_model(_base(settings, options, task), message.data)
     predicted, labels = predict(model, task, rows, settings.bf16)
@@ -149,7 +146,7 @@ def _found(m: int, k: int, d: int, message: Message, delta: float) -> dict:
     }
 
 
-def _origin(settings: Settings, options: "Options", task: Task, file: AdapterFile) -> dict:
+def _origin(settings: Settings, options: Options, task: Task, file: AdapterFile) -> dict:
     """What the numbers are of, and what has to be so for them to hold."""
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {

@@ -8,8 +8,8 @@ from transformers import TrainerCallback
 
 from fastfood.quantize import quantize
 
-from ..tasks import Task
-from ..train import make_trainer
+from ..data.tasks import Task
+from ..training.train import make_trainer
 
 BOOK_RATE = 0.1  # of a parameter's: at its own rate two levels soon meet at 0
 

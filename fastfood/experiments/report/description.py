@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from ..config import KINDS, SIZED_METHODS, check, read_settings
-from ..options import LARGEST, is_plain, require
+from ..settings.measurement import KINDS, SIZED_METHODS, check, read_settings
+from ..settings.options import LARGEST, is_plain, require
 
 _TEXTS = ("name", "title", "kind", "scale", "command", "study")
 _FACTS = {"device": str, "model_hash": str, "data_hash": str, "D": int, "num_labels": int}

@@ -2,7 +2,6 @@
 as text, the d90 of a measure with its interval, and the d90s that the paper published."""
 
 import math
-import re
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,6 @@ METHOD_NAMES = {
     "tinylora": "TinyLoRA",
 }
 STATES = ("complete", "failed", "diverged", "pruned", "running", "waiting")  # of a trial
-SMALL_VIT = "small ViT"  # the model that the digits bring
 
 # Aghajanyan, Gupta and Zettlemoyer (ACL 2021), Table 1: {(task, model): {method: d90}}
 PAPER_D90 = {
@@ -99,17 +97,6 @@ def gaps(point: dict) -> list[float]:
     if None in trained or max(accuracies(point)) == 1:
         return []
     return [(a - b) / (1 - b) for a, b in zip(trained, accuracies(point), strict=True)]
-
-
-def model_name(settings: dict) -> str:
-    """The model without the folder or owner before it, with the revision behind it; a checkpoint
-    NAME/step-N of a pre-training with its NAME."""
-    if settings.get("model") is None:
-        return SMALL_VIT
-    revision = settings.get("revision")
-    parts = Path(settings["model"]).parts or (settings["model"],)  # "." has none
-    name = " ".join(parts[-2:] if re.fullmatch(r"step-\d+", parts[-1]) else parts[-1:])
-    return name + (f"@{revision}" if revision else "")
 
 
 def paper_model(settings: dict) -> str | None:

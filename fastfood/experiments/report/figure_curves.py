@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 
+from ..settings.measurement import model_name
 from . import display
 
 # Okabe and Ito's palette: told apart with colour blindness, and by marker and dash in grey print
@@ -79,7 +80,7 @@ def _title(measure: dict, alone: bool) -> str:
     size = f"$D$ = {facts['D']:,}"
     count = settings["seeds"]
     seeds = "1 seed" if count == 1 else f"mean and range of {count} seeds"
-    return f"{settings['task']}, {display.model_name(settings)}, {size}; {seeds}"
+    return f"{settings['task']}, {model_name(settings)}, {size}; {seeds}"
 
 
 def _set_axes(axes, measure: dict, curves: dict, alone: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import whole
+from ..settings.measurement import model_name
 from . import display, figure_curves
 from .figure_curves import STYLES
 
@@ -279,7 +280,7 @@ def _figure3(pyplot, results: dict):
             _draw_d90(axes, place, mark, styles[key], vertical=True)
             taken += [(y, x) for x, y in _along((mark.low, place), (mark.high, place))]
             taken.append((place, mark.value))
-            name = display.model_name(measure["settings"])
+            name = model_name(measure["settings"])
             tops[name] = max(tops.get(name, (0, 0)), (mark.value, place))
     if not taken:
         _say_nothing_yet(axes, "d90")

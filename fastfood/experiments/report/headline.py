@@ -2,6 +2,7 @@
 
 import math
 
+from ..settings.measurement import model_name
 from . import display
 
 
@@ -87,7 +88,7 @@ def _at_step(measure: dict) -> str:
 
 def _for_model(measure: dict) -> str:
     size = display.short(measure["facts"]["D"])
-    return f"for {display.model_name(measure['settings'])} (D = {size})"
+    return f"for {model_name(measure['settings'])} (D = {size})"
 
 
 def _rank_text(pairs: list[tuple[float, float]]) -> str:

@@ -10,11 +10,12 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..config import DAY, read_settings
-from ..curves import curve_points, summarise
 from ..files import whole
-from ..options import is_plain, require
-from ..plan import trial_key, trials
+from ..settings.measurement import DAY, read_settings
+from ..settings.options import is_plain, require
+from ..trials.curves import curve_points, summarise
+from ..trials.folder import DESCRIPTION, open_record
+from ..trials.plan import trial_key, trials
 from . import display
 from .description import described
 
@@ -122,8 +123,6 @@ def _replace(path: Path, text: str) -> Path:
 
 def _read_description(folder: Path) -> dict:
     """study.json; raises ValueError when it is missing or not one of this form."""
-    from ..study import DESCRIPTION
-
     plain = is_plain(str(folder))
     require(plain, "folder", "a text without control characters", str(folder))
     path = Path(folder, DESCRIPTION)
@@ -135,8 +134,6 @@ def _read_description(folder: Path) -> dict:
 
 
 def _open(folder: Path, described: dict, storage: str | None):
-    from ..study import open_record
-
     settings = read_settings(described["measures"][0]["settings"])
     return open_record(Path(folder), replace(settings, storage=storage or settings.storage))
 

@@ -7,23 +7,18 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
-from .config import DIGITS_ONE_RATE_BELOW, LR_FACTORS, SIZED_METHODS, SUBSPACE_METHODS, Settings
+from ..settings.measurement import (
+    DIGITS_ONE_RATE_BELOW,
+    LR_FACTORS,
+    SIZED_METHODS,
+    SUBSPACE_METHODS,
+    Settings,
+)
 from .curves import LINE_SHARE, curve_points
 
 START, STRIDE = 1000, 8  # a bisection's first d, and the ratio of its steps until d90 is bracketed
 PRUNE_MARGIN = 0.1  # a trial this far behind another rate at half of its steps is hopeless
-
-
-class Measure(NamedTuple):
-    """A measurement ready to run: its name in the report, its settings, what `run.inspect` found,
-    and, where measurements form a series (pre-training steps), its place x."""
-
-    label: str
-    settings: Settings
-    facts: dict
-    x: float | None = None
 
 
 def trials(settings: Settings, facts: dict, known: dict[str, dict | None]) -> list[dict]:

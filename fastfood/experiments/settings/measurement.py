@@ -27,6 +27,8 @@ MOST_TOKENS = 1_000_000
 DAY = 24 * 3600  # seconds
 DIGITS_ONE_RATE_BELOW = 1000  # there the largest always won; trying it alone keeps the demo short
 
+SMALL_VIT = "small ViT"  # the model that the digits bring
+
 DIGITS_DEFAULTS = {
     "dims": (10, 30, 100, 300, 1000, 3000),
     "full_lrs": (1e-3,),
@@ -304,6 +306,17 @@ def _check_machine(settings: Settings) -> None:
     url = settings.storage
     fits = url is None or re.match(r"[\w+]+://", url)
     require(bool(fits), "storage", "a database URL, scheme://...", url)
+
+
+def model_name(settings: dict) -> str:
+    """The model without the folder or owner before it, with the revision behind it; a checkpoint
+    NAME/step-N of a pre-training with its NAME."""
+    if settings.get("model") is None:
+        return SMALL_VIT
+    revision = settings.get("revision")
+    parts = Path(settings["model"]).parts or (settings["model"],)  # "." has none
+    name = " ".join(parts[-2:] if re.fullmatch(r"step-\d+", parts[-1]) else parts[-1:])
+    return name + (f"@{revision}" if revision else "")
 
 
 def check_folder(out: Path) -> None:

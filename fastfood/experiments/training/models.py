@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import nn
 
-from .config import SIZED_METHODS, SUBSPACE_METHODS, Settings
+from ..settings.measurement import SIZED_METHODS, SUBSPACE_METHODS, Settings
 
 UNILORA_RANK = 4  # of the low-rank matrices that theta is spread over; PEFT's default
 # for from_pretrained: no pickle is loaded and no code of the checkpoint's is run

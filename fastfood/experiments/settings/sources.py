@@ -1,13 +1,7 @@
 """What is known of text data sets: where the tasks by name come from, which columns and splits they
 have, and which models were trained on them before."""
 
-import json
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from .config import Settings
+from typing import NamedTuple
 
 PARTS = ("train", "validation", "test")
 
@@ -62,41 +56,3 @@ KNOWN_TRAINING_DATA = (
     (r"-mnli(?![a-z0-9])", ("glue/mnli",), "fine-tuned on MultiNLI (by its name)"),
     (r"-finetuned-sst-2", ("glue/sst2",), "fine-tuned on SST-2 (by its name)"),
 )
-
-
-def source_of(settings: "Settings") -> Source:
-    """The data set of a text task: a known one, or the one that the settings describe."""
-    if settings.task in SOURCES:
-        return SOURCES[settings.task]
-    source = Source(
-        tuple(settings.task.split(":", 1)),
-        settings.text_columns,
-        None,
-        settings.splits,
-        settings.label_column,
-        whole=True,
-    )
-    if "label" in source.texts or source.label in source.texts:
-        wanted = "columns that are not the label's and not called label"
-        raise ValueError(f"text_columns: wanted {wanted}, got {source.texts!r}")
-    return source
-
-
-def contamination(settings: "Settings") -> tuple[str, ...]:
-    """What the names of a model tell of its training on the data of the task."""
-    names = [settings.model or "", _name_before(Path(settings.model or "", "config.json"))]
-    names = [name.lower().replace("_", "-").rstrip("/") for name in names]
-    return tuple(
-        note
-        for words, tasks, note in KNOWN_TRAINING_DATA
-        if settings.task in tasks and any(re.search(words, name) for name in names)
-    )
-
-
-def _name_before(config: Path) -> str:
-    """The name that a model's configuration says it had, or "" where it says none."""
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        return str(settings["_name_or_path"])
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
-        return ""

@@ -4,36 +4,17 @@ but its own."""
 
 import multiprocessing
 import os
-import platform
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 
-import fastfood
+from ..settings.measurement import Settings
+from ..training.environment import environment
 
-from .config import Settings
-
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "optuna", "numpy", "scikit-learn")
 LOOK_AGAIN = 5.0  # seconds between looks at the size of a cluster, which may grow
-
-
-@cache
-def environment() -> dict:
-    """The versions and the hardware of this process."""
-    versions = {"python": platform.python_version(), "fastfood": fastfood.__version__}
-    versions |= {name: metadata.version(name) for name in LIBRARIES}
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cpu = models[0] if models else platform.processor()
-    hardware = {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
-    return {"versions": versions, "hardware": hardware}
 
 
 def work(

@@ -12,10 +12,10 @@ from tempfile import gettempdir
 import torch
 from torch import nn
 
-from .config import SUBSPACE_METHODS, Settings
+from ..data.tasks import Task, load_task, score
+from ..settings.measurement import SUBSPACE_METHODS, Settings
+from ..trials.plan import trial_key
 from .models import build_model, parameter_groups, trained_numbers
-from .plan import trial_key
-from .tasks import Task, load_task, score
 
 EVALUATION_BATCH = 128
 KEPT_ROWS = 5000  # of a part that is tokenized once for all trials

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from .config import Settings
+from ..settings.measurement import Settings
+from ..settings.sources import KNOWN_TRAINING_DATA, PARTS, SOURCES, Source
 from .rows import Columns, from_folder, from_hub
-from .sources import PARTS, Source, contamination, source_of
 
 DIGITS_TEST, DIGITS_VALIDATION = 500, 200
 CARVED_SHARE, CARVED_MOST = 0.1, 1000
@@ -84,6 +84,44 @@ def load_task(settings: Settings) -> Task:
     collate = _text_collator(settings, source_of(settings).texts)
     notes = contamination(settings)
     return Task(**text_parts(settings), collate=collate, metric=metric, contamination=notes)
+
+
+def source_of(settings: Settings) -> Source:
+    """The data set of a text task: a known one, or the one that the settings describe."""
+    if settings.task in SOURCES:
+        return SOURCES[settings.task]
+    source = Source(
+        tuple(settings.task.split(":", 1)),
+        settings.text_columns,
+        None,
+        settings.splits,
+        settings.label_column,
+        whole=True,
+    )
+    if "label" in source.texts or source.label in source.texts:
+        wanted = "columns that are not the label's and not called label"
+        raise ValueError(f"text_columns: wanted {wanted}, got {source.texts!r}")
+    return source
+
+
+def contamination(settings: Settings) -> tuple[str, ...]:
+    """What the names of a model tell of its training on the data of the task."""
+    names = [settings.model or "", _name_before(Path(settings.model or "", "config.json"))]
+    names = [name.lower().replace("_", "-").rstrip("/") for name in names]
+    return tuple(
+        note
+        for words, tasks, note in KNOWN_TRAINING_DATA
+        if settings.task in tasks and any(re.search(words, name) for name in names)
+    )
+
+
+def _name_before(config: Path) -> str:
+    """The name that a model's configuration says it had, or "" where it says none."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        return str(settings["_name_or_path"])
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        return ""
 
 
 def use_cache_without_network(settings: Settings) -> None:

@@ -6,49 +6,16 @@ import inspect
 import itertools
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .config import Settings
-
-if TYPE_CHECKING:
-    from .pretrain import Pretraining
-
-# The names of a model's sizes in the configurations of transformers.
-SIZE_NAMES = {
-    "hidden_size": ("hidden_size", "d_model", "dim"),
-    "layers": (
-        "num_hidden_layers",
-        "encoder_layers",
-        "decoder_layers",
-        "num_layers",
-        "num_decoder_layers",
-        "n_layers",
-        "n_layer",
-    ),
-    "heads": (
-        "num_attention_heads",
-        "encoder_attention_heads",
-        "decoder_attention_heads",
-        "num_heads",
-        "n_heads",
-        "n_head",
-    ),
-    "intermediate_size": (
-        "intermediate_size",
-        "encoder_ffn_dim",
-        "decoder_ffn_dim",
-        "d_ff",
-        "hidden_dim",
-        "d_inner",
-    ),
-}
+from ..settings.measurement import Settings
+from ..settings.pretraining import SIZE_NAMES, Pretraining
 
 
-def masked_parts(pretraining: "Pretraining", settings: Settings) -> tuple:
+def masked_parts(pretraining: Pretraining, settings: Settings) -> tuple:
     """The model, its tokenizer or None, the rows to train on and their collator."""
     from transformers.utils import logging
 
-    from .tasks import load_task, load_tokenizer, text_parts
+    from ..data.tasks import load_task, load_tokenizer, text_parts
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -102,7 +69,7 @@ def _new_tokenizer(texts: Iterator[str], size: int):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def _load_model(pretraining: "Pretraining"):
+def _load_model(pretraining: Pretraining):
     import torch
     from transformers import AutoModelForMaskedLM
 
@@ -119,7 +86,7 @@ def _load_model(pretraining: "Pretraining"):
         raise ValueError(f"model: wanted {wanted}, got {name!r} ({reason})") from error
 
 
-def _new_text_model(pretraining: "Pretraining", tokenizer):
+def _new_text_model(pretraining: Pretraining, tokenizer):
     """New weights: with a masked-LM head, or alone where no step is to be trained."""
     from transformers import (
         CONFIG_MAPPING,
@@ -145,7 +112,7 @@ def _new_text_model(pretraining: "Pretraining", tokenizer):
     return (AutoModelForMaskedLM if masked else AutoModel).from_config(config)
 
 
-def _sized_config(pretraining: "Pretraining", default) -> dict:
+def _sized_config(pretraining: Pretraining, default) -> dict:
     """The names and values of a new model's sizes in a configuration like `default`."""
     known = default.to_dict()
     sizes = {
@@ -188,7 +155,7 @@ def _fit_tokenizer(tokenizer, model) -> None:
     tokenizer.model_input_names = [name for name in names if name in arguments]
 
 
-def _new_patch_model(pretraining: "Pretraining"):
+def _new_patch_model(pretraining: Pretraining):
     from transformers import ViTForMaskedImageModeling
 
     from .models import digits_model
@@ -208,7 +175,7 @@ def random_numbers(seed: int, *what):
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
-def _text_collator(pretraining: "Pretraining", tokenizer):
+def _text_collator(pretraining: Pretraining, tokenizer):
     from transformers import DataCollatorForLanguageModeling
 
     masked = DataCollatorForLanguageModeling(tokenizer, mlm_probability=pretraining.mask)
@@ -220,7 +187,7 @@ def _text_collator(pretraining: "Pretraining", tokenizer):
     return collate
 
 
-def _patch_collator(pretraining: "Pretraining", config):
+def _patch_collator(pretraining: Pretraining, config):
     import torch
 
     patches = (config.image_size // config.patch_size) ** 2

@@ -1,0 +1,3 @@
+"""The trials of a study: `facts` looks at data and models, `plan` says which trials there are,
+`curves` what their scores say, `database`, `record` and `folder` keep them, `workers` and `run` run
+them."""
