@@ -1,0 +1,100 @@
+"""A trial as a type: what one training depends on (`Trial`), what was found out of its model and
+data (`Facts`), what it scored (`Score`), and how far it has come (`TrialState`)."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum
+from functools import cached_property
+
+
+class TrialState(str, Enum):
+    """How far a trial has come after all attempts at it."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"  # it is tried again at the next start
+    DIVERGED = "diverged"  # it failed in a way that will come again, so it is not
+    PRUNED = "pruned"
+    RUNNING = "running"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One (method, d, learning rate, seed) of a measurement, with everything that its score depends
+    on. None stands for what does not apply to it.
+
+    The names of the fields and their order are those of records since the first; a new field needs
+    the default None, so that the keys of older trials stay as they are.
+    """
+
+    task: str
+    text_columns: tuple[str, ...] | None
+    label_column: str | None
+    splits_asked: tuple[str, ...] | None
+    model: str | None
+    revision: str | None
+    data: str | None
+    model_hash: str
+    data_hash: str
+    metric: str
+    max_steps: int
+    batch_size: int
+    max_length: int | None
+    warmup: float
+    bf16: bool
+    device: str
+    eval_rows: int | None
+    gap_rows: int | None
+    method: str
+    d: int
+    size: int | None  # the rank of lora and vera, the length of tinylora
+    normalization: str | None
+    lambda_lr: float | None
+    head: str | None
+    seed: int
+    learning_rate: float
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the trial; the paths are left out, the hashes of their contents are in."""
+        identity = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("model", "data") and value is not None
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data and the model of a measurement were found to be before any training."""
+
+    device: str
+    D: int
+    m: int | None  # the groups of SAID's scales, None without SAID
+    num_labels: int
+    splits: dict[str, str]  # part: where its rows came from
+    sizes: dict[str, int]  # part: its rows
+    majority: float  # the best test score of always giving the same answer
+    overlap: int  # test rows whose texts are also a training row's
+    contamination: list[str]  # what is known of the model's own training on this task
+    data_hash: str
+    model_hash: str
+    counts: dict[str, dict[str, int]]  # method: size: numbers that it trains
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a trial scored, in shares, and what it cost, in seconds."""
+
+    validation: float
+    test: float
+    test_accuracy: float | None = None
+    train_accuracy: float | None = None  # None where no training rows were scored
+    halfway: float | None = None  # validation at half of the steps, where trials are pruned
+    trained: int | None = None
+    head_trained: int | None = None
+    seconds: float | None = None
+    seconds_per_step: float | None = None
+    accelerator: str | None = None
