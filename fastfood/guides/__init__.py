@@ -1,12 +1,20 @@
-"""Runnable examples, notes on migration, and the definition of format 1.
+"""Runnable examples, and the pages of documentation that the README lists.
 
 .. include:: gallery.md
-.. include:: from_fast_hadamard_transform.md
-.. include:: from_the_authors_code.md
+.. include:: install.md
+.. include:: transform.md
+.. include:: subspace_model.md
+.. include:: measuring.md
+.. include:: bounds.md
+.. include:: clusters.md
+.. include:: measured.md
+.. include:: training_steps.md
 .. include:: cpu.md
 .. include:: cuda.md
-.. include:: training_steps.md
+.. include:: from_fast_hadamard_transform.md
+.. include:: from_the_authors_code.md
 .. include:: format_1.md
+.. include:: hardening.md
 """
 
 GUIDES = {
