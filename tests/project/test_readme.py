@@ -1,5 +1,6 @@
-"""The README's code as it stands, but in small. The fine-tuning script: a second process loads what
-the first one saved and prints the same logits; and so with the two lines for PEFT."""
+"""The README's code as it stands, and in small the script of the page on the subspace model: a
+second process loads what the first one saved and prints the same logits; and so with the lines that
+differ for PEFT."""
 
 import os
 import re
@@ -9,29 +10,30 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-import fastfood.hub
 
 for package in ("accelerate", "datasets", "peft", "safetensors", "transformers"):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+README = ROOT / "README.md"
+PAGE = ROOT / "fastfood" / "guides" / "subspace_model.md"
+
+
+def python_blocks(file):
+    return re.findall(r"```python\n(.*?)```", file.read_text(), re.S)
 
 
 def script(with_peft):
-    [text] = [block for block in BLOCKS if "checkpoint, data, out = sys.argv[1:]" in block]
-    text = text.replace("max_steps=217", "max_steps=3").replace("d=1000", "d=50")
-    if not with_peft:
-        return text
-    [lines] = [block for block in BLOCKS if "from fastfood.peft import" in block]
-    imports, calls = lines.replace("d=1000", "d=50").split("\n\n")
-    ours = re.findall(r"    model = fastfood\..*\n", text)
-    assert len(ours) == len(calls.splitlines()) == 2
-    for line, call in zip(ours, calls.splitlines(), strict=True):
-        text = text.replace(line, f"    {call}\n")
-    return f"{imports}\n{text}"
+    [text] = [block for block in python_blocks(PAGE) if "sys.argv[1:]" in block]
+    if with_peft:
+        [changes] = re.findall(r"```diff\n(.*?)```", PAGE.read_text(), re.S)
+        imports = [line[1:] for line in changes.splitlines() if re.match(r"\+(import|from)", line)]
+        lines = changes.splitlines()[len(imports) :]
+        for ours, theirs in zip(lines[::2], lines[1::2], strict=True):
+            assert ours[0] == "-" and theirs[0] == "+" and ours[1:] in text
+            text = text.replace(ours[1:], theirs[1:])
+        text = "\n".join([*imports, text])
+    return text.replace("max_steps=217", "max_steps=3").replace("d=1000", "d=50")
 
 
 @pytest.mark.parametrize("with_peft", [False, True], ids=["fastfood", "peft"])
@@ -57,36 +59,13 @@ def test_the_script_reloads_identical_logits(
     assert any((tmp_path / "runs").glob("checkpoint-3"))  # the first run trained
 
 
-def block(words):
-    [text] = [block for block in BLOCKS if words in block]
-    return text
-
-
-def test_the_transforms_and_the_projections_run():
-    names = {}
-    exec(block("hadamard_transform_KN, random_signs"), names)
-    assert names["z"].dtype == torch.bfloat16
-    names = {"fastfood": fastfood, "torch": torch}
-    exec(block("P.rows_adjoint(rows, 0)").replace("355_362_818", "35_536"), names)
-    assert names["rows"].shape == (4096,) and names["x"].shape == (10, 4096)
-
-
-def test_what_else_a_model_can_do_runs(tmp_path, monkeypatch):
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pushed = []
-    monkeypatch.setattr(fastfood.hub, "push_to_hub", lambda model, name: pushed.append(name))
-    text = block("model.push_to_hub")
-    first = text.index("model.add_adapter")
-    base = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64))
-    names = {"fastfood": fastfood, "torch": torch, "base": base}
-    exec(text[:first], names)
-    with torch.no_grad():
-        names["model"].theta.normal_()
-    exec(text[first:], names)
-    assert type(names["plain"]) is torch.nn.Sequential and pushed == ["user/my-task"]
-    assert (tmp_path / "my-task" / "adapter.safetensors").stat().st_size < 500
-
-
-def test_every_block_of_code_is_run():
-    run = ("sys.argv[1:]", "fastfood.peft import", "random_signs", "P.rows_adjoint", "push_to_hub")
-    assert len(BLOCKS) == len(run) and all(block(words) for words in run)
+    blocks = python_blocks(README)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks) == 2
+    assert names["x"].shape == (2, 11008)
+    assert sum(p.numel() for p in names["model"].parameters() if p.requires_grad) == 1000
+    assert (tmp_path / "task" / "adapter.safetensors").exists()

@@ -1,5 +1,6 @@
-"""The repository keeps what it says of itself: the README's tree names every file, imports and
-includes point down as CONTRIBUTING draws them, and public functions are typed."""
+"""The repository keeps what it says of itself: the README is a front page, CONTRIBUTING's tree
+names every file, imports and includes point down as it draws them, and public functions are
+typed."""
 
 import ast
 import re
@@ -25,9 +26,17 @@ def block_after(file, words):
     return [line.strip() for line in lines.splitlines()]
 
 
-def test_the_tree_of_the_readme_is_that_of_the_repository():
+def test_the_readme_is_a_front_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+    named = [re.split(r"\s{2,}", line)[0] for line in block_after("README.md", "## Folders")]
+    folders = {file.split("/")[0] + "/" for file in TRACKED if "/" in file}
+    assert folders == {path for line in named for path in line.split() if path.count("/") == 1}
+    assert all((ROOT / path).is_dir() for line in named for path in line.split())
+
+
+def test_the_tree_of_contributing_is_that_of_the_repository():
     named = []
-    for line in block_after("README.md", "## What is where"):
+    for line in block_after("CONTRIBUTING.md", "## What is where"):
         paths, _, role = re.split(r"(\s{2,})", line, maxsplit=1)
         assert role, line
         folder = ""
