@@ -1,5 +1,5 @@
-"""What tests share: the devices at hand, a fixed seed, no hub, no compile cache, a small text model
-and its data, and the table of `make fuzz`."""
+"""Fixtures and settings for all tests: the devices of this machine, a fixed seed, no downloads and
+no compile cache, a small text model and its data; and the table that ends `make fuzz`."""
 
 import atexit
 import gc
@@ -11,21 +11,22 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads of several processes on few cores wait for each other without spinning.
+# Several processes share few cores here: a thread that waits must not occupy one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A cached graph would hide a broken backward of ours: its key knows our operators by name alone.
+# The cache finds a compiled graph by the names of our operators, so it would return the old graph
+# after a change of what an operator or its backward does.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-# That a compiler can do what the processor says it can is otherwise tried in every process.
+# Without this every process compiles a program to find out whether vector instructions work.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Tests import the modules of `fixtures`, and those of the programs in `tools` the programs.
+# Tests import the modules in `fixtures`, and the tests of the programs in `tools` import these.
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("fixtures", "tools")]
 
-# New inputs in each run of `make fuzz`, the same ones in each run of the suite.
+# Hypothesis draws new inputs in each run of `make fuzz`, and the same in each run of the suite.
 settings.register_profile("fuzz", deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("suite", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
@@ -40,7 +41,7 @@ def device(request):
 
 @pytest.fixture
 def everywhere(device, monkeypatch):
-    """Has the models and inputs of subspace_models lie on each device in turn."""
+    """Runs a test once on each device, with the models and inputs of subspace_models on it."""
     import subspace_models
 
     monkeypatch.setattr(subspace_models, "DEVICE", device)
@@ -49,12 +50,14 @@ def everywhere(device, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen():
-    """Collections of a module's tests leave alone what is there before: torch, transformers."""
+    """Takes the objects of torch and transformers out of what the garbage collector walks through,
+    because many tests collect garbage."""
     gc.collect()
     gc.freeze()
 
 
-atexit.register(gc.unfreeze)  # so that the interpreter ends as it would without
+# The interpreter then ends as it does without the fixture `frozen`.
+atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,7 @@ def model_folder(tmp_path_factory):
         cls_token="[CLS]",
         sep_token="[SEP]",
     ).save_pretrained(folder)
-    torch.manual_seed(0)  # the same weights whatever ran before
+    torch.manual_seed(0)  # gives the same weights whichever tests ran before
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
@@ -97,7 +100,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-    """DIR/glue/sst2 of JSON lines: 40 rows to train on."""
+    """A data folder that holds glue/sst2 as JSON lines, with 40 rows to train on."""
     from text_rows import rows, write_rows
 
     folder = tmp_path / "data" / "glue" / "sst2"
@@ -111,7 +114,8 @@ def data(tmp_path):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """A line for each test whose module counts its inputs: TRIED, by the test's name."""
+    """Ends `make fuzz` with a table: inputs tried, which the modules count by test in TRIED, and
+    faults found."""
     if settings.get_current_profile_name() != "fuzz":
         return
     tried = Counter()

@@ -1,6 +1,7 @@
-"""A made-up study for tests: its settings, its training function, which notes every run in files
-of the study's folder, and the program of a driver, `python study_driver.py FOLDER URL HEARTBEAT`,
-with the settings' changes and the trials' behaviour in FOLDER/behaviour.json."""
+"""A made-up study for tests: its settings; a function in place of training, which notes every run
+in files of the study's folder; and a program that drives the study, `python study_driver.py FOLDER
+URL HEARTBEAT`. FOLDER/behaviour.json says what differs from the settings, and which trials fail,
+die, sleep or diverge."""
 
 import json
 import os
@@ -25,7 +26,7 @@ def measures(folder, **changes):
 
 
 def behave(folder, changes=None, **behaviour):
-    """Says how the trials of the study in a folder behave from now on."""
+    """Writes behaviour.json: what differs from the settings, and how trials behave from now on."""
     folder.mkdir(exist_ok=True)
     text = json.dumps({"changes": changes or {}} | behaviour)
     (folder / "behaviour.json").write_text(text)
@@ -91,7 +92,8 @@ def alive(pid):
 
 
 def package_without_torch(folder):
-    """Environment variables with which `fastfood.experiments` is imported, but not its parent."""
+    """Environment variables with which a process imports `fastfood.experiments` beside an empty
+    `fastfood`, so that it does not load torch."""
     from fastfood import experiments
 
     stub = folder / "stub" / "fastfood"
@@ -148,7 +150,8 @@ class Threads:
         return future.exception()
 
     def killed(self, error):
-        return isinstance(error, ProcessLookupError)  # what a test's training raises to die
+        # a test's training raises it where a real worker would be killed
+        return isinstance(error, ProcessLookupError)
 
     def close(self, stop):
         self.pool.shutdown(cancel_futures=True)
@@ -160,9 +163,10 @@ def main(folder, url, heartbeat):
     from fastfood.experiments.trials.record import open_record
 
     behaviour = json.loads((folder / "behaviour.json").read_text())
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as if not started by nohup
+    # nohup and a shell's "&", with which the tests may have been started, have these two ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     exit_on_signals()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "threads" in behaviour:
         run.open_workers = lambda settings, device: Threads(behaviour["threads"])
     run.POLL = 0.1
@@ -180,7 +184,7 @@ def main(folder, url, heartbeat):
 
 if __name__ == "__mp_main__":  # a worker process
     behaviour = json.loads(Path(sys.argv[1], "behaviour.json").read_text())
-    if "import" in behaviour:  # one that takes long to start
+    if "import" in behaviour:  # a worker that takes long to start
         _note(Path(sys.argv[1]) / "started", f"import {os.getpid()}")
         time.sleep(behaviour["import"])
 

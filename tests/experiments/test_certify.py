@@ -3,6 +3,7 @@ its ledger counts each bit; and `fastfood bound` scores what the message gives a
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,23 +211,10 @@ def test_predictions_come_back_from_the_bits_and_the_base_in_another_process(tmp
     given = ["--device", "cpu", "--levels", "3", "--train-rows", "150"]
     found = _bound(adapter, *given, "--out", str(tmp_path / "bound.json"))
     assert (tmp_path / "bound.message").read_bytes().hex() == found["message"]
-    script = """
-import json, sys, torch
-from fastfood.experiments.bound.certify import decoded_model
-from fastfood.experiments.settings.measurement import Settings, complete
-from fastfood.experiments.training.models import build_base
-from fastfood.experiments.data.tasks import load_task
-from fastfood.experiments.training.train import predict, some_rows
-torch.set_num_threads(1)
-settings = complete(Settings(device="cpu"))
-task = load_task(settings)
-scored = decoded_model(build_base(settings, 10, 3), open(sys.argv[1], "rb").read())
-rows = some_rows(task.train, 150), task.test
-print(json.dumps([predict(scored, task, part) for part in rows]))
-"""
+    program = Path(__file__).with_name("read_message.py")
     run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "bound.message")],
-        cwd=REPOSITORY,
+        [sys.executable, program, tmp_path / "bound.message"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=True,

@@ -139,7 +139,7 @@ def test_on_a_full_disk_a_report_s_files_stay_whole(tmp_path, monkeypatch, room)
     held = written_study(tmp_path / "study")
     writer.write_report(tmp_path / "study", held)
     before = contents(tmp_path)
-    monkeypatch.setattr(study, "open_record", lambda out, settings: held)
+    monkeypatch.setattr(writer, "open_record", lambda out, settings: held)
     with full_disk(room):
         assert "File too large" in refused("report", tmp_path / "study")
     after = contents(tmp_path)
@@ -225,7 +225,7 @@ def test_a_folder_without_rights_is_refused_before_the_work(read_only, monkeypat
 
 def test_a_report_of_a_folder_without_rights_is_refused(read_only, monkeypatch):
     held = written_study(read_only / "study")
-    monkeypatch.setattr(study, "open_record", lambda out, settings: held)
+    monkeypatch.setattr(writer, "open_record", lambda out, settings: held)
     monkeypatch.setattr(figures, "draw", study_folders.draw_nothing)
     seal(read_only)
     before = contents(read_only)

@@ -6,16 +6,17 @@ import re
 
 import numpy as np
 import pytest
-from numpy_model import BF16, F16, F32, F64, NAMES, native, projection
-from test_emulator import (
+from native_calls import (
     Array,
+    Base,
+    Transform,
     check_adjoint,
-    check_transform,
     diagonals_for,
     random,
     run_adjoint,
     run_project,
 )
+from numpy_model import BF16, F16, F32, F64, NAMES, native, projection
 
 SMALL, LARGE = 48 * 1024, 227 * 1024  # what every GPU has, and what an H200 has
 TILES = {F64: range(7, 14), F32: range(8, 16), F16: range(9, 16), BF16: range(9, 16)}
@@ -47,8 +48,8 @@ def test_tiles(kind, log_n):
     for rows in (2 ** max(0, 10 - log_n) * 7, 2 ** max(0, 10 - log_n) * 4 + 1):
         x, diagonals = random(rows * n, kind), diagonals_for(n, kind)
         configure(LARGE)
-        check_transform(True, x, kind, n, in_place=rows % 2 == 1)
-        check_transform(True, x, kind, n, diagonals)
+        Transform(kind, n, in_place=rows % 2 == 1).check(True, x)
+        Transform(kind, n, diagonals).check(True, x)
 
 
 @pytest.mark.parametrize("kind, log_n", TILED, ids=names(TILED))
@@ -56,7 +57,7 @@ def test_tiles_have_no_bank_conflicts(kind, log_n):
     configure(LARGE)
     x = random(8 << max(log_n, 10), kind)
     native.count_cycles()
-    check_transform(True, x, kind, 2**log_n)
+    Transform(kind, 2**log_n).check(True, x)
     assert no_conflicts()
 
 
@@ -66,7 +67,7 @@ def test_the_longest_tiles_without_room_to_prefetch(kind, shared):
     """Turing, consumer GPUs and an A100: halves, one tile after the other, or two passes."""
     configure(shared)
     for log_n in (14, 15):
-        check_transform(True, random(3 << log_n, kind), kind, 2**log_n)
+        Transform(kind, 2**log_n).check(True, random(3 << log_n, kind))
 
 
 @pytest.mark.parametrize("levels", [5, 7, 9, 11])
@@ -94,8 +95,8 @@ def test_long_rows(kind, log_n):
     n = 2**log_n
     x, diagonals = random(2 * n, kind), diagonals_for(n, kind)
     configure(LARGE, wave=n)
-    check_transform(True, x, kind, n, shifts=(0, 1))
-    check_transform(True, x, kind, n, diagonals, shifts=(1, 0), in_place=True)
+    Transform(kind, n, shifts=(0, 1)).check(True, x)
+    Transform(kind, n, diagonals, shifts=(1, 0), in_place=True).check(True, x)
 
 
 def test_how_rows_are_cut():
@@ -128,10 +129,10 @@ def test_projection_tiles(kind, log_L):
         out = run_project(True, v, kind, start, count, shifts=shifts)
         np.testing.assert_array_equal(out, projection(v, kind, start, count))
         offsets = np.array([0, count // 3, count // 3, count])
-        scales, base = random(3, arithmetic_kind(kind), seed=3), random(count, kind, seed=4)
-        out = run_project(True, v, kind, start, count, base, offsets, scales, shifts)
-        wanted = projection(v, kind, start, count, base, offsets, scales)
-        np.testing.assert_array_equal(out, wanted)
+        scales = random(3, arithmetic_kind(kind), seed=3)
+        base = Base(random(count, kind, seed=4), offsets, scales)
+        out = run_project(True, v, kind, start, count, base, shifts)
+        np.testing.assert_array_equal(out, projection(v, kind, start, count, *base))
 
 
 def arithmetic_kind(kind):

@@ -1,7 +1,6 @@
 """The native kernels without torch and without a GPU, bit for bit against a plain numpy model of
 csrc/definitions.h: the CPU's, and the CUDA sources on the emulator of tests/native."""
 
-import ctypes
 import hashlib
 import itertools
 import math
@@ -13,6 +12,19 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from native_calls import (
+    Array,
+    Base,
+    Transform,
+    check_adjoint,
+    check_adjoint_sum,
+    diagonals_for,
+    garbage,
+    random,
+    run_adjoint,
+    run_adjoint_sum,
+    run_project,
+)
 from numpy_model import (
     BF16,
     F16,
@@ -22,114 +34,13 @@ from numpy_model import (
     NORMAL,
     SEED,
     STORAGE,
-    adjoint,
-    arithmetic,
-    narrow,
     native,
     normals,
     philox_words,
     projection,
-    transform,
-    transform_of_orders,
-    widen,
 )
 
 TYPES = pytest.mark.parametrize("kind", NAMES, ids=NAMES.values())
-GUARD = 256
-
-
-# --- Calls, in memory with guards ---
-
-
-def set_guards(array, what):
-    """Whether AddressSanitizer, where the process runs under it, lets kernels read the guards."""
-    call = getattr(ctypes.CDLL(None), f"__asan_{what}_memory_region", None)
-    if call:
-        first = array.bytes.ctypes.data
-        for begin, end in ((0, array.begin), (array.end, array.bytes.size)):
-            call(ctypes.c_void_p(first + begin), ctypes.c_size_t(end - begin))
-
-
-class Array:
-    """Values `shift` entries from a 64-byte boundary, amid NaN that is not to be touched."""
-
-    def __init__(self, values, shift=0):
-        self.bytes = np.full(values.nbytes + 2 * GUARD + 128, 0xFF, np.uint8)
-        self.begin = -self.bytes.ctypes.data % 64 + GUARD + shift * values.itemsize
-        self.end = self.begin + values.nbytes
-        self.values = self.bytes[self.begin : self.end].view(values.dtype)
-        self.values[:] = values.ravel()
-        set_guards(self, "poison")
-
-    def __del__(self):
-        set_guards(self, "unpoison")
-
-    @property
-    def address(self):
-        return self.values.ctypes.data if self.values.size else self.bytes.ctypes.data
-
-    def take(self):
-        set_guards(self, "unpoison")
-        assert (self.bytes[: self.begin] == 0xFF).all() and (
-            self.bytes[self.end :] == 0xFF
-        ).all(), "guard written"
-        return self.values.copy()
-
-
-def garbage(size, dtype, shift=0):
-    return Array(np.full(size * np.dtype(dtype).itemsize, 0xFF, np.uint8).view(dtype), shift)
-
-
-def random(size, kind, seed=0):
-    x = np.random.default_rng([seed, size]).standard_normal(size)
-    return narrow(x.astype(arithmetic(kind)), kind)
-
-
-def check_transform(
-    cuda, x, kind, n, diagonals=(), orders=(), transpose=False, shifts=(0, 0), in_place=False
-):
-    source, memory = Array(x, shifts[0]), [Array(diagonal) for diagonal in diagonals]
-    out = source if in_place else garbage(x.size, STORAGE[kind], shifts[1])
-    arguments = [kind, x.size // n, n, 0.3, *([a.address for a in memory] or [0, 0])]
-    native.transform(cuda, source.address, out.address, *arguments, math.prod(orders), transpose)
-    if orders:
-        wanted, error = transform_of_orders(x, kind, n, 0.3, orders, transpose, diagonals)
-        got = widen(out.take(), kind).reshape(wanted.shape)
-        assert (abs(got - wanted) <= error).all()
-    else:
-        np.testing.assert_array_equal(out.take(), transform(x, kind, n, 0.3, diagonals))
-
-
-def run_project(
-    cuda, v, kind, start, count, base=None, offsets=None, scales=None, shifts=(0, 0, 0)
-):
-    out, v = garbage(count, STORAGE[kind], shifts[0]), Array(v, shifts[1])
-    if base is None:
-        native.project(
-            cuda, out.address, 0, v.address, 0, 0, 0, kind, v.values.size, start, count, SEED
-        )
-        return out.take()
-    base, offsets, scales = Array(base, shifts[2]), Array(offsets), Array(scales)
-    pointers = [array.address for array in (out, base, v, offsets, scales)]
-    native.project(cuda, *pointers, scales.values.size, kind, v.values.size, start, count, SEED)
-    return out.take()
-
-
-def run_adjoint_sum(cuda, pieces, L, shift=0):
-    """Of pieces (g, kind, factor, start)."""
-    sources = [Array(g, shift + i) for i, (g, *_) in enumerate(pieces)]
-    kind = F64 if any(kind == F64 for _, kind, *_ in pieces) else F32
-    z = garbage(L, arithmetic(kind))
-    told = [
-        (source.address, kind, factor, start, g.size)
-        for source, (g, kind, factor, start) in zip(sources, pieces, strict=True)
-    ]
-    native.adjoint(cuda, told, z.address, kind, L, SEED)
-    return z.take()
-
-
-def run_adjoint(cuda, g, kind, L, start, shift=0):
-    return run_adjoint_sum(cuda, [(g, kind, 1.0, start)], L, shift)
 
 
 @pytest.fixture(params=["cpu", "cuda", "backwards"])
@@ -206,10 +117,6 @@ def test_draws(cuda, first, count):
 # --- Transform ---
 
 
-def diagonals_for(n, kind):
-    return [random(n, F64 if kind == F64 else F32, seed) for seed in (7, 8)]
-
-
 LARGE = [(17, F32), (18, BF16), (19, F64), (19, F16)]  # slow, and alike in all types
 
 
@@ -219,8 +126,8 @@ def test_transform(cuda, kind, log_n):
     rows = {0: 9001, 1: 4097, 2: 2049}.get(log_n, 3 if log_n < 17 else 1)
     x, diagonals = random(rows * n, kind), diagonals_for(n, kind)
     shifts = [(0, 0), (1, 0), (0, 3)][log_n % 3]
-    check_transform(cuda, x, kind, n, shifts=shifts)
-    check_transform(cuda, x, kind, n, diagonals, shifts=shifts, in_place=True)
+    Transform(kind, n, shifts=shifts).check(cuda, x)
+    Transform(kind, n, diagonals, shifts=shifts, in_place=True).check(cuda, x)
 
 
 @TYPES
@@ -230,13 +137,13 @@ def test_transform_with_more_shared_memory(kind, log_n):
     x = random(2 << log_n, kind)
     for shared in (100 * 1024, 227 * 1024):
         native.configure(3, 2**15, 3 << 10, shared, False)
-        check_transform(True, x, kind, 2**log_n, diagonals_for(2**log_n, kind))
+        Transform(kind, 2**log_n, diagonals_for(2**log_n, kind)).check(True, x)
 
 
 def test_transform_of_many_short_rows():
     """Several rows in flight for each thread."""
     native.configure(2**20, 2**15, 3 << 10, 48 * 1024, False)
-    check_transform(True, random((1 << 22) + 64, F16), F16, 64, diagonals_for(64, F16))
+    Transform(F16, 64, diagonals_for(64, F16)).check(True, random((1 << 22) + 64, F16))
 
 
 ORDERS = [(12,), (20,), (28,), (36,), (40,), (44,), (60,), (108,), (116,), (156,), (172,)]
@@ -251,8 +158,8 @@ def test_transform_of_orders(cuda, kind, orders):
         if n > 40000:
             continue
         x, diagonals = random(rows * n, kind), diagonals_for(n, kind)
-        check_transform(cuda, x, kind, n, diagonals, orders, transpose, (rows % 2, 1))
-        check_transform(cuda, x, kind, n, (), orders, transpose, in_place=True)
+        Transform(kind, n, diagonals, orders, transpose, (rows % 2, 1)).check(cuda, x)
+        Transform(kind, n, (), orders, transpose, in_place=True).check(cuda, x)
 
 
 @pytest.mark.parametrize("n, orders", [(14336, (28,)), (29568, (84, 44)), (12 << 14, (12,))])
@@ -260,7 +167,7 @@ def test_transform_of_orders_with_more_shared_memory(n, orders):
     for shared in (48 * 1024, 227 * 1024):
         native.configure(3, 2**15, 3 << 10, shared, False)
         for kind in (F32, BF16):
-            check_transform(True, random(n, kind), kind, n, diagonals_for(n, kind), orders)
+            Transform(kind, n, diagonals_for(n, kind), orders).check(True, random(n, kind))
 
 
 @TYPES
@@ -294,9 +201,9 @@ def test_projection_on_a_base(cuda, kind, L):
         cuts = np.sort(np.random.default_rng(L).integers(0, count, 40))
         offsets = np.concatenate([[0, 0], cuts, cuts[-1:], [count]])  # some of them empty
         scales = random(len(offsets) - 1, F64 if kind == F64 else F32, seed=3)
-        base = random(count, kind, seed=4)
-        out = run_project(cuda, v, kind, start, count, base, offsets, scales, shifts)
-        np.testing.assert_array_equal(out, projection(v, kind, start, count, base, offsets, scales))
+        base = Base(random(count, kind, seed=4), offsets, scales)
+        out = run_project(cuda, v, kind, start, count, base, shifts)
+        np.testing.assert_array_equal(out, projection(v, kind, start, count, *base))
 
 
 def test_projection_of_no_rows(cuda):
@@ -313,19 +220,6 @@ def test_adjoint(cuda, kind, L):
     for start, count, shift in [(0, many, 0), (2 * L + 77, L + 300, 1), (2**36 + 5, 200, 3)]:
         g = random(count, kind, seed=5)
         check_adjoint(run_adjoint(cuda, g, kind, L, start, shift), g, kind, L, start)
-
-
-def check_adjoint_sum(z, pieces, L):
-    wanted = sum(
-        factor * adjoint(widen(g, kind).astype(np.float64), L, start)
-        for g, kind, factor, start in pieces
-    )
-    eps = np.finfo(z.dtype).eps
-    assert abs(z - wanted).max() <= 16 * eps * np.sqrt((wanted**2).mean() * np.log2(L))
-
-
-def check_adjoint(z, g, kind, L, start):
-    check_adjoint_sum(z, [(g, kind, 1.0, start)], L)
 
 
 def some_pieces(L, kinds, start=0):

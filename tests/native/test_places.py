@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from native_calls import Array, garbage, random
 from numpy_model import (
     BF16,
     F16,
@@ -18,7 +19,6 @@ from numpy_model import (
     transform_of_orders,
     widen,
 )
-from test_emulator import Array, garbage, random
 
 SMALL, LARGE = 48 * 1024, 227 * 1024  # the shared memory of every GPU, and of an H200
 

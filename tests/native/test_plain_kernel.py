@@ -2,8 +2,8 @@
 emulator, bit for bit against the numpy model."""
 
 import pytest
+from native_calls import Array, diagonals_for, garbage, random
 from numpy_model import F16, F32, F64, NAMES, STORAGE, arithmetic, native, transform
-from test_emulator import Array, diagonals_for, garbage, random
 
 SHARED = 48 * 1024  # bytes that a block has without asking
 

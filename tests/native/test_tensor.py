@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from native_calls import Array, Transform, diagonals_for, garbage, random
 from numpy_model import BF16, F16, F32, F64, NAMES, STORAGE, native, transform_of_orders, widen
-from test_emulator import Array, check_transform, diagonals_for, garbage, random
 
 TYPES = pytest.mark.parametrize("kind", NAMES, ids=NAMES.values())
 SMALL, LARGE = 101_376, 227 * 1024  # of a block on sm_120, and on an H200
@@ -30,9 +30,9 @@ def test_orders(kind, orders):
         n = math.prod(orders) << k
         x, diagonals = random(rows * n, kind), diagonals_for(n, kind)
         configure((SMALL, LARGE)[i % 2], backwards=i < 2)
-        check_transform(True, x, kind, n, (), orders, transpose, shifts)
+        Transform(kind, n, (), orders, transpose, shifts).check(True, x)
         if i % 2:
-            check_transform(True, x, kind, n, diagonals, orders, transpose, in_place=True)
+            Transform(kind, n, diagonals, orders, transpose, in_place=True).check(True, x)
 
 
 @pytest.mark.parametrize("kind", [F32, BF16], ids=["f32", "bf16"])
@@ -41,8 +41,9 @@ def test_many_neighbours(kind, k, orders):
     """Tiles of 64 and of 128 columns, and matrices of order K 2^s."""
     n = math.prod(orders) << k
     configure(LARGE)
-    check_transform(True, random(n, kind), kind, n, (), orders, True)
-    check_transform(True, random(n, kind), kind, n, diagonals_for(n, kind), orders, in_place=True)
+    Transform(kind, n, (), orders, True).check(True, random(n, kind))
+    scaled = Transform(kind, n, diagonals_for(n, kind), orders, in_place=True)
+    scaled.check(True, random(n, kind))
 
 
 @pytest.mark.parametrize("kind", [F32, BF16, F64], ids=["f32", "bf16", "f64"])
@@ -53,8 +54,8 @@ def test_what_fits_no_tile(kind, k, orders):
     rows = 2 if n < 8000 else 1
     x = random(rows * n, kind)
     configure(48 * 1024, wave=n)
-    check_transform(True, x, kind, n, diagonals_for(n, kind), orders, True, (1, 0))
-    check_transform(True, x[:n], kind, n, (), orders, in_place=True)
+    Transform(kind, n, diagonals_for(n, kind), orders, True, (1, 0)).check(True, x)
+    Transform(kind, n, (), orders, in_place=True).check(True, x[:n])
 
 
 @TYPES
@@ -63,8 +64,8 @@ def test_without_tensor_cores(kind, orders, k):
     n = math.prod(orders) << k
     x, diagonals = random(5 * n, kind), diagonals_for(n, kind)
     configure(48 * 1024, tensor=False, wave=2 * n)
-    check_transform(True, x, kind, n, diagonals, orders)
-    check_transform(True, x, kind, n, (), orders, True, (1, 0), in_place=True)
+    Transform(kind, n, diagonals, orders).check(True, x)
+    Transform(kind, n, (), orders, True, (1, 0), in_place=True).check(True, x)
 
 
 def made_up(K):
@@ -107,7 +108,7 @@ def test_the_bound_where_sums_are_cut_off():
         x = np.full(n, np.float32(small)) * (1 + random(n, F32).clip(-1, 1) / 1000)
         x[:: n // 8] = 1.9999999
         configure(LARGE)
-        check_transform(True, x.astype(np.float32), F32, n, (), (172,))
+        Transform(F32, n, orders=(172,)).check(True, x.astype(np.float32))
 
 
 def test_small_parts_are_added_before_large_ones():
@@ -142,6 +143,6 @@ def test_no_bank_conflicts(kind, K, k):
     for diagonals in ((), diagonals_for(n, kind)):
         x = random(n, kind)
         native.count_cycles()
-        check_transform(True, x, kind, n, diagonals, (K,))
+        Transform(kind, n, diagonals, (K,)).check(True, x)
         taken, least = native.cycles()
         assert taken == least > 0

@@ -30,8 +30,7 @@ def kind(request):
     return KINDS[request.param]
 
 
-# --- P against explicit matrices
-# ---------------------------------------------------------------------------------
+# --- P against explicit matrices ---
 
 
 @pytest.mark.parametrize("d, D", SIZES)
@@ -224,8 +223,7 @@ def test_compiled_projection(device):
     torch.testing.assert_close(got, want)
 
 
-# --- what the projection is for
-# ----------------------------------------------------------------------------------
+# --- What the projection is for ---
 
 
 @pytest.mark.parametrize(
@@ -311,68 +309,96 @@ def test_out(kind, device):
     assert torch.equal(P(theta.double(), out=out.new_empty(2, 3000).double()), P(theta.double()))
 
 
-def test_bad_arguments():
-    P = fastfood.Fastfood(4, 300)
-    theta, out = torch.randn(4), torch.empty(300)
-    for call, error, message in [
-        (lambda: fastfood.Fastfood(0, 5), ValueError, "d: wanted an integer of at least 1, got 0"),
-        (lambda: fastfood.Dense(3, 2.5), ValueError, "D: wanted an integer of at least 1, got 2.5"),
-        (
-            lambda: fastfood.Fastfood(3, 5, L=300),
-            ValueError,
-            "L: wanted a power of two of at least 256 and at most .*, got 300",
-        ),
-        (lambda: fastfood.Fastfood(3, 5, seed=-1), ValueError, "seed: wanted an integer"),
-        (lambda: P(torch.randn(5)), ValueError, r"theta: wanted shape \(..., 4\), got \(5,\)"),
-        (
-            lambda: P(torch.arange(4)),
-            TypeError,
-            "theta: wanted a dtype among float32, float64, got torch.int64",
-        ),
-        (
-            lambda: P(theta, out=torch.empty(299)),
-            ValueError,
-            r"shape \(300,\) on cpu, got \(299,\)",
-        ),
-        (
-            lambda: P(theta, out=torch.empty(600)[::2]),
-            ValueError,
-            "out: wanted a contiguous tensor",
-        ),
-        (
-            lambda: P(theta, out=torch.empty(300).double()),
-            TypeError,
-            "out: wanted a dtype among float32, float16, bfloat16, got torch.float64",
-        ),
-        (
-            lambda: P(theta.double(), out=torch.empty(300)),
-            TypeError,
-            "out: wanted a dtype among float64, got torch.float32",
-        ),
-        (
-            lambda: P(theta.clone().requires_grad_(), out=torch.empty(300)),
-            RuntimeError,
-            "out: wanted a call that is not differentiated",
-        ),
-        (lambda: P.rows(theta, 5, 301), ValueError, "wanted 0 <= start <= stop <= 300, got 5, 301"),
-        (lambda: P.adjoint(torch.randn(299)), ValueError, r"g: wanted shape \(..., 300\)"),
-        (
-            lambda: P.rows_adjoint(torch.randn(9), 295),
-            ValueError,
-            "start: wanted rows within 0 ... 300",
-        ),
-        (
-            lambda: ops.project_rows(torch.randn(100), 0, 0, 1),
-            ValueError,
-            "v: wanted a power of two",
-        ),
-        (
-            lambda: ops.perturb_(
-                out, out.double(), torch.randn(256), torch.tensor([0, 300]), torch.ones(1), 0
-            ),
-            RuntimeError,
-            "base: wanted Float, got Double",
-        ),
-    ]:
-        with pytest.raises(error, match=message):
-            call()
+def perturb_a_base_of_another_type():
+    out, offsets = torch.empty(300), torch.tensor([0, 300])
+    ops.perturb_(out, out.double(), torch.randn(256), offsets, torch.ones(1), 0)
+
+
+REFUSED = {  # name: the call, given P of 4 numbers and 300 rows and a theta; error; what it says
+    "d of zero": (
+        lambda P, theta: fastfood.Fastfood(0, 5),
+        ValueError,
+        "d: wanted an integer of at least 1, got 0",
+    ),
+    "D no integer": (
+        lambda P, theta: fastfood.Dense(3, 2.5),
+        ValueError,
+        "D: wanted an integer of at least 1, got 2.5",
+    ),
+    "L no power of two": (
+        lambda P, theta: fastfood.Fastfood(3, 5, L=300),
+        ValueError,
+        "L: wanted a power of two of at least 256 and at most .*, got 300",
+    ),
+    "negative seed": (
+        lambda P, theta: fastfood.Fastfood(3, 5, seed=-1),
+        ValueError,
+        "seed: wanted an integer",
+    ),
+    "theta of another shape": (
+        lambda P, theta: P(torch.randn(5)),
+        ValueError,
+        r"theta: wanted shape \(..., 4\), got \(5,\)",
+    ),
+    "theta of integers": (
+        lambda P, theta: P(torch.arange(4)),
+        TypeError,
+        "theta: wanted a dtype among float32, float64, got torch.int64",
+    ),
+    "out of another shape": (
+        lambda P, theta: P(theta, out=torch.empty(299)),
+        ValueError,
+        r"shape \(300,\) on cpu, got \(299,\)",
+    ),
+    "out not contiguous": (
+        lambda P, theta: P(theta, out=torch.empty(600)[::2]),
+        ValueError,
+        "out: wanted a contiguous tensor",
+    ),
+    "out wider than theta": (
+        lambda P, theta: P(theta, out=torch.empty(300).double()),
+        TypeError,
+        "out: wanted a dtype among float32, float16, bfloat16, got torch.float64",
+    ),
+    "out narrower than a float64 theta": (
+        lambda P, theta: P(theta.double(), out=torch.empty(300)),
+        TypeError,
+        "out: wanted a dtype among float64, got torch.float32",
+    ),
+    "out of a differentiated call": (
+        lambda P, theta: P(theta.requires_grad_(), out=torch.empty(300)),
+        RuntimeError,
+        "out: wanted a call that is not differentiated",
+    ),
+    "rows beyond D": (
+        lambda P, theta: P.rows(theta, 5, 301),
+        ValueError,
+        "wanted 0 <= start <= stop <= 300, got 5, 301",
+    ),
+    "g of another shape": (
+        lambda P, theta: P.adjoint(torch.randn(299)),
+        ValueError,
+        r"g: wanted shape \(..., 300\)",
+    ),
+    "rows of an adjoint beyond D": (
+        lambda P, theta: P.rows_adjoint(torch.randn(9), 295),
+        ValueError,
+        "start: wanted rows within 0 ... 300",
+    ),
+    "v no power of two": (
+        lambda P, theta: ops.project_rows(torch.randn(100), 0, 0, 1),
+        ValueError,
+        "v: wanted a power of two",
+    ),
+    "base of another type": (
+        lambda P, theta: perturb_a_base_of_another_type(),
+        RuntimeError,
+        "base: wanted Float, got Double",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, error, said", REFUSED.values(), ids=REFUSED)
+def test_bad_arguments(call, error, said):
+    with pytest.raises(error, match=said):
+        call(fastfood.Fastfood(4, 300), torch.randn(4))

@@ -1,6 +1,6 @@
 """The repository keeps what it says of itself: the README is a front page, CONTRIBUTING's tree
-names every file, imports and includes point down as it draws them, and public functions are
-typed."""
+names every file, imports and includes point down as it draws them, public functions are typed, and
+no file or function is longer than one reads at once."""
 
 import ast
 import re
@@ -17,6 +17,8 @@ TRACKED = subprocess.run(
 ).stdout.split()
 # what every repository has, and the settings of its tools
 UNNAMED = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
+
+MOST_LINES = {"of a file": 450, "of a function": 60}
 
 
 def block_after(file, words):
@@ -133,3 +135,18 @@ def test_public_functions_are_typed():
             arguments += [star for star in (node.args.vararg, node.args.kwarg) if star]
             untyped = [argument.arg for argument in arguments if argument.annotation is None]
             assert not untyped and node.returns, f"{file.name}: {node.name} {untyped}"
+
+
+def test_no_source_file_is_long():
+    sources = (".py", ".cpp", ".h", ".cu", ".cuh")
+    for file in filter(lambda name: name.endswith(sources), TRACKED):
+        count = len((ROOT / file).read_text().splitlines())
+        assert count <= MOST_LINES["of a file"], f"{file} has {count} lines"
+
+
+def test_no_function_is_long():
+    for file in filter(lambda name: name.endswith(".py"), TRACKED):
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = node.end_lineno - node.lineno + 1
+                assert count <= MOST_LINES["of a function"], f"{file}: {node.name}, {count} lines"

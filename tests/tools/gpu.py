@@ -1,13 +1,13 @@
-"""All that is worth knowing of a GPU, by one command: `make gpu`, or
+"""Runs everything that needs a GPU, by one command: `make gpu`, or
 
     python tests/tools/gpu.py --out build/gpu [--minutes 10] [--parts tests,sanitizer,fwht,...]
     python tests/tools/gpu.py --dry-run
 
-With the installed package and a clone, and nothing is built: the tests that take a device, the
-kernels beside the CPU's plainly and under compute-sanitizer, and the benchmarks. Steps run in order
-of value, each within its share of the time that is left; one that fails, runs out of time or cannot
-run does not stop the next. The folder gets gpu.json with every result and where it was measured,
-gpu.log with what the steps printed, and tables.md.
+It takes the installed package and a clone, and builds nothing. It runs the tests that take a
+device, the comparison of the GPU's kernels with the CPU's, alone and under compute-sanitizer, and
+the benchmarks. Steps run in order of value, each within its share of the time that is left; one
+that fails, runs out of time or cannot run does not stop the next. The folder gets gpu.json with
+every result and where it was measured, gpu.log with what the steps printed, and tables.md.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from matrix import count
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
-# All that have tests which take a device; the rest knows the CPU alone.
+# All files with tests that take a device; the tests of other files run on the CPU alone.
 TESTS = (
     "operators/test_ops",
     "operators/test_hadamard",
@@ -54,30 +54,30 @@ TESTS = (
     "subspace/test_peft",
     "subspace/test_distributed",
 )
-SELECTED = "cuda or any_form_of_call"  # the latter draws the device
+SELECTED = "cuda or any_form_of_call"  # hypothesis draws the device of any_form_of_call
 PROGRAM = ROOT / "tests" / "native" / "fastfood_compare"
 BUILD = "FASTFOOD_CUDA=1 FASTFOOD_TESTS=1 python setup.py build_ext --inplace"
 PARTS = ("tests", "sanitizer", "fwht", "projection", "step", "overhead")
 METHODS = "full-fused,did-resident,said-resident,said-streamed,lora"
-TRAININGS = {  # of benchmarks/step.py; the last one fits in 24 GB
+TRAININGS = {  # options of benchmarks/step.py for each model; the last one fits in 24 GB
     "minilm": f"--batch-size 32 --length 64 --methods {METHODS}",
     "roberta-large": f"--batch-size 32 --length 128 --autocast --methods {METHODS}",
     "llama-7b": "--dtype bfloat16 --batch-size 1 --length 512 --checkpointing"
     " --methods inference,said-streamed",
 }
-GRACE = 10  # seconds to end in, once asked to
-INNER = 0.8  # of a step's time before that, in which fastfood_compare begins cases
-FOUND_BY_THE_SANITIZER = 9  # its exit code then
+GRACE = 10  # seconds that a step has to end after it was asked to
+INNER = 0.8  # the share of a step's other seconds during which fastfood_compare starts new cases
+FOUND_BY_THE_SANITIZER = 9  # compute-sanitizer's exit code where it found an error
 
 
 @dataclass
 class Step:
     part: str
     name: str
-    share: float  # of the time, among the shares of the steps that are left
-    command: list  # {seconds} stands for INNER of its time
-    needs: list  # files of the clone
-    lacking: str = ""  # why it cannot run
+    share: float  # weight of this step when the remaining time is divided among remaining steps
+    command: list  # "{seconds}" in it becomes INNER times the seconds that the step has
+    needs: list  # files of the clone that it reads
+    lacking: str = ""  # why it cannot run; empty if it can
     report: Path | None = None  # the JUnit or JSON file that it writes
 
 
@@ -92,7 +92,7 @@ def find_sanitizer():
 
 
 def knows(program, option):
-    """Whether its help names an option."""
+    """Whether the help of a program names an option."""
     try:
         done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -103,7 +103,8 @@ def knows(program, option):
 def test_step(room):
     files = [f"tests/{name}.py" for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=5"]
-    command += ["--continue-on-collection-errors"]  # of a package that is not there
+    # a file whose imports fail, because a package is missing, does not stop the others
+    command += ["--continue-on-collection-errors"]
     command += ["--junitxml", room / "tests.xml", "-k", SELECTED, *files]
     lacking = [name for name in ("pytest", "hypothesis") if not importlib.util.find_spec(name)]
     needs = [ROOT / file for file in [*files, "pyproject.toml"]]
@@ -112,7 +113,8 @@ def test_step(room):
 
 
 def sanitizer_steps():
-    """The comparison alone, in full, and under the two tools that see memory and shared memory."""
+    """The comparison in full, and then under memcheck, which sees accesses beyond arrays, and under
+    racecheck, which sees threads that race for shared memory."""
     sanitizer, lacking = find_sanitizer(), ""
     if not os.access(PROGRAM, os.X_OK):
         lacking = f"{PROGRAM.relative_to(ROOT)} is not there; where nvcc is, {BUILD} makes it"
@@ -123,7 +125,8 @@ def sanitizer_steps():
     code = ["--error-exitcode", str(FOUND_BY_THE_SANITIZER)]
     padding = ["--padding", "256"] if sanitizer and knows(sanitizer, "--padding") else []
     for tool, share, more, options in (
-        ("memcheck", 2, padding, ["--exact"]),  # else what is behind an array may be another one
+        # --exact: without it another array may follow an array, and hide writes beyond its end
+        ("memcheck", 2, padding, ["--exact"]),
         ("racecheck", 1, [], ["--quick"]),
     ):
         command = [sanitizer or "compute-sanitizer", "--tool", tool, *more, *code]
@@ -140,7 +143,7 @@ def benchmark_step(part, name, share, out, imports, options=(), lacking=""):
 
 
 def training_steps(out):
-    """Steps of models, and what a step costs besides arithmetic."""
+    """Training steps of whole models, and the benchmark of what a step costs besides arithmetic."""
     found = importlib.util.find_spec("transformers")
     lacking = "" if found else f"{sys.executable} has no transformers"
     imports = ["overhead", "projection", "gpu_tables", "gpu_timing"]
@@ -160,7 +163,7 @@ def plan(parts, out, room):
 
 
 def limit(steps, i, seconds_left):
-    """Seconds for step i: its share of what is left for it and those behind."""
+    """Seconds for step i: its share of the seconds that are left for it and the steps after it."""
     able = [step.share for step in steps[i:] if not step.lacking]
     return seconds_left * steps[i].share / sum(able)
 
@@ -171,12 +174,13 @@ def words(step, seconds):
 
 
 def shown(step, seconds):
-    """The command as one would type it in the clone."""
+    """The command as one would type it in the clone's root."""
     return shlex.join(words(step, seconds)).replace(f"{ROOT}/", "")
 
 
 def end(process):
-    """Asks a step's processes to end, so that they may write what they have, and makes them."""
+    """Asks a step's processes to end, so that they can write their results, and after GRACE seconds
+    kills them."""
     for sign, patience in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, sign)
@@ -197,7 +201,7 @@ def execute(command, seconds, room, log):
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            preexec_fn=os.setpgrp,  # so that it can be ended with all that it started
+            preexec_fn=os.setpgrp,  # a group of its own: `end` ends all processes that it started
         )
         try:
             code = process.wait(max(1, seconds - GRACE))
@@ -211,7 +215,8 @@ def execute(command, seconds, room, log):
 
 
 def said(step, printed):
-    """(the line that matters, whether it is bad, more of the result) of what a step left."""
+    """Reads what a step left: (a line that sums it up, whether that is a failure, further entries
+    for gpu.json)."""
     if step.part == "tests" and step.report.exists():
         found = count(step.report)
         line = f"{found['passed']} passed, {found['skipped']} skipped, {found['failed']} failed"
@@ -230,13 +235,13 @@ def said(step, printed):
 
 
 def run_step(step, seconds, room, log):
-    """The entry of gpu.json."""
+    """Runs a step and returns its entry of gpu.json."""
     entry = {"part": step.part, "name": step.name, "command": shown(step, seconds)}
     entry |= {"limit": round(seconds), "seconds": 0.0}
     if step.lacking:
         return entry | {"status": "skipped", "said": step.lacking}
     if step.report:
-        step.report.unlink(missing_ok=True)  # of an earlier run
+        step.report.unlink(missing_ok=True)  # an earlier run may have left one
     with log.open("a") as file:
         print(f"\n--- {step.name}: {entry['command']}", file=file)
     code, entry["seconds"], printed = execute(words(step, seconds), seconds, room, log)
@@ -266,7 +271,7 @@ def run(steps, options, room):
 
 
 def show_plan(steps, options):
-    """What would run; returns the files that are named and are not there."""
+    """Prints what would run; returns the files that steps need and that are not there."""
     left = 60 * options.minutes
     for i, step in enumerate(steps):
         if step.lacking:
@@ -284,7 +289,7 @@ def show_plan(steps, options):
 
 
 def why_no_gpu():
-    """A line, or nothing where there is one and our kernels load."""
+    """A line that says why nothing can run, or "" where there is a GPU and our kernels load."""
     try:
         import torch
 
@@ -312,7 +317,8 @@ def read_arguments():
 
 def main():
     options = read_arguments()
-    room = Path(tempfile.mkdtemp(prefix="fastfood-gpu-"))  # where nothing hides the package
+    # not in the clone, whose fastfood/ would hide the installed package
+    room = Path(tempfile.mkdtemp(prefix="fastfood-gpu-"))
     try:
         steps = plan(options.parts, options.out, room)
         if options.dry_run:
@@ -324,7 +330,8 @@ def main():
         shutil.copytree(ROOT / "tests", room / "tests", ignore=shutil.ignore_patterns("native"))
         shutil.copy(ROOT / "pyproject.toml", room)
         options.out.mkdir(parents=True, exist_ok=True)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the step is ended, the room emptied
+        # as an exception, so that the step is ended and the room removed
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         done = run(steps, options, room)
         print((options.out / "tables.md").read_text())
         sys.exit(any(entry["status"] in ("failed", "out of time") for entry in done))

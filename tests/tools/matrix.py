@@ -3,9 +3,10 @@ lets a compiler read our sources with the headers of each torch, as the sdist wo
 table: `python tests/tools/matrix.py dist/NAME.whl --python 3.10,3.14 --torch 2.10,newest`.
 
 Environments are made with uv in the folder --out, one at a time, and removed again. A cell that is
-done stays there as a file, so that whatever is killed goes on, and the table holds all cells of the
-wheel, whichever call made them. Interpreters are versions, names on PATH or paths. A CPU build of
-torch that uv finds by UV_FIND_LINKS is taken before the CUDA build of the index.
+done stays there as a file. So a call that was killed can be repeated and goes on, and the table
+holds all cells of the wheel, whichever call made them. Interpreters are versions, names on PATH or
+paths. A CPU build of torch that uv finds by UV_FIND_LINKS is taken before the CUDA build of the
+index.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("hypothesis", "numpy", "pytest", "pytest-timeout", "safetensors", "setuptools")
-# Operators, projection, golden values, loading: what depends on Python and torch.
+# The files whose results depend on the versions of Python and torch.
 TESTS = (
     "operators/test_loading",
     "operators/test_ops",
@@ -46,9 +47,11 @@ print(json.dumps({
     "headers": torch.__path__[0] + "/include",
 }))
 """
-# Sizes and instruction sets depend on neither, and take most of the time.
+# Left out: tests of large sizes and of instruction sets, which depend on neither version and take
+# most of the time.
 EXCEPT = "not (8192 or two_billion or two_to_the_thirty or every_instruction_set)"
-QUIET = "error:fastfood works on the CPU alone"  # a library that does not load fails the cell
+# As an error, so that a cell fails whose CUDA library does not load.
+CUDA_LOADS = "error:fastfood works on the CPU alone"
 COLUMNS = {
     "Python": "python",
     "torch": "torch",
@@ -94,7 +97,7 @@ def uv(cache, *arguments):
 
 
 def count(report):
-    """What a JUnit file says: numbers, and the names of tests that failed."""
+    """Reads a JUnit file: how many tests passed, were skipped and failed, and which failed."""
     cases = list(ElementTree.parse(report).iter("testcase"))
     kinds = [{child.tag for child in case} for case in cases]
     bad = [c.get("name") for c, k in zip(cases, kinds, strict=True) if k & {"failure", "error"}]
@@ -108,7 +111,8 @@ def count(report):
 
 
 def fit(headers):
-    """Whether the sources that include torch's headers compile with these."""
+    """Compiles the sources that include torch's headers with the ones in a folder; "yes", or raises
+    CellFailed."""
     target = re.search(r"TORCH_TARGET_VERSION=\w+", (ROOT / "CMakeLists.txt").read_text())[0]
     for source in ("torch_cpu.cpp", "torch_cuda.cpp"):
         command = ["c++", "-std=c++17", "-fsyntax-only", "-D" + target, "-isystem", headers]
@@ -125,7 +129,7 @@ def try_cell(room, cache, wheel, python, torch):
     shutil.copytree(ROOT / "tests", room / "tests", ignore=shutil.ignore_patterns("*.so"))
     shutil.copy(ROOT / "pyproject.toml", room)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    facts = json.loads(run(program, "-W", QUIET, "-c", FACTS, cwd=room, env=environment))
+    facts = json.loads(run(program, "-W", CUDA_LOADS, "-c", FACTS, cwd=room, env=environment))
     if not Path(facts.pop("installed")).is_relative_to(room / "venv"):
         raise CellFailed("fastfood was not imported from the wheel")
     facts["fit"] = fit(facts.pop("headers"))
@@ -148,7 +152,7 @@ def cell(place, wheel, python, torch):
         return {"python": Path(python).name, "torch": torch, "reason": str(reason)}
     finally:
         shutil.rmtree(room)
-        uv(place / "cache", "cache", "clean", "torch")  # no other cell has the same build
+        uv(place / "cache", "cache", "clean", "torch")  # no other cell uses this build of torch
 
 
 def numbers(version):
@@ -170,7 +174,7 @@ def table(rows):
 
 
 def make_room(place, wanted):
-    """Empties the cache where less than `wanted` GB are free, and stops where that does not do."""
+    """Empties the cache if less than `wanted` GB are free, and exits if that is not enough."""
     for _ in range(2):
         free = shutil.disk_usage(place).free / 1e9
         if free >= wanted:

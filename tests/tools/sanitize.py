@@ -1,8 +1,8 @@
 """Builds the native code with sanitizers, in folders of its own, and runs its tests with them:
 AddressSanitizer and UndefinedBehaviorSanitizer (which sees misaligned packets) over the CPU kernels
 of every instruction set, the emulated CUDA kernels and torch's operators, ThreadSanitizer over the
-CPU kernels in threads. Before that, each has to find a mistake that is made on purpose. `make
-sanitize` runs it."""
+CPU kernels in threads. Before its tests, each sanitizer has to find a mistake that is made on
+purpose. `make sanitize` runs it."""
 
 import argparse
 import importlib.util
@@ -16,24 +16,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitize"
 OPTIONS = {
-    # CPython frees little of its own at its end, so leaks are what `make soak` looks for
+    # CPython does not free all its memory when it ends, which would be reported as leaks of ours;
+    # `make soak` looks for leaks
     "ASAN_OPTIONS": "detect_leaks=0:strict_string_checks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
-    # numpy and the interpreter are not compiled with it
+    # numpy and the interpreter are not compiled with ThreadSanitizer
     "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1",
 }
-MODULE = "import sys; sys.path.insert(0, 'tests/native'); from test_emulator import *\n"
-# Two calls of the generator are 16 normals; and the threads of a transform that writes its rows one
-# further on read what others write.
+MODULE = "import sys; sys.path.insert(0, 'tests/native'); from numpy_model import *\n"
+# Two mistakes on purpose. OVERRUN writes 16 normals into an array of 15. RACE has each thread of a
+# transform write 64 entries further on than it reads, where another thread reads.
 OVERRUN = MODULE + (
-    "x = np.empty(15, np.float32)\n"  # named, so that it is still there when it is written to
+    "x = np.empty(15, np.float32)\n"  # the name keeps the array alive during the call
     "native.normals(False, 1, 0, 0, 2, x.ctypes.data)"
 )
 RACE = MODULE + (
     "native.use_threads(4); x = np.zeros(4097 * 64, np.float32)\n"
     "native.transform(False, x.ctypes.data, x.ctypes.data + 256, F32, 4096, 64, 1.0)"
 )
-# What the emulator runs in sizes of its own; without the sanitizers it is run in full.
+# Tests that would take hours here, because they use large sizes or many processes; the suite runs
+# them without the sanitizers.
 SLOW = "more_shared_memory or many_short_rows or launch or thread or instruction_sets"
 ISAS = ("portable", "avx2", "avx512")
 
@@ -72,7 +74,8 @@ def run(command: list, **options) -> None:
 
 
 def environment(runtime: str, isa: str | None = None) -> dict:
-    """With the runtime loaded before the interpreter, and what it has to find there."""
+    """Variables with which a process loads a sanitizer's runtime, and the C++ library that it
+    wraps, before all others."""
     named = [
         subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
         for name in (runtime, "libstdc++.so.6")

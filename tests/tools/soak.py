@@ -19,21 +19,21 @@ import fastfood
 from fastfood.subspace import SubspaceConfig, get_subspace_model
 
 STEPS = 10_000
-PARTS = 6  # of the steps, after each of which memory is looked at
-# Bytes by which the process may get larger and shrink again, whatever the work is.
+PARTS = 6  # the steps are divided into so many parts; memory is measured after each
+# Bytes by which a process grows and shrinks without any leak.
 NOISE = 1 << 20
 
 
 class Held(NamedTuple):
     """What a process holds at one moment."""
 
-    bytes: int  # resident
+    bytes: int  # of resident memory
     tensors: int
-    objects: int  # that the garbage collector knows of
+    objects: int  # Python objects that the garbage collector tracks
 
 
 class Growth(NamedTuple):
-    """What came to be held after the warm-up, in all the steps."""
+    """By how much a process grew during `steps` calls after the warm-up."""
 
     steps: int
     seconds: float
@@ -44,7 +44,7 @@ class Growth(NamedTuple):
     def faults(self) -> list[str]:
         faults = [f"{self.bytes} bytes"] if self.bytes > NOISE else []
         faults += [f"{self.tensors} tensors"] if self.tensors > 0 else []
-        # a cache that is filled once may come late, one object more in a hundred steps is a leak
+        # a cache may be filled late, so one object is allowed; one in a hundred steps is a leak
         leaked = self.objects > 1 + self.steps // 100
         return faults + ([f"{self.objects} objects"] if leaked else [])
 
@@ -52,23 +52,23 @@ class Growth(NamedTuple):
 def held() -> Held:
     gc.collect()
     objects = gc.get_objects()
-    # by type, since isinstance wakes up what torch imports late
+    # isinstance would look at __class__, which makes lazy modules of torch import themselves
     tensors = sum(issubclass(type(x), torch.Tensor) for x in objects)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return Held(pages * resource.getpagesize(), tensors, len(objects))
 
 
 def growth(work, steps: int) -> Growth:
-    """Of `steps` calls of work(), after a fifth as many that are not counted."""
+    """Measures `steps` calls of work(), after a fifth as many calls as a warm-up."""
     for _ in range(max(10, steps // 5)):
         work()
-    began, looks = time.perf_counter(), array("q", held())  # an array, for it holds no objects
+    began, looks = time.perf_counter(), array("q", held())  # an array: its entries are no objects
     for _ in range(PARTS):
         for _ in range(steps // PARTS):
             work()
         looks.extend(held())
     kinds, half = len(Held._fields), PARTS // 2
-    # the least of each half: what is freed later is no leak
+    # The smallest of each half are compared, because memory that is freed later is no leak.
     grown = [
         min(looks[kinds * (half + 1) + i :: kinds]) - min(looks[i : kinds * (half + 1) : kinds])
         for i in range(kinds)
@@ -131,7 +131,7 @@ def adapters():
         model.delete_adapter("new")
         model.delete_adapter("loaded")
 
-    cycle.folder = folder  # which is removed when nobody refers to it
+    cycle.folder = folder  # keeps the folder, which is removed when nothing refers to it
     return cycle
 
 
@@ -152,7 +152,7 @@ def record_of_trials():
 
 
 WORK = {
-    # by how much fewer steps than the others
+    # name: (function that returns one step of work, number by which its steps are divided)
     "torch alone": (plain_torch, 1),
     "transform": (transform, 1),
     "projection": (projection, 1),
@@ -167,7 +167,7 @@ WORK = {
 def main(steps: int, names) -> int:
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # what is there before the work is not counted and not walked
+    gc.freeze()  # leaves out, when objects are counted, all that exist before the work
     kept = []
     if not growth(lambda: kept.append(torch.ones(1)), 10 * PARTS).faults():
         sys.exit("a leak that was made on purpose was not found")
