@@ -130,11 +130,14 @@ inline void check_apart(const Tensor& x, const char* name) {
                     ": wanted entries that share no memory, got dimension ", d, " of stride 0");
 }
 
-// What the operators below share: `out` has the shape and the type of x.
 template <class Backend>
-void transform_into(Tensor& out, const Tensor& x, double scale, int64_t K, bool transpose,
-                    const std::optional<Tensor>& before, const std::optional<Tensor>& after,
-                    std::optional<int64_t> block) {
+void hadamard_transform_out(const Tensor& x, Tensor out, double scale, int64_t K, bool transpose,
+                            const std::optional<Tensor>& before, const std::optional<Tensor>& after,
+                            std::optional<int64_t> block) {
+  check_type(out, "out", x.scalar_type());
+  check_same_device(x, "x", out);
+  STD_TORCH_CHECK(out.sizes().equals(x.sizes()), "out: wanted a tensor of the shape of x");
+  if (!out.is_contiguous()) check_apart(out, "out");
   const Type type = type_of(x, "x");
   STD_TORCH_CHECK(x.dim() > 0, "x: wanted at least one dimension, got a scalar");
   const int64_t whole = x.size(x.dim() - 1), n = block.value_or(whole);
@@ -162,19 +165,8 @@ Tensor hadamard_transform(const Tensor& x, double scale, int64_t K, bool transpo
                           const std::optional<Tensor>& before, const std::optional<Tensor>& after,
                           std::optional<int64_t> block) {
   Tensor out = empty_as(x);
-  transform_into<Backend>(out, x, scale, K, transpose, before, after, block);
+  hadamard_transform_out<Backend>(x, out, scale, K, transpose, before, after, block);
   return out;
-}
-
-template <class Backend>
-void hadamard_transform_out(const Tensor& x, Tensor out, double scale, int64_t K, bool transpose,
-                            const std::optional<Tensor>& before, const std::optional<Tensor>& after,
-                            std::optional<int64_t> block) {
-  check_type(out, "out", x.scalar_type());
-  check_same_device(x, "x", out);
-  STD_TORCH_CHECK(out.sizes().equals(x.sizes()), "out: wanted a tensor of the shape of x");
-  if (!out.is_contiguous()) check_apart(out, "out");
-  transform_into<Backend>(out, x, scale, K, transpose, before, after, block);
 }
 
 inline Draw draw(int64_t seed, int64_t stream, int64_t first, int64_t count) {

@@ -4,6 +4,8 @@ csrc/torch_ops.h, with its messages, and results without values.
 
 import torch
 
+from .torch_internals import check
+
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -14,7 +16,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def expect(holds: bool | torch.SymBool, name: str, wanted: str, got: object) -> None:
     """Raises RuntimeError unless `holds`, which may be symbolic."""
-    torch._check(holds, lambda: f"{name}: wanted {wanted}, got {got}")
+    check(holds, lambda: f"{name}: wanted {wanted}, got {got}")
 
 
 def expect_floating(x: torch.Tensor, name: str) -> None:

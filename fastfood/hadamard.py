@@ -1,10 +1,11 @@
 """The Walsh-Hadamard transform: the public functions, and what they refuse.
 
-All of them end in `transform.apply`, or in `transform.fill` where there is a tensor to write to.
+Each resolves its arguments to one `transform.Call` and hands that to `transform.run`.
 """
 
 import torch
 
+from .fakes import wide
 from .ops import (
     FLOATING,
     STREAM_B,
@@ -15,7 +16,7 @@ from .ops import (
     unwatched,
 )
 from .orders import choose_order, is_order, is_power_of_two, nearest_sizes
-from .transform import apply, fill, operator_out
+from .transform import Call, can_write, operator_out, run
 
 _FLOATING = frozenset(FLOATING)
 
@@ -63,10 +64,13 @@ def hadamard_transform(
     and backward, in `x`, `before` and `after`.
     """
     if before is None and after is None and dim == -1 and _is_ready(x, out, block):
-        return _fill_ready(x, scale, out, block)
+        return _at_once(x, scale, out, block)
     if out is not None:
         _check_out(out, x)
-    return _padded(x, scale, 1, before, after, dim, out, block)
+    if not _fits(_row_size(x, dim, block), 1):
+        return _padded(x, scale, 1, before, after, dim, out, block)
+    diagonals = _diagonals(x, before, after, dim, block)
+    return run(x, Call(float(scale), 1, False, *diagonals, block), dim, out)
 
 
 def hadamard_transform_(
@@ -149,7 +153,7 @@ def hadamard_transform_KN(
     values below 2^-110 lose bits. With K = 1 every bit is defined.
     """
     if K is None and before is None and after is None and dim == -1 and _is_ready(x, out, block):
-        return _fill_ready(x, scale, out, block)  # H_2^k is its own transpose
+        return _at_once(x, scale, out, block)  # H_2^k is its own transpose
     n = _row_size(x, dim, block)
     wanted = (
         "block: wanted {} * 2^k"
@@ -169,7 +173,8 @@ def hadamard_transform_KN(
         raise ValueError(f"{wanted.format(K)}, got {n}; {nearest_sizes(n, [K])}")
     if out is not None:
         _check_out(out, x)
-    return _transform(x, float(scale), K, transpose, before, after, dim, out, block)
+    diagonals = _diagonals(x, before, after, dim, block)
+    return run(x, Call(float(scale), K, transpose, *diagonals, block), dim, out)
 
 
 def random_signs(
@@ -218,10 +223,17 @@ def _row_size(x, dim, block) -> int:
     return block
 
 
+def _fits(n, K) -> bool:
+    """Whether rows of n entries need no padding; a symbolic n is never padded."""
+    return type(n) is not int or (K == 1 and is_power_of_two(n))
+
+
 def _padded(x, scale, K, before=None, after=None, dim=-1, out=None, block=None):
+    """The transform of rows that are padded with zeros to K * 2^k entries, cut to n."""
     n, scale = _row_size(x, dim, block), float(scale)
-    if type(n) is not int or is_power_of_two(n) and K == 1:
-        return _transform(x, scale, K, False, before, after, dim, out, block)
+    if _fits(n, K):
+        diagonals = _diagonals(x, before, after, dim, block)
+        return run(x, Call(scale, K, False, *diagonals, block), dim, out)
     if block is not None:
         raise ValueError(f"block: wanted a power of two, got {block}; {nearest_sizes(block, [1])}")
     padding = (K << (-(-n // K) - 1).bit_length()) - n
@@ -229,19 +241,28 @@ def _padded(x, scale, K, before=None, after=None, dim=-1, out=None, block=None):
     def pad(t):
         return t if t is None else torch.nn.functional.pad(t, (0, padding))
 
-    before, after = pad(_diagonal(before, n, x, "before")), pad(_diagonal(after, n, x, "after"))
-    y = _transform(pad(x.movedim(dim, -1)), scale, K, False, before, after, -1, None, None)
+    diagonals = map(pad, _diagonals(x, before, after, dim))
+    y = run(pad(x.movedim(dim, -1)), Call(scale, K, False, *diagonals))
     y = y[..., :n].movedim(-1, dim)
     return y if out is None else out.copy_(y)
 
 
-def _diagonal(values, n, x, name, block=None):
-    """`values`, or the signs of a seed, in the type that `x` is computed in."""
+def _diagonals(
+    x, before, after, dim, block=None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Both diagonals as tensors, in the type that `x` is computed in."""
+    if before is None and after is None:
+        return None, None
+    n = x.shape[dim]
+    return _diagonal(before, n, x, "before", block), _diagonal(after, n, x, "after", block)
+
+
+def _diagonal(values, n, x, name, block):
+    """`values`, or the signs of a seed."""
     if values is None:
         return None
-    wide = torch.promote_types(x.dtype, torch.float32)
     if isinstance(values, int):
-        return random_signs(n, values, x.device, wide)
+        return random_signs(n, values, x.device, wide(x.dtype))
     check_tensor(values, name)
     fits = values.shape == (n,) or block is not None and values.shape == (block,)
     if not fits or values.device != x.device:
@@ -250,7 +271,7 @@ def _diagonal(values, n, x, name, block=None):
             f"{name}: wanted shape {shapes} on {x.device}, "
             f"got {tuple(values.shape)} on {values.device}"
         )
-    return values.to(wide).contiguous()
+    return values.to(wide(x.dtype)).contiguous()
 
 
 def _check_out(out, x) -> None:
@@ -263,12 +284,12 @@ def _check_out(out, x) -> None:
         )
 
 
-# --- The call ------------------------------------------------------------------------------------
+# --- The simplest calls ---------------------------------------------------------------------------
 
 
 def _is_ready(x, out, block) -> bool:
-    """Whether a call is as simple as can be, so that the operator may have it at once: on a GPU the
-    careful way below takes as long as the launch. Of `out` the operator refuses what does not fit.
+    """Whether the operator may have a call at once, its arguments unseen: on a GPU the careful way
+    takes as long as the launch. The operator refuses an `out` that does not fit.
     """
     if type(x) is not torch.Tensor or torch.compiler.is_compiling() or not unwatched(x, out):
         return False
@@ -279,16 +300,16 @@ def _is_ready(x, out, block) -> bool:
         n = block
     if x.dtype not in _FLOATING or not x.is_contiguous() or not is_power_of_two(n):
         return False
-    return out is None or out is x or (type(out) is torch.Tensor and _can_write(out, x))
+    return out is None or out is x or (type(out) is torch.Tensor and can_write(out, x))
 
 
-def _fill_ready(x, scale, out, block):
+def _at_once(x, scale, out, block):
     y = torch.empty_like(x) if out is None else out
     try:
         if block is None:
-            operator_out(x, y, float(scale))  # each argument takes its time
+            operator_out(x, y, float(scale))  # every further argument costs time
         else:
-            operator_out(x, y, float(scale), 1, False, None, None, block)
+            operator_out(x, y, float(scale), block=block)
     except RuntimeError:
         if out is not None:
             _check_out(out, x)
@@ -296,25 +317,3 @@ def _fill_ready(x, scale, out, block):
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return y
-
-
-def _transform(x, scale, K, transpose, before, after, dim, out, block):
-    if before is not None or after is not None:
-        n = x.shape[dim]
-        before = _diagonal(before, n, x, "before", block)
-        after = _diagonal(after, n, x, "after", block)
-    if dim != -1 and dim != x.dim() - 1:
-        y = apply(x.movedim(dim, -1), scale, K, transpose, before, after, block).movedim(-1, dim)
-        return y if out is None else out.copy_(y)
-    if out is None:
-        return apply(x, scale, K, transpose, before, after, block)
-    if torch.compiler.is_compiling() or not _can_write(out, x) or not unwatched(x, before, after):
-        return out.copy_(apply(x, scale, K, transpose, before, after, block))
-    fill(out, x, scale, K, transpose, before, after, block)
-    torch.autograd.graph.increment_version(out)
-    return out
-
-
-def _can_write(out, x) -> bool:
-    """Whether `out` may be written while `x` is read: it is x, or shares no memory with it."""
-    return out is x or out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from .fakes import FAKES, FLOATING
 from .loading import why_no_kernels
+from .torch_internals import below_autograd, is_transformed
 
 _IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)  # what is computed in float32
 
@@ -68,7 +68,7 @@ def linear_map(
 def unwatched(*tensors: torch.Tensor | None) -> bool:
     """Whether an eager call with these tensors may go straight to the operator, since there is no
     gradient, no tangent and no function transform to look at it."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if is_transformed():
         return False
     return not torch.is_grad_enabled() or not any(
         t is not None and t.requires_grad for t in tensors
@@ -77,8 +77,7 @@ def unwatched(*tensors: torch.Tensor | None) -> bool:
 
 def _unrecorded() -> Any:
     """A context in which an operator that is not differentiable skips autograd, which is Python."""
-    compiling = torch.compiler.is_compiling()
-    return torch.no_grad() if compiling else torch._C._AutoDispatchBelowAutograd()
+    return torch.no_grad() if torch.compiler.is_compiling() else below_autograd()
 
 
 def has_kernels(device: torch.device | str) -> bool:

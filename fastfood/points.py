@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from .coordinates import Adapter, Group
 from .fakes import wide
 from .layout import Segment
+from .torch_internals import current_backward, current_ddp, run_first
 
 _ENTRIES = 1 << 24  # of V's gradient, from which on it is taken in parts
-_AT_ONCE = 2**63  # a place in autograd's order before all that a forward records
+# A place in autograd's order before all that a forward records: such a node runs, and frees its
+# gradients, as soon as they are there. By its age it would wait for the whole backward.
+_BEFORE_ALL = 2**63
 
 
 class Spread(NamedTuple):
@@ -59,13 +62,13 @@ class Point:
 
     def expect_backwards(self) -> None:
         """Takes note, before a forward, of how many backwards after it will be reduced."""
-        ddp = nn.parallel.DistributedDataParallel._active_ddp_module
+        ddp = current_ddp()
         once = ddp is not None and ddp.require_backward_grad_sync and not ddp.static_graph
         self.backwards_left, self.backward = 1 if once else math.inf, -1
 
     def enter_backward(self) -> None:
         """Raises RuntimeError if theta's gradient from this backward would not be reduced."""
-        backward = torch._C._current_graph_task_id()
+        backward = current_backward()
         if backward == self.backward:
             return
         if not self.backwards_left:
@@ -235,7 +238,7 @@ class Origin:
             for first in range(0, m, step):
                 groups = range(first, min(first + step, m))
                 rows = Rows.apply(point, groups, theta, *lambda_)
-                _first_of_all(rows[0])
+                run_first(rows[0], _BEFORE_ALL)
                 self._rows += [rows[i :: len(groups)] for i in range(len(groups))]
 
     def rows(self, segment: Segment) -> tuple[Tensor, ...]:
@@ -252,14 +255,7 @@ class Origin:
             made = [weights[i] for i in group.places]
             with torch.inference_mode(False), torch.enable_grad():
                 made = Weights.apply(self.point, group, made, *self._rows_of(group.number))
-            _first_of_all(made[0])
+            run_first(made[0], _BEFORE_ALL)
             for i, weight in zip(group.places, made, strict=True):
                 attached[i] = weight
         return attached
-
-
-def _first_of_all(output: Tensor) -> None:
-    """Has a node run as soon as its gradients are there, so that they are freed: those that were
-    recorded before a forward would wait for all of its backward."""
-    if output.grad_fn is not None:
-        output.grad_fn._set_sequence_nr(_AT_ONCE)  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from .layout import Segment, SubspaceConfig
 from .ops import FLOATING
 from .points import Point
 from .subspace import SubspaceModel
+from .torch_internals import call_after_backward
 from .weights import Run
 
 
@@ -171,7 +172,7 @@ class Sharded:
             if self.point is None:
                 return
             if not self.queued:  # after FSDP's own last call, which may call hooks still
-                torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+                call_after_backward(self._finish)
                 self.queued = True
             segments = self.point.adapter.segments
             if self.pending and segments[self.pending[0][0]].group != segments[index].group:

@@ -17,12 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .layout import Segment, SubspaceConfig
 from .points import Origin, Point, without_autocast
+from .torch_internals import (
+    make_without_data,
+    renew_recurrent,
+    saved_tensors_hooks_around,
+    tree_leaves,
+    tree_map_only,
+    without_torch_function,
+)
 from .units import Large, Member, Shelf, Unit, divided, parameters_of
-from .weights import check_untouched, marks_of, recurrent, renew, show, uncover
+from .weights import check_untouched, marks_of, recurrent, show, uncover
 
 _PIECE = 1 << 22  # entries of a linear layer's weight that its backward makes at a time
 
@@ -65,9 +72,7 @@ class StreamedWeight(Tensor):
     @staticmethod
     def __new__(cls, source: Member | Large):
         like = source.segment.parameter
-        weight = Tensor._make_wrapper_subclass(
-            cls, like.shape, dtype=like.dtype, device=like.device
-        )
+        weight = make_without_data(cls, like.shape, dtype=like.dtype, device=like.device)
         weight.source = source
         return weight
 
@@ -77,7 +82,7 @@ class StreamedWeight(Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if function in _FACTS:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return function(*args, **kwargs or {})
         use = _use
         if torch.compiler.is_compiling():  # making weights is no part of a compiled graph
@@ -143,7 +148,7 @@ def _device_of(arguments) -> torch.device | None:
 def _saving(used: dict[int, Member | Large]) -> tuple[Callable, Callable]:
     """Hooks for what autograd saves: of weights their place; all else goes on to the hooks around,
     which may be those of gradient checkpointing."""
-    around = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    around = saved_tensors_hooks_around()
     keep, give = around or (lambda x: (x, x._version), _unless_written)
 
     def pack(x):
@@ -316,7 +321,7 @@ class Streamed:
             origin = Origin(point)
             weights = [StreamedWeight(source) for source in self._sources(origin)]
             show(self.segments, origin.attach(self.segments, weights))
-        renew(self.recurrent)
+        renew_recurrent(self.recurrent)
 
     def release(self, point: Point | None) -> None:
         """Lets modules see their parameters, with the weights at the point in memory of their own,
@@ -327,7 +332,7 @@ class Streamed:
             for segment, weight in zip(segments, made, strict=True):
                 segment.parameter.data = weight
         uncover(self.segments)
-        renew(self.recurrent)
+        renew_recurrent(self.recurrent)
         self.marks = None
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:

@@ -27,6 +27,7 @@ from .layout import (
 )
 from .points import Point
 from .streamed import Streamed
+from .torch_internals import is_exporting
 from .weights import Resident
 
 Groups = Callable[[str], Hashable] | None  # that a saved config could not hold
@@ -107,8 +108,7 @@ class SubspaceModel(Coordinates):
 
     def _before_forward(self, module, args):
         prepare = self._prepare
-        # not is_exporting(), which torch 2.10 takes for true while it compiles, too
-        if torch.compiler._is_exporting_flag:
+        if is_exporting():
             raise RuntimeError(
                 "torch.export: wanted a plain model, got one whose weights are functions of theta: "
                 "call merge_and_unload() first"

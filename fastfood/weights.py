@@ -3,7 +3,6 @@ the way to hold them that is fastest: all of them in flat buffers.
 """
 
 import itertools
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from .fakes import wide
 from .layout import Segment, SubspaceConfig
 from .points import Origin, Point
+from .torch_internals import renew_recurrent
 
 
 @dataclass
@@ -97,15 +97,6 @@ def recurrent(base: nn.Module) -> list[nn.RNNBase]:
     return [module for module in base.modules() if isinstance(module, nn.RNNBase)]
 
 
-def renew(modules: list[nn.RNNBase]) -> None:
-    """Tells recurrent modules of the tensors that their attributes refer to now."""
-    for module in modules:
-        # not by its own method: cuDNN's flattening would take them out of the flat buffer
-        weights = [getattr(module, name, None) for name in module._flat_weights_names]
-        module._flat_weights = weights
-        module._flat_weight_refs = [w if w is None else weakref.ref(w) for w in weights]
-
-
 @dataclass
 class Buffer(Run):
     """A run with its weights: theta_0 and, once written, theta_D, where the parameters lie then."""
@@ -185,7 +176,7 @@ class Resident:
             # detach shares the buffer's version: a backward after the next write is an error
             views = [view.detach() for buffer in self.buffers for view in buffer.shown]
             show(self.segments, Origin(point).attach(self.segments, views))
-        renew(self.recurrent)
+        renew_recurrent(self.recurrent)
         self.marks = self._versions(), self.marks[1]
 
     def release(self, point: Point | None) -> None:
@@ -198,7 +189,7 @@ class Resident:
                     segment.parameter.data = view.clone()
             buffer.current, buffer.shown = None, []
         uncover(self.segments)
-        renew(self.recurrent)
+        renew_recurrent(self.recurrent)
         self.marks = None
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:

@@ -78,7 +78,7 @@ def test_blocks_are_rows_to_the_bit(n, block, K, device):
             found = hadamard_transform_KN(x, 0.3, K=K, block=block, before=before, after=after)
             if K == 1:
                 assert torch.equal(found, y)
-                plain = transform.in_plain_torch(x, 0.3, 1, False, b, a, block)
+                plain = transform.in_plain_torch(x, transform.Call(0.3, 1, False, b, a, block))
                 assert torch.equal(plain, y)
             else:
                 torch.testing.assert_close(found, y)

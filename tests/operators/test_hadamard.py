@@ -20,7 +20,7 @@ DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 def plain(x, scale=1.0, K=1, transpose=False, before=None, after=None):
     """The transform by its defining order of sums, in plain torch."""
-    return transform.in_plain_torch(x, scale, K, transpose, before, after)
+    return transform.in_plain_torch(x, transform.Call(scale, K, transpose, before, after))
 
 
 def assert_close(y, x, want, scale, n):
