@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
+from .coordinates import Coordinates
 from .layout import SubspaceConfig
 from .quantize import MAX_LEVELS, decode, encode, quantize
-from .subspace import SubspaceModel, get_subspace_model
 
 FILE_NAME = "adapter.safetensors"
 FORMAT = 1
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SETTINGS = ("d", "method", "seed", "normalization", "groups", "projection")
+
+Groups = Callable[[str], Hashable] | None  # a function as `groups`, which no file can hold
 
 _REQUIRED = ("format", *SETTINGS, "D", "base")
 _OPTIONAL = ("levels", "crc")  # the first files had no checksum
@@ -47,9 +48,29 @@ class AdapterFile(NamedTuple):
     tensors: dict[str, torch.Tensor]
     bits: dict[str, int]
 
+    def config(self, groups: Groups = None) -> SubspaceConfig:
+        """The settings that the adapter was trained with. groups: the function of the training, if
+        it was one. Raises ValueError if it is missing, or given to an adapter without one."""
+        trained = self.header["groups"]
+        if (trained == "custom") != (groups is not None):
+            wanted = "a function, as in training" if groups is None else f"none beside {trained!r}"
+            raise ValueError(f"{self.path}: groups: wanted {wanted}, got {groups!r}")
+        settings = {name: self.header[name] for name in SETTINGS}
+        return SubspaceConfig(**settings | ({} if groups is None else {"groups": groups}))
+
+    def fill(self, model: Coordinates, name: str) -> None:
+        """Writes theta and lambda_ into the adapter `name` of a model, which was made with this
+        config. Raises ValueError, before anything is written, if the base model is another one."""
+        problem = _mismatch(model, self.header, self.tensors, name)
+        if problem:
+            raise ValueError(f"{self.path}: {problem}")
+        with torch.no_grad():
+            for key, tensor in self.tensors.items():
+                getattr(model.adapters[name], key).copy_(tensor)
+
 
 def save(
-    model: SubspaceModel,
+    model: Coordinates,
     folder: str | os.PathLike,
     dtype: torch.dtype = torch.float32,
     levels: int | None = None,
@@ -59,7 +80,7 @@ def save(
     dtype: float32, float16, bfloat16 or float64, of theta (d - m,) and lambda_ (m,) in the file.
     levels: instead of a dtype, the most different values that theta keeps, and lambda_ also, 1 to
         256: fastfood/quantize.py.
-    A function given as `groups` is recorded as "custom" and has to be given again to load().
+    A function given as `groups` is recorded as "custom" and has to be given again at loading.
     Raises ValueError if a value is not finite in `dtype` (float16 if there are `levels`), TypeError
     or ValueError for bad arguments, ImportError without safetensors.
     """
@@ -97,67 +118,23 @@ def save(
     return path
 
 
-def load(
-    base_model: nn.Module,
-    path: str | os.PathLike,
-    groups: Callable[[str], Hashable] | None = None,
-    weights: str = "resident",
-) -> SubspaceModel:
-    """base_model wrapped as it was when `path`, a file of save() or its folder, was written.
-
-    groups: the function of the training, if it was one. weights: as for get_subspace_model. theta
-    and lambda_ come back in float32 (float64 beside a float64 weight) whatever the file holds.
-
-    Raises FileNotFoundError, or ValueError naming the file: it is damaged or no adapter of ours, or
-    base_model is not the one it was trained on. base_model is then left as it was.
-    """
-    path, header, tensors, _ = read(path)
-    config = _config(path, header, groups)
-    try:
-        model = get_subspace_model(base_model, config, weights=weights)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be put on this model: {error}") from error
-    problem = _mismatch(model, header, tensors, model.active_adapter)
-    if problem:
-        model.unload()
-        raise ValueError(f"{path}: {problem}")
-    model.load_state_dict(tensors)
-    model.refresh()
-    return model
-
-
 def load_into(
-    model: SubspaceModel,
-    path: str | os.PathLike,
-    name: str,
-    groups: Callable[[str], Hashable] | None = None,
+    model: Coordinates, path: str | os.PathLike, name: str, groups: Groups = None
 ) -> None:
     """Adds the adapter of `path`, a file of save() or its folder, to a wrapped base model under
-    `name`, without making it active. Raises as load() does; the model is then left as it was."""
-    path, header, tensors, _ = read(path)
-    config = _config(path, header, groups)
+    `name`, without making it active. Raises as SubspaceModel.from_pretrained does; the model is
+    then left as it was."""
+    file = read(path)
+    config = file.config(groups)
     try:
         model.add_adapter(name, config)
     except ValueError as error:
-        raise ValueError(f"{path}: cannot be put on this model: {error}") from error
-    problem = _mismatch(model, header, tensors, name)
-    if problem:
+        raise ValueError(f"{file.path}: cannot be put on this model: {error}") from error
+    try:
+        file.fill(model, name)
+    except ValueError:
         model.delete_adapter(name)
-        raise ValueError(f"{path}: {problem}")
-    with torch.no_grad():
-        for key, tensor in tensors.items():
-            getattr(model.adapters[name], key).copy_(tensor)
-
-
-def _config(path: Path, header: dict, groups: Callable | None) -> SubspaceConfig:
-    """The settings that an adapter was trained with."""
-    if (header["groups"] == "custom") != (groups is not None):
-        wanted = "needs" if groups is None else "does not take"
-        raise ValueError(
-            f"{path}: {wanted} a function as groups, trained with {header['groups']!r}"
-        )
-    settings = {name: header[name] for name in SETTINGS} | ({"groups": groups} if groups else {})
-    return SubspaceConfig(**settings)
+        raise
 
 
 def read(path: str | os.PathLike) -> AdapterFile:
@@ -199,7 +176,7 @@ def read(path: str | os.PathLike) -> AdapterFile:
     return AdapterFile(path, header, tensors, bits)
 
 
-def base_hash(model: SubspaceModel, adapter: str | None = None) -> str:
+def base_hash(model: Coordinates, adapter: str | None = None) -> str:
     """The base model as "layout-weights" in hex, its weights read once.
 
     layout: 4 bytes, of names, dtypes, shapes and groups of all parameters, frozen ones included.
@@ -237,7 +214,7 @@ def _digest(values: torch.Tensor) -> bytes:
     return hashlib.blake2b(values.numpy(), digest_size=16).digest()
 
 
-def _mismatch(model: SubspaceModel, header: dict, tensors: dict, name: str) -> str | None:
+def _mismatch(model: Coordinates, header: dict, tensors: dict, name: str) -> str | None:
     """In what the base model and a new adapter differ from those in the file, if they do."""
     adapter = model.adapters[name]
     D = adapter.projection.D
@@ -254,7 +231,7 @@ def _mismatch(model: SubspaceModel, header: dict, tensors: dict, name: str) -> s
     return other_base(model, header["base"], name)
 
 
-def other_base(model: SubspaceModel, recorded: str, adapter: str | None = None) -> str | None:
+def other_base(model: Coordinates, recorded: str, adapter: str | None = None) -> str | None:
     """In what the base model differs from the one with the recorded base_hash(), if it does."""
     found, wanted = base_hash(model, adapter).split("-"), recorded.split("-")
     if found[0] != wanted[0]:

@@ -119,10 +119,13 @@ def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> N
 
 
 class Coordinates(nn.Module):
-    """Named adapters, one of which is active: theta and lambda_ are its parameters."""
+    """Named adapters over the trainable tensors of a base model. One is active: theta and lambda_
+    are its parameters. SubspaceModel adds what makes weights of them."""
 
     theta: nn.Parameter
     lambda_: nn.Parameter | None
+    wrapped: nn.Module  # the base model
+    base_digests: list[bytes] | None  # of the base model's values, once adapter.base_hash read them
 
     def __init__(self, segments: list[Segment], config: SubspaceConfig, name: str):
         first = new_adapter(segments, config)
@@ -140,6 +143,10 @@ class Coordinates(nn.Module):
 
     def _check_possible(self, config: SubspaceConfig) -> None:
         """Raises ValueError if the weights as they are held cannot be made in such a subspace."""
+
+    def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
+        """The trainable tensors of the base model as they were before training."""
+        raise NotImplementedError
 
     @property
     def _active(self) -> Adapter:

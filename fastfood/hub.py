@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import adapter
-from .subspace import SubspaceModel
+from .coordinates import Coordinates
 
 __all__ = ["local", "model_card", "push_to_hub"]
 
@@ -47,7 +47,7 @@ def local(
 
 
 def push_to_hub(
-    model: SubspaceModel,
+    model: Coordinates,
     repo_id: str,
     *,
     dtype: torch.dtype = torch.float32,
@@ -93,7 +93,7 @@ def _edited(api, repo_id: str, revision: str | None) -> bool:
     return MARK not in Path(path).read_text(encoding="utf-8")
 
 
-def model_card(model: SubspaceModel, repo_id: str, size: int) -> str:
+def model_card(model: Coordinates, repo_id: str, size: int) -> str:
     """README.md of the repository `repo_id`, whose adapter.safetensors, of `model`, has `size`
     bytes."""
     config, D, groups = model.subspace_config, model.projection.D, len(model.group_names)

@@ -7,11 +7,8 @@ shards stay the parameters of the base model. They are written before a forward,
 FSDP calls after its reduce-scatter takes each gradient and frees it.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,45 +16,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from . import adapter
 from .layout import Segment, SubspaceConfig
 from .ops import FLOATING
 from .points import Point
-from .subspace import SubspaceModel
 from .torch_internals import call_after_backward
 from .weights import Run
-
-
-class ShardedSubspaceModel(SubspaceModel):
-    """A SubspaceModel over a model that fully_shard has cut; get_subspace_model makes it.
-
-    theta and lambda_ are whole and the same in every process, and parameters() yields them alone:
-    the base model's shards require gradients, which FSDP needs, but are for no optimizer to see.
-    Gradients come by loss.backward(), of the mean over the processes' losses, as FSDP takes it.
-    Every process has to make each call.
-    """
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """theta and lambda_: what an optimizer may see."""
-        return super().named_parameters(prefix, False, remove_duplicate)
-
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike,
-        dtype: torch.dtype = torch.float32,
-        levels: int | None = None,
-        **passed: Any,
-    ) -> Path:
-        """Writes folder/adapter.safetensors in the first process; all return its path then."""
-        adapter.base_hash(self)  # gathers one tensor at a time, in all processes
-        try:
-            if dist.get_rank() == 0:
-                adapter.save(self, folder, dtype, levels)
-        finally:
-            dist.barrier()
-        return Path(folder) / adapter.FILE_NAME
 
 
 @dataclass

@@ -10,13 +10,17 @@ model around both.
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import adapter as adapter_files
+from . import hub
+from .adapter import Groups
 from .coordinates import Coordinates, check_config, check_name
 from .layout import (
     Segment,
@@ -30,7 +34,6 @@ from .streamed import Streamed
 from .torch_internals import is_exporting
 from .weights import Resident
 
-Groups = Callable[[str], Hashable] | None  # that a saved config could not hold
 WEIGHTS = {"resident": Resident, "streamed": Streamed}
 
 # methods of transformers that change the parameters a subspace is laid over
@@ -222,9 +225,7 @@ class SubspaceModel(Coordinates):
     def load_adapter(self, path: str | os.PathLike, name: str, groups: Groups = None) -> None:
         """Adds a saved adapter to this base model, `path` as in from_pretrained:
         adapter.load_into."""
-        from . import adapter, hub
-
-        adapter.load_into(self, hub.local(path), name, groups)
+        adapter_files.load_into(self, hub.local(path), name, groups)
 
     def merge_and_unload(self) -> nn.Module:
         """The base model with plain parameters that hold theta_D of the active adapter, trainable
@@ -262,9 +263,7 @@ class SubspaceModel(Coordinates):
         Processes with is_main_process False write nothing and get None. The arguments after it are
         what Accelerate's examples pass to any model; they change nothing.
         """
-        from . import adapter
-
-        return adapter.save(self, folder, dtype, levels) if is_main_process else None
+        return adapter_files.save(self, folder, dtype, levels) if is_main_process else None
 
     @staticmethod
     def from_pretrained(
@@ -276,20 +275,65 @@ class SubspaceModel(Coordinates):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> "SubspaceModel":
-        """base_model wrapped as save_pretrained or push_to_hub left it: adapter.load.
+        """base_model wrapped as it was when save_pretrained or push_to_hub wrote the adapter.
 
         path: a file or folder, else "user/name" on the Hugging Face hub, in the branch, tag or
-        commit `revision`. Raises what adapter.load does.
-        """
-        from . import adapter, hub
+        commit `revision`. groups: the function of the training, if it was one. weights: as for
+        get_subspace_model. theta and lambda_ come back in float32 (float64 beside a float64 weight)
+        whatever the file holds.
 
-        return adapter.load(base_model, hub.local(path, revision, token), groups, weights)
+        Raises FileNotFoundError, or ValueError naming the file: it is damaged or no adapter of
+        ours, or base_model is not the one it was trained on. base_model is then left as it was.
+        """
+        file = adapter_files.read(hub.local(path, revision, token))
+        config = file.config(groups)
+        try:
+            model = get_subspace_model(base_model, config, weights=weights)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file.path}: cannot be put on this model: {error}") from error
+        try:
+            file.fill(model, model.active_adapter)
+        except ValueError:
+            model.unload()
+            raise
+        model.refresh()
+        return model
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads the adapter and a card to the Hugging Face hub: hub.push_to_hub."""
-        from . import hub
-
         return hub.push_to_hub(self, repo_id, **options)
+
+
+class ShardedSubspaceModel(SubspaceModel):
+    """A SubspaceModel over a model that fully_shard has cut; get_subspace_model makes it.
+
+    theta and lambda_ are whole and the same in every process, and parameters() yields them alone:
+    the base model's shards require gradients, which FSDP needs, but are for no optimizer to see.
+    Gradients come by loss.backward(), of the mean over the processes' losses, as FSDP takes it.
+    Every process has to make each call.
+    """
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """theta and lambda_: what an optimizer may see."""
+        return super().named_parameters(prefix, False, remove_duplicate)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        dtype: torch.dtype = torch.float32,
+        levels: int | None = None,
+        **passed: Any,
+    ) -> Path:
+        """Writes folder/adapter.safetensors in the first process; all return its path then."""
+        adapter_files.base_hash(self)  # gathers one tensor at a time, in all processes
+        try:
+            if dist.get_rank() == 0:
+                adapter_files.save(self, folder, dtype, levels)
+        finally:
+            dist.barrier()
+        return Path(folder) / adapter_files.FILE_NAME
 
 
 def get_subspace_model(
@@ -327,7 +371,7 @@ def get_subspace_model(
             raise ValueError(f'weights must be "resident" for a sharded model, got {weights!r}')
         from . import sharded
 
-        kind, held = sharded.ShardedSubspaceModel, sharded.Sharded
+        kind, held = ShardedSubspaceModel, sharded.Sharded
         check_model = sharded.check
     held.check(config)
     for module in model.modules():

@@ -35,7 +35,8 @@ class Call(NamedTuple):
 
     def adjoint(self) -> "Call":
         """The transposed map: the diagonals change places."""
-        return self._replace(transpose=not self.transpose, before=self.after, after=self.before)
+        scale, K, transpose, before, after, block = self
+        return Call(scale, K, not transpose, after, before, block)
 
 
 def run(
@@ -68,8 +69,7 @@ def can_write(out: torch.Tensor, x: torch.Tensor) -> bool:
 def _watched(x, call):
     """The call with its derivatives: H as a linear map, the diagonals as products around it."""
     if call.before is None and call.after is None:
-        adjoint = call.adjoint()
-        return linear_map(x, lambda x: operator(x, *call), lambda y: operator(y, *adjoint))
+        return linear_map(x, lambda x: operator(x, *call), lambda y: operator(y, *call.adjoint()))
     y = _times(x.to(wide(x.dtype)), call.before)
     return _times(_watched(y, call._replace(before=None, after=None)), call.after).to(x.dtype)
 

@@ -77,10 +77,10 @@ def verify(
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such file or folder")
         base = _base(model, task_class, labels, seed, dtype)
-    from fastfood.adapter import load
+    from fastfood import SubspaceModel
 
     with one_line("adapter verify", "refused", code=1):
-        load(base, file)
+        SubspaceModel.from_pretrained(base, file)
     print(f"OK: {file} was trained on {model}")
 
 
@@ -102,9 +102,9 @@ def merge(
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise ValueError(f"out must be a new or empty folder, got {out}")
         base = _base(model, task_class, labels, seed, dtype)
-        from fastfood.adapter import load
+        from fastfood import SubspaceModel
 
-        merged = load(base, file).merge_and_unload()
+        merged = SubspaceModel.from_pretrained(base, file).merge_and_unload()
         _write_checkpoint(merged, model, out)
     print(f"wrote {out}")
 

@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fastfood
-from fastfood.adapter import load
+from fastfood import SubspaceModel
 from fastfood.experiments.bound.certify import certify, decoded_model
 from fastfood.experiments.bound.formulas import all_bounds, kl_of_bits, length_bits
 from fastfood.experiments.bound.message import decode_message, elias_delta, encode_message
@@ -190,7 +190,7 @@ def test_fine_tuning_on_levels_ends_on_them_and_lowers_the_loss(text, adapter):
         with torch.no_grad():
             return model.eval()(**task.collate([task.train[i] for i in range(40)])).loss.item()
 
-    model = load(build_base(text, task.num_labels, 3), adapter)
+    model = SubspaceModel.from_pretrained(build_base(text, task.num_labels, 3), adapter)
     rounded = [quantize(p.detach(), 4).dequantize() for p in (model.theta, model.lambda_)]
     with torch.no_grad():
         for p, values in zip((model.theta, model.lambda_), rounded, strict=True):
@@ -222,7 +222,7 @@ def test_predictions_come_back_from_the_bits_and_the_base_in_another_process(tmp
     there = json.loads(run.stdout.splitlines()[-1])
     # here: the adapter itself, rounded, without any message
     task = load_task(digits)
-    model = load(build_base(digits, 10, 3), adapter)
+    model = SubspaceModel.from_pretrained(build_base(digits, 10, 3), adapter)
     with torch.no_grad():
         for p in (model.theta, model.lambda_):
             p.copy_(quantize(p, found["levels"]).dequantize())
@@ -279,7 +279,7 @@ def test_fine_tuned_levels_are_what_is_sent(text, adapter):
     found = certify(text, adapter, Options(levels=(2,), qat_steps=5, lr=0.5))
     _, theta, lambda_ = decode_message(bytes.fromhex(found["message"]))
     task = load_task(text)
-    model = load(build_base(text, task.num_labels, 3), adapter)
+    model = SubspaceModel.from_pretrained(build_base(text, task.num_labels, 3), adapter)
     trial = {"method": "said", "learning_rate": 0.5, "lambda_lr": 0.002, "max_steps": 5, "seed": 3}
     trial |= {"batch_size": 8, "warmup": text.warmup, "bf16": False, "device": "cpu"}
     before = quantize(model.theta, 2).dequantize()

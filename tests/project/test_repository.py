@@ -15,6 +15,7 @@ if not (ROOT / ".git").exists():
 TRACKED = subprocess.run(
     ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
 ).stdout.split()
+REFERENCE = {"reference", "reference_orders"}  # apart from all else
 # what every repository has, and the settings of its tools
 UNNAMED = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
 
@@ -70,17 +71,67 @@ def drawn(name):
     }
 
 
-def module_imports(path):
-    """The modules of this package that a file imports when it is loaded, as fastfood.X[.Y]."""
+def imports(path):
+    """The modules of this package that a file imports anywhere, also within functions and under
+    TYPE_CHECKING, as ("fastfood", "X", ...); a package stands for its __init__.py."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) + 1 - node.level] + tuple((node.module or "").split("."))
-            base = tuple(part for part in base if part)
-            for name in node.names:
-                inner = ROOT.joinpath(*base, name.name)
-                whole = inner.is_dir() or inner.with_suffix(".py").exists()
-                yield (*base, name.name) if whole else base
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [tuple(name.name.split(".")) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            base = (*base, *filter(None, (node.module or "").split(".")))
+            inner = [(*base, name.name) for name in node.names]
+            modules = [module if is_module(module) else base for module in inner]
+        else:
+            continue
+        yield from (module for module in modules if module[0] == "fastfood")
+
+
+def is_module(parts):
+    inner = ROOT.joinpath(*parts)
+    return (inner / "__init__.py").exists() or inner.with_suffix(".py").exists()
+
+
+def modules():
+    """{module: its file} of the whole package."""
+    found = {}
+    for file in (ROOT / "fastfood").rglob("*.py"):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        found[parts[:-1] if parts[-1] == "__init__" else parts] = file
+    return found
+
+
+def circles(arrows):
+    """The strongly connected components of more than one node, and the nodes that point to
+    themselves: sets of nodes each of which is reached from each."""
+
+    def reached(node):
+        found, left = set(), [node]
+        while left:
+            for after in arrows[left.pop()] - found:
+                found.add(after)
+                left.append(after)
+        return found
+
+    whole = {node: reached(node) for node in arrows}
+    return {
+        frozenset(other for other in whole[node] if node in whole[other])
+        for node in arrows
+        if node in whole[node]
+    }
+
+
+def test_a_circle_is_seen():
+    assert circles({1: {2, 3}, 2: {3}, 3: set()}) == set()
+    found = circles({1: {2}, 2: {3}, 3: {2, 4}, 4: {4}})
+    assert found == {frozenset({2, 3}), frozenset({4})}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    arrows = {module: set(imports(file)) for module, file in modules().items()}
+    found = [sorted(map(".".join, circle)) for circle in circles(arrows)]
+    assert not found, f"circles of imports: {found}"
 
 
 def test_native_includes_point_down():
@@ -98,13 +149,15 @@ def test_native_includes_point_down():
 
 def test_imports_point_down():
     levels = drawn("fastfood")
-    for file in (ROOT / "fastfood").glob("*.py"):
-        imported = {module[1] for module in module_imports(file)}
-        if file.stem.startswith("reference"):
-            assert imported == ({"reference_orders"} if file.stem == "reference" else set())
-        elif file.stem != "__init__":
-            high = [name for name in imported if levels[name] >= levels[file.stem]]
-            assert not high, f"{file.stem} imports {high}"
+    files = {file.stem: file for file in (ROOT / "fastfood").glob("*.py")}
+    assert levels.keys() - {"experiments"} == files.keys() - REFERENCE - {"__init__"}
+    for name, file in files.items():
+        imported = {module[-1] for module in imports(file)}
+        if name in REFERENCE:
+            assert imported == ({"reference_orders"} if name == "reference" else set())
+        elif name != "__init__":
+            high = [other for other in imported if levels.get(other, 99) >= levels[name]]
+            assert not high, f"{name} imports {high}"
 
 
 def test_imports_of_experiments_point_down():
@@ -113,9 +166,52 @@ def test_imports_of_experiments_point_down():
     levels = {name: i for i, text in enumerate(bullets) for name in re.findall(r"`(\w+)`", text)}
     for file in folder.rglob("*.py"):
         own = file.relative_to(folder).with_suffix("").parts[0]
-        for module in module_imports(file):
-            if own != "__init__" and module[1] == "experiments":
+        for module in imports(file):
+            if own != "__init__" and module[1:2] == ("experiments",) and len(module) > 2:
                 assert levels[module[2]] <= levels[own], f"{own} imports {module[2]}"
+
+
+def private_names_of_torch(tree):
+    """(line, name) of what a file imports from torch, or reads of it, under a name of torch's own
+    with an underscore."""
+    roots = {"torch"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            roots |= {name.asname or name.name for name in node.names}
+            words = [*node.module.split("."), *(name.name for name in node.names)]
+            yield from ((node.lineno, word) for word in words if is_private(word))
+        elif isinstance(node, ast.Import):
+            words = [word for name in node.names for word in name.name.split(".")]
+            if words[0] == "torch":
+                yield from ((node.lineno, word) for word in words if is_private(word))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if ast.unparse(node.value).split(".")[0] in roots:
+                yield node.lineno, node.attr
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_private_names_of_torch_are_in_one_file():
+    home = ROOT / "fastfood" / "torch_internals.py"
+    tree = ast.parse(home.read_text())
+    reached = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    known = {name for name in reached if is_private(name)}  # of objects of torch's, too
+    assert {"_active_ddp_module", "_flat_weights"} <= known
+    found = list(private_names_of_torch(tree))
+    assert "_C" in [name for _, name in found] and "_pytree" in [name for _, name in found]
+    for file in (ROOT / "fastfood").rglob("*.py"):
+        if file == home:
+            continue
+        tree = ast.parse(file.read_text())
+        found = list(private_names_of_torch(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in known:
+                if ast.unparse(node.value) not in ("self", "super()"):
+                    found.append((node.lineno, node.attr))
+        assert not found, f"{file.name}: {found}: wanted in torch_internals.py"
 
 
 def public_functions(body, method=False):

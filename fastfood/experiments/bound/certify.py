@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import fastfood
-from fastfood.adapter import AdapterFile, load, read
+from fastfood import SubspaceModel
+from fastfood.adapter import AdapterFile, read
 from fastfood.quantize import quantize
 
 from ..data.tasks import Task, load_task, use_cache_without_network
@@ -107,7 +108,7 @@ def _message(
     settings: Settings, options: Options, task: Task, file: AdapterFile, levels: int
 ) -> Message:
     """theta and lambda_ on at most `levels` levels each."""
-    model = load(_base(settings, options, task), file.path)  # compares all of the base's parameters
+    model = SubspaceModel.from_pretrained(_base(settings, options, task), file.path)
     config = model.subspace_config
     if options.qat_steps:
         lr = options.lr or LR_FACTORS[config.normalization] / math.sqrt(config.d)
