@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,7 +34,7 @@ Groups = Callable[[str], Hashable] | None  # a function as `groups`, which no fi
 
 _REQUIRED = ("format", *SETTINGS, "D", "base")
 _OPTIONAL = ("levels", "crc")  # the first files had no checksum
-_CRC = b'\\"crc\\":\\"'  # what comes before its 8 digits, JSON within JSON
+_CRC = b'\\"crc\\":\\"'  # stands before the checksum's 8 digits, in JSON within JSON
 _BASE = re.compile("[0-9a-f]{8}-[0-9a-f]{32}")
 _CHUNK = 1 << 22  # bytes hashed at a time, in several threads
 
@@ -78,20 +78,20 @@ def save(
     """Writes folder/adapter.safetensors whole or not at all, and returns its path.
 
     dtype: float32, float16, bfloat16 or float64, of theta (d - m,) and lambda_ (m,) in the file.
-    levels: instead of a dtype, the most different values that theta keeps, and lambda_ also, 1 to
-        256: fastfood/quantize.py.
+    levels: how many different values theta keeps at most, and lambda_ as well, 1 to 256; they are
+        stored in float16 and an entropy code instead of `dtype` (fastfood/quantize.py).
     A function given as `groups` is recorded as "custom" and has to be given again at loading.
     Raises ValueError if a value is not finite in `dtype` (float16 if there are `levels`), TypeError
     or ValueError for bad arguments, ImportError without safetensors.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {DTYPES}, got {dtype}")
+        raise ValueError(f"dtype: wanted one of {DTYPES}, got {dtype}")
     dtype = dtype if levels is None else torch.float16
     tensors = {}
     for name, p in model.state_dict().items():
         tensors[name] = p.to("cpu", dtype).contiguous()
         if not tensors[name].isfinite().all():
-            raise ValueError(f"{name} has values that are not finite in {dtype}")
+            raise ValueError(f"{name}: wanted values that are finite in {dtype}, got others")
         if levels is not None:
             code = bytearray(encode(quantize(p, levels)))
             tensors[name] = torch.frombuffer(code, dtype=torch.uint8)
@@ -160,7 +160,7 @@ def read(path: str | os.PathLike) -> AdapterFile:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a fastfood adapter, its header has no format") from error
     if version != FORMAT:
-        raise ValueError(f"{path}: format must be {FORMAT}, got {version!r}: use a newer fastfood")
+        raise ValueError(f"{path}: format: wanted {FORMAT}, got {version!r}: use a newer fastfood")
     problem = _damage(header, path.read_bytes())
     if problem:
         raise ValueError(f"{path}: damaged, {problem}")
@@ -172,7 +172,10 @@ def read(path: str | os.PathLike) -> AdapterFile:
             tensor = tensors[name] = _decoded(tensor, f"{path}: {name}")
         vector = tensor.dtype in DTYPES and tensor.dim() == 1 and len(tensor)
         if not vector or not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} must be a vector of finite floating-point numbers")
+            got = f"{tensor.dtype} of shape {list(tensor.shape)}" if not vector else "others"
+            raise ValueError(
+                f"{path}: {name}: wanted a vector of finite floating-point numbers, got {got}"
+            )
     return AdapterFile(path, header, tensors, bits)
 
 
@@ -189,8 +192,8 @@ def base_hash(model: Coordinates, adapter: str | None = None) -> str:
     parameters = [
         (name, theta_0.get(name, p.detach())) for name, p in model.wrapped.named_parameters()
     ]
-    layout = [[name, str(p.dtype), list(p.shape), groups.get(name)] for name, p in parameters]
-    layout = json.dumps(layout).encode()
+    rows = [[name, str(p.dtype), list(p.shape), groups.get(name)] for name, p in parameters]
+    layout = json.dumps(rows).encode()
     if model.base_digests is None:
         with ThreadPoolExecutor() as pool:
             model.base_digests = [
@@ -206,33 +209,37 @@ def base_hash(model: Coordinates, adapter: str | None = None) -> str:
 
 
 def _bytes(p: torch.Tensor) -> torch.Tensor:
-    p = p.full_tensor() if hasattr(p, "full_tensor") else p  # a process has only a part of it
+    p = p.full_tensor() if hasattr(p, "full_tensor") else p  # a sharded one is gathered
     return p.cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _digest(values: torch.Tensor) -> bytes:
-    return hashlib.blake2b(values.numpy(), digest_size=16).digest()
+    array: Any = values.numpy()  # a buffer, which numpy's types do not say
+    return hashlib.blake2b(array, digest_size=16).digest()
 
 
 def _mismatch(model: Coordinates, header: dict, tensors: dict, name: str) -> str | None:
-    """In what the base model and a new adapter differ from those in the file, if they do."""
+    """How the base model and the adapter `name`, new on it, differ from those of the file, or None
+    where they do not."""
     adapter = model.adapters[name]
     D = adapter.projection.D
     if header["D"] != D:
         return f"was trained on a model with D = {header['D']}, this one has D = {D}"
-    own = {"theta": adapter.theta, "lambda_": adapter.lambda_}
-    own = {key: p for key, p in own.items() if p is not None}
+    own = {"theta": adapter.theta}
+    if adapter.lambda_ is not None:
+        own["lambda_"] = adapter.lambda_
     for key in sorted(own.keys() | tensors.keys()):
         wanted, got = (list(x[key].shape) if key in x else None for x in (own, tensors))
         if wanted != got:
-            return f"{key} must have shape {wanted}, got {got}"
+            return f"{key}: wanted shape {wanted}, got {got}"
         if not tensors[key].to(own[key].dtype).isfinite().all():
-            return f"{key} has values that are not finite in {own[key].dtype}"
+            return f"{key}: wanted values that are finite in {own[key].dtype}, got others"
     return other_base(model, header["base"], name)
 
 
 def other_base(model: Coordinates, recorded: str, adapter: str | None = None) -> str | None:
-    """In what the base model differs from the one with the recorded base_hash(), if it does."""
+    """How the base model differs from the one whose base_hash() was `recorded`, or None where it
+    does not."""
     found, wanted = base_hash(model, adapter).split("-"), recorded.split("-")
     if found[0] != wanted[0]:
         return "was trained on a model with other parameter names, shapes, types or groups"
@@ -245,34 +252,34 @@ def other_base(model: Coordinates, recorded: str, adapter: str | None = None) ->
 
 
 def _damage(header: dict, content: bytes) -> str | None:
-    """What is wrong with the header of a file with this content, if anything is."""
+    """What is wrong with the header of a file with this content, or None."""
     missing = [name for name in _REQUIRED if name not in header]
     if missing:
         return f"its header lacks {', '.join(missing)}"
     unknown = sorted(header.keys() - {*_REQUIRED, *_OPTIONAL})
     if unknown:  # a damaged name would hide the checksum
-        return f"its header must not have {', '.join(unknown)}"
+        return f"its header has unknown entries: {', '.join(unknown)}"
     if "crc" in header:
         wanted = _checksum(*_around_crc(content))
         if header["crc"] != wanted:
-            return f"its checksum must be {wanted}, got {header['crc']!r}"
+            return f"checksum: wanted {wanted}, got {header['crc']!r}"
     return _wrong_value(header)
 
 
 def _wrong_value(header: dict) -> str | None:
-    """Which value of a header save() never writes, if there is one."""
+    """Which value of a header is none that save() writes, or None."""
     for name, value in header.items():
         if type(value) not in (int, str):
-            return f"its {name} must be a number or a word, got a {type(value).__name__}"
+            return f"{name}: wanted a number or a word, got a {type(value).__name__}"
     if not isinstance(header["D"], int) or header["D"] < 1:
-        return f"D must be a number from 1 on, got {header['D']!r}"
+        return f"D: wanted a number from 1 on, got {header['D']!r}"
     if not _BASE.fullmatch(str(header["base"])):
-        return f"base must be 8 and 32 hex digits, got {header['base']!r}"
+        return f"base: wanted 8 and 32 hex digits, got {header['base']!r}"
     if header.get("levels", 1) not in range(1, MAX_LEVELS + 1):
-        return f"levels must be at least 1 and at most {MAX_LEVELS}, got {header['levels']!r}"
+        return f"levels: wanted an integer from 1 to {MAX_LEVELS}, got {header['levels']!r}"
     settings = {name: header[name] for name in SETTINGS}
     if settings["groups"] == "custom":
-        settings["groups"] = "layer"  # any will do: the function is not here
+        settings["groups"] = "layer"  # stands in for the function, which no file holds
     try:
         SubspaceConfig(**settings)
     except (TypeError, ValueError) as error:
@@ -292,7 +299,8 @@ def _checksum(before: bytes, after: bytes) -> str:
 
 def _decoded(code: torch.Tensor, place: str) -> torch.Tensor:
     if code.dtype != torch.uint8 or code.dim() != 1:
-        raise ValueError(f"{place} must be a code of shape (n,) and type torch.uint8")
+        got = f"{code.dtype} of shape {list(code.shape)}"
+        raise ValueError(f"{place}: wanted a code of shape (n,) and type torch.uint8, got {got}")
     try:
         return decode(code.numpy().tobytes()).dequantize()
     except ValueError as error:

@@ -7,7 +7,7 @@ import itertools
 import weakref
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +19,18 @@ from .projection import Projection
 
 @dataclass
 class Group:
-    """Some tensors that share a scale: what their gradients are multiplied by before P^T."""
+    """Some tensors that share a scale, and the factors of their gradients before P^T."""
 
     number: int
-    places: list[int]  # in the list of segments that was given
-    starts: list[int]  # first rows
-    factors: list[float]
-    released_factors: list[float]  # as the authors' code has it (SubspaceConfig)
+    places: list[int]  # of the tensors in the list that was asked for
+    starts: list[int]  # their first rows of P
+    factors: list[float]  # their norms
+    released_factors: list[float]  # the same as in the authors' code (SubspaceConfig.gradient)
 
 
 @dataclass
 class Adapter:
-    """A subspace over a base model and a point in it."""
+    """A subspace over a base model, and the coordinates of a point in it."""
 
     config: SubspaceConfig
     projection: Projection
@@ -44,8 +44,9 @@ class Adapter:
     def scales_and_bounds(
         self, lambda_: Tensor | None = None, *, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """For the S segments norm * lambda_ of the group, or the norm alone, shape (S,) in the
-        dtype and on the device of `like`; and what holds for each: that it has 0 to D entries."""
+        """lambda_ of its group times its norm for each of the S segments, or the norm alone: shape
+        (S,), dtype and device of `like`. And the bounds [0, D] on the entries of each, which
+        projection.perturbed takes."""
         key = like.dtype, like.device
         if key not in self._tables:
             norms = torch.tensor([s.norm for s in self.segments], dtype=like.dtype)
@@ -56,7 +57,7 @@ class Adapter:
         return norms if lambda_ is None else norms * lambda_[groups], bounds
 
     def groups(self, segments: list[Segment]) -> list[Group]:
-        """Those of these tensors."""
+        """The groups of these tensors, in the order in which they come."""
         key = tuple([segment.index for segment in segments])
         if key not in self._groups:
             found: dict[int, Group] = {}
@@ -76,8 +77,8 @@ class Adapter:
 
 
 def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
-    """theta = 0 and lambda_ = 1 in the subspace of `config`. Raises ValueError if d is too large or
-    too small."""
+    """An adapter in the subspace of `config`, at theta = 0 and lambda_ = 1. Raises ValueError if d
+    is too large or too small."""
     laid, group_names = lay_out(segments, config)
     D, m = sum(s.numel for s in laid), len(group_names) if config.method == "said" else 0
     wide = any(s.parameter.dtype == torch.float64 for s in laid)
@@ -92,7 +93,8 @@ def new_adapter(segments: list[Segment], config: SubspaceConfig) -> Adapter:
     )
 
 
-_alive: "set[weakref.ref[Coordinates]]" = set()  # a plain set: one call copies it, whatever runs
+# All models that are alive. A plain set: list() copies it at once, whatever other threads do.
+_alive: "set[weakref.ref[Coordinates]]" = set()
 
 
 def _listen_for(model: "Coordinates") -> None:
@@ -106,11 +108,11 @@ def _listen() -> None:
 
 
 def _note_step(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    """Counts an optimizer's step as a write to theta and lambda_, which some make through .data or
-    by address, past the version counters."""
+    """Counts an optimizer's step as a write to theta and lambda_: some optimizers write through
+    .data or by address, which version counters do not see."""
     if torch.compiler.is_compiling():
         return
-    models = [ref() for ref in list(_alive)]  # other threads may be making some
+    models = [ref() for ref in list(_alive)]
     leaves = {id(p) for model in models if model is not None for p in model._leaves()}
     for group in optimizer.param_groups if leaves else []:
         for p in group["params"]:
@@ -142,7 +144,7 @@ class Coordinates(nn.Module):
         _listen_for(self)
 
     def _check_possible(self, config: SubspaceConfig) -> None:
-        """Raises ValueError if the weights as they are held cannot be made in such a subspace."""
+        """Raises ValueError if the model cannot make its weights in a subspace of this config."""
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The trainable tensors of the base model as they were before training."""
@@ -158,9 +160,9 @@ class Coordinates(nn.Module):
     @property
     def adapters(self) -> dict[str, Adapter]:
         """All adapters by name, with their theta and lambda_."""
-        active = self._active
-        active.theta, active.lambda_ = self.theta, self.lambda_
-        return self._adapters
+        # the module's own parameters count: others may have put new ones in their place
+        active = replace(self._active, theta=self.theta, lambda_=self.lambda_)
+        return self._adapters | {self.active_adapter: active}
 
     @property
     def subspace_config(self) -> SubspaceConfig:
@@ -190,7 +192,7 @@ class Coordinates(nn.Module):
         check_name(name)
         check_config(config)
         if name in self._adapters:
-            raise ValueError(f"name: there is an adapter {name!r} already")
+            raise ValueError(f"name: wanted a new one, got {name!r}, which is an adapter already")
         self._check_possible(config)
         self._adapters[name] = new_adapter(self.segments, config)
 
@@ -201,6 +203,7 @@ class Coordinates(nn.Module):
         Raises ValueError if there is none of this name.
         """
         adapter = self._adapter_named(name)
+        self._adapters = self.adapters  # the one that was active keeps the parameters it has now
         self.active_adapter = name
         self.theta = adapter.theta
         self.register_parameter("lambda_", adapter.lambda_)
@@ -251,10 +254,10 @@ def parameter_groups(
 ) -> list[dict]:
     """Parameter groups for any optimizer: theta with `lr` and the scales lambda_ with `lambda_lr`.
 
-    model: a SubspaceModel, or a module around one (DDP, PEFT). lambda_lr: lr / 20 by default, for
-    the scales, near 1, want much smaller steps than theta. weight_decay: of both. `Trainer` takes
-    the list by optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": ...}).
-    Raises ValueError if nothing named theta trains.
+    model: a SubspaceModel, or a module around one (DDP, PEFT). lambda_lr: lr / 20 by default, as
+    the scales are near 1 and want much smaller steps than theta. weight_decay: of both. `Trainer`
+    takes the list by optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": ...}).
+    Raises ValueError if no parameter named theta requires gradients.
     """
     groups: dict[str, list[nn.Parameter]] = {"theta": [], "lambda_": []}
     for name, p in model.named_parameters():
@@ -262,7 +265,7 @@ def parameter_groups(
         if p.requires_grad and kind:
             groups[kind[-1]].append(p)
     if not groups["theta"]:
-        raise ValueError("model must have a theta that requires gradients, got none")
+        raise ValueError("model: wanted a theta that requires gradients, got none")
     rates = {"theta": lr, "lambda_": lr / 20 if lambda_lr is None else lambda_lr}
     return [
         {"params": parameters, "lr": rates[name], "weight_decay": weight_decay}
@@ -273,9 +276,9 @@ def parameter_groups(
 
 def check_config(config: object) -> None:
     if not isinstance(config, SubspaceConfig):
-        raise TypeError(f"config must be a SubspaceConfig, got {type(config).__name__}")
+        raise TypeError(f"config: wanted a SubspaceConfig, got {type(config).__name__}")
 
 
 def check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
-        raise TypeError(f"an adapter's name must be a string, got {name!r}")
+        raise TypeError(f"name: wanted a string that is not empty, got {name!r}")

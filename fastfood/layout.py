@@ -1,15 +1,15 @@
 """What a subspace is laid over: its settings, and the trainable tensors of a model in the order of
 P's rows, each with its group.
 
-The D trainable numbers follow named_parameters(), tied tensors once; a group is what shares one
-scale of SAID. Nothing here changes a model.
+The D trainable numbers are in the order of named_parameters(), tied tensors once. The tensors of a
+group share one scale of SAID. Nothing here changes a model.
 """
 
 import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,7 +32,7 @@ CHOICES = {
     "gradient": ("exact", "released"),
 }
 
-_BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")  # a name up to its first all-digit component
+_BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)")  # a name up to its first component of digits
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,16 @@ class SubspaceConfig:
     seed: of the projection, 0 <= seed < 2**64.
     normalization: "global", columns of P of unit length over all D rows, or "tensor", within each
         tensor's rows (a factor sqrt(D / D_t), as in the code of the paper's authors).
-    groups: what shares a scale: "layer" (each numbered block, the embeddings, the head), "tensor",
-        or a function from a parameter's name to anything hashable. DID does not depend on it.
+    groups: which tensors share a scale: "layer" (each numbered block, the embeddings, the head),
+        "tensor" (none), or a function from a parameter's name to its group's name, anything
+        hashable. DID does not depend on it.
     projection: "fastfood", "one-block" (the same with a single block of 2^ceil(log2 D) rows),
         "dense" or "sparse".
-    gradient: "exact", or "released": what reaches theta from tensor t is multiplied by
-        1 / 2^ceil(log2 D_t). That is wrong, so wrong that its direction is; it is how the code
-        that the paper's authors released trains, kept to reproduce numbers made with it. It wants
-        learning rates and an eps of its own, and adapters trained with it are read as any other.
+    gradient: "exact", or "released": the contribution of tensor t to theta's gradient is multiplied
+        by 1 / 2^ceil(log2 D_t). This is not the gradient: even its direction differs. The code
+        that the paper's authors released trains with it, and it is kept to reproduce numbers made
+        with that code. It wants learning rates and an eps of its own; adapters trained with it are
+        read as any other.
 
     Raises TypeError or ValueError naming the argument, what was wanted and what was given.
     """
@@ -69,19 +71,19 @@ class SubspaceConfig:
         for name in ("d", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
+                raise TypeError(f"{name}: wanted an integer, got {value!r}")
             object.__setattr__(self, name, operator.index(value))
         if self.d < 1:
-            raise ValueError(f"d must be at least 1, got {self.d}")
+            raise ValueError(f"d: wanted at least 1, got {self.d}")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must be at least 0 and below 2**64, got {self.seed}")
+            raise ValueError(f"seed: wanted at least 0 and below 2**64, got {self.seed}")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             function = name == "groups" and callable(value)
             if not function and value not in allowed:
                 wanted = " or ".join(repr(choice) for choice in allowed)
                 wanted += " or a function of a parameter's name" if name == "groups" else ""
-                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+                raise ValueError(f"{name}: wanted {wanted}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Segment:
     @property
     def parameter(self) -> nn.Parameter:
         module, attribute = self.owners[0]
-        return module._parameters[attribute]
+        parameter = module._parameters[attribute]
+        assert parameter is not None
+        return parameter
 
 
 def trainable(model: nn.Module) -> list[Segment]:
@@ -127,17 +131,19 @@ def lay_out(
     Raises ValueError if d is above D or, for SAID, not above m.
     """
     names = [segment.name for segment in segments]
-    if config.groups == "layer":
+    labels: Sequence[Hashable] = names
+    if callable(config.groups):
+        labels = [config.groups(name) for name in names]
+    elif config.groups == "layer":
         tables = {s.name for s in segments if any(_is_table(module) for module, _ in s.owners)}
         labels = _layers(names, tables)
-    else:
-        labels = names if config.groups == "tensor" else [config.groups(name) for name in names]
     index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     D = sum(segment.numel for segment in segments)
     if config.d > D:
-        raise ValueError(f"d must be at most D = {D}, all that the model trains, got {config.d}")
+        raise ValueError(f"d: wanted at most D = {D}, all that the model trains, got {config.d}")
     if config.method == "said" and config.d <= len(index):
-        raise ValueError(f"d must be above m = {len(index)}, the groups of SAID, got {config.d}")
+        m = len(index)
+        raise ValueError(f"d: wanted more than m = {m}, the groups of SAID, got {config.d}")
     by_tensor = config.normalization == "tensor"
     laid = [
         replace(s, group=index[label], norm=math.sqrt(D / s.numel) if by_tensor else 1.0)
@@ -153,34 +159,38 @@ def _is_table(module: nn.Module) -> bool:
 def _layers(names: list[str], tables: set[str]) -> list[str]:
     """Each name's numbered block, else "embeddings" or "head".
 
-    Embeddings are tables, what is so named, and what comes before all blocks, but for a head that
-    does: one in another top-level module than the blocks, where there are other embeddings.
+    A name outside every numbered block is "embeddings" if it is one of `tables`, contains "emb", or
+    precedes the first block inside the blocks' own top-level module; otherwise "head". If no name
+    is an embedding by type or name, every name before the first block is.
     """
     blocks = [_BLOCK.match(name) for name in names]
     first = next((i for i, block in enumerate(blocks) if block), 0)
-    named = [name in tables or "emb" in name.lower() for name in names]
-    root = names[first].split(".")[0]
-    stem = [name.split(".")[0] == root or not any(named) for name in names]
-    return [
-        block[0] if block else "embeddings" if named[i] or i < first and stem[i] else "head"
-        for i, block in enumerate(blocks)
-    ]
+    embeds = [name in tables or "emb" in name.lower() for name in names]
+    top = names[first].split(".")[0]
+
+    def label(i: int, name: str) -> str:
+        if block := blocks[i]:
+            return block[0]
+        precedes = i < first and (name.split(".")[0] == top or not any(embeds))
+        return "embeddings" if embeds[i] or precedes else "head"
+
+    return [label(i, name) for i, name in enumerate(names)]
 
 
 def check(model: nn.Module) -> None:
     """Raises if the model's trainable parameters cannot be laid into flat buffers."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise TypeError("model must not be scripted: its code does not see replaced weights")
+        raise TypeError("model: wanted plain modules, got scripted ones, which see no new weights")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for name, p in named:
         what = "lazy" if nn.parameter.is_lazy(p) else p.device.type if p.is_meta else str(p.layout)
         if what != "torch.strided" or type(p.data) is not Tensor:
-            raise ValueError(f"parameter {name} must be an ordinary dense tensor, got {what}")
+            raise ValueError(f"parameter {name}: wanted an ordinary dense tensor, got {what}")
         if p.dtype not in FLOATING:
             wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
-            raise TypeError(f"parameter {name} must be one of {wanted}, got {p.dtype}")
+            raise TypeError(f"parameter {name}: wanted one of {wanted}, got {p.dtype}")
     if not any(p.numel() for _, p in named):
-        raise ValueError("model must have parameters that require gradients, got none")
+        raise ValueError("model: wanted parameters that require gradients, got none")
     _check_overlap(model)
 
 
@@ -189,8 +199,8 @@ class Structure:
 
     def __init__(self, model: nn.Module):
         self.places = self._find(model)
-        self._dicts: list[dict] = []  # of all modules, what they refer to
-        self._found: list[int] = []  # in these, at the last check
+        self._dicts: list[dict] = []  # the tables of submodules and parameters of every module
+        self._found: list[int] = []  # the ids of the objects in these tables at the last check
 
     @staticmethod
     def _find(model: nn.Module) -> dict[tuple[nn.Module, str], str]:
@@ -204,12 +214,12 @@ class Structure:
 
     def check(self, model: nn.Module, segments: list[Segment]) -> None:
         """Raises RuntimeError if parameters are not where they were or not of their segments'
-        shapes. Costs little where no module refers to another object than at the last check."""
+        shapes. It is cheap as long as modules refer to the same objects as at the last check."""
         resized = [
             segment.name
             for segment in segments
             for module, attribute in segment.owners
-            # what it shows, if that is a plain tensor
+            # both the weight that a module shows and the parameter that this hides
             for p in (module.__dict__.get(attribute), module._parameters.get(attribute))
             if (type(p) is Tensor or type(p) is nn.Parameter) and p.shape != segment.shape
         ]
@@ -245,7 +255,7 @@ def _check_overlap(model: nn.Module) -> None:
         end = p.data_ptr() + reach * p.element_size()
         spans.append((str(p.device), p.data_ptr(), end, name, p.requires_grad))
     spans.sort()
-    before = spans[0]  # of those so far, the one that reaches furthest
+    before = spans[0]  # the span so far that reaches furthest
     for span in spans[1:]:
         shared = span[0] == before[0] and span[1] < before[2]
         if shared and (span[4] or before[4]):

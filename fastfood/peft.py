@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import peft
 import torch
@@ -34,14 +34,15 @@ _FOREIGN = ("target_modules", "exclude_modules", "target_parameters", "modules_t
 
 
 class _NoModules(list):
-    """Names no module: PEFT's task classes want a name there, and to extend them by the head's."""
+    """PEFT's task classes require modules_to_save and extend it by the head; this list names no
+    module and ignores what is added, so the head stays inside the budget."""
 
     def extend(self, names):
         pass
 
 
 def _refuse(names) -> None:
-    """Raises if one of the names is a setting of other methods that picks what is trained."""
+    """Raises TypeError if one of the names is a setting by which other methods pick modules."""
     for name in _FOREIGN:
         if name in names:
             raise TypeError(
@@ -52,7 +53,7 @@ def _refuse(names) -> None:
 
 @dataclass
 class _Config(PeftConfig):
-    """What SubspaceConfig says of d, seed, normalization, groups, projection and gradient.
+    """d, seed, normalization, groups, projection, gradient: as in SubspaceConfig.
 
     weights: how the SubspaceModel holds the weights, as in get_subspace_model; not saved, and the
         first adapter of a model decides.
@@ -77,7 +78,7 @@ class _Config(PeftConfig):
 
     method: ClassVar[str]
     modules_to_save: ClassVar[list[str]] = _NoModules(["(no module)"])
-    _trained_on: ClassVar[str | None] = None  # the base_hash to save: no condition for a next use
+    _trained_on: ClassVar[str | None] = None  # the base_hash to save; `base_hash` is what to check
 
     def __new__(cls, *args, **settings):
         _refuse(settings)
@@ -89,7 +90,7 @@ class _Config(PeftConfig):
         self.subspace_config(groups="layer" if self.groups == _CUSTOM else self.groups)
         if not isinstance(self.base_hash, str | None):
             got = type(self.base_hash).__name__
-            raise TypeError(f"base_hash must be a string or None, got a {got}")
+            raise TypeError(f"base_hash: wanted a string or None, got a {got}")
 
     def subspace_config(self, **changes) -> SubspaceConfig:
         """The same for get_subspace_model; raises as SubspaceConfig does."""
@@ -127,6 +128,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("theta", "lambda_")
+    active_adapters: list[str]  # of BaseTunerLayer
+    merged_adapters: list[str]
 
     def __init__(self, model: SubspaceModel, weights: str):
         super().__init__()
@@ -165,7 +168,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
     def _check(self, adapter_names: list[str]) -> None:
         wanted = list(self.theta)
         if len(adapter_names) > 1 or not set(adapter_names) <= set(wanted):
-            raise ValueError(f"adapter_names must be a single one of {wanted}, got {adapter_names}")
+            raise ValueError(f"adapter_names: wanted a single one of {wanted}, got {adapter_names}")
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Makes one adapter the active one, trainable unless inference_mode.
@@ -243,7 +246,7 @@ class _Tuner(BaseTuner):
 
     uses_shared_state = True
     tuner_layer_cls = SubspaceLayer
-    target_module_mapping = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def __init__(self, model, peft_config, adapter_name, low_cpu_mem_usage=False, state_dict=None):
         if getattr(model, "peft_config", None):
@@ -252,8 +255,8 @@ class _Tuner(BaseTuner):
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
     @property
-    def layer(self) -> SubspaceLayer | None:
-        """The tuner layer, None once the base model is taken out."""
+    def layer(self) -> Any:
+        """The tuner layer, a SubspaceLayer, or None once the base model is taken out."""
         return self._modules.get(f"{self.prefix}layer")
 
     @skip_init_on_device  # low_cpu_mem_usage is for adapters that are large
@@ -311,7 +314,7 @@ class _Tuner(BaseTuner):
     def merge_adapter(self, adapter_names=None, safe_merge: bool = False) -> None:
         """Raises ValueError if weights are streamed: the base model does not hold them then."""
         if self.layer.weights != "resident":
-            raise ValueError(f"weights must be resident to be merged, got {self.layer.weights}")
+            raise ValueError(f"weights: wanted 'resident' for a merge, got {self.layer.weights!r}")
         self.layer.merge(safe_merge, adapter_names)
 
     def unmerge_adapter(self) -> None:

@@ -3,11 +3,12 @@
 With v = spread(theta), the rows lambda_g v of all groups g make V, m x L (for DID one row, v), and
 the weights of group g are theta_0 plus rows of P's blocks times their row of V. So there are two
 kinds of nodes: `Rows` from theta and lambda_ to V's rows, and `Weights` from a row to the weights
-of a group. A group's backward is one adjoint, whose result is the row's gradient; what is left,
-from V to theta and lambda_, is done once, when all groups have arrived.
+of a group. A group's backward is one adjoint, whose result is the gradient of its row. When the
+gradients of all rows are there, one backward of `Rows` takes them to theta and lambda_.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,15 +21,15 @@ from .fakes import wide
 from .layout import Segment
 from .torch_internals import current_backward, current_ddp, run_first
 
-_ENTRIES = 1 << 24  # of V's gradient, from which on it is taken in parts
+_ENTRIES = 1 << 24  # the most entries of V whose gradient one node of `Rows` takes
 # A place in autograd's order before all that a forward records: such a node runs, and frees its
 # gradients, as soon as they are there. By its age it would wait for the whole backward.
 _BEFORE_ALL = 2**63
 
 
 class Spread(NamedTuple):
-    """Of a point, in one dtype and on one device: theta, v = spread(theta), lambda * norm of each
-    segment, and the bounds that `perturbed` wants."""
+    """A point in one dtype and on one device: theta, v = spread(theta), lambda * norm of each
+    segment, and the bounds that projection.perturbed takes."""
 
     theta: Tensor
     v: Tensor
@@ -37,50 +38,60 @@ class Spread(NamedTuple):
 
 
 @dataclass
-class Point:
-    """theta and, for SAID, lambda_ at one moment."""
+class Backwards:
+    """How many backwards after the last forward reach theta's gradient everywhere: one in the
+    forward of a DistributedDataParallel, which then all-reduces once, else any number."""
 
-    adapter: Adapter
-    leaves: list[Tensor]
-    values: list[Tensor]
-    versions: list[int]
-    backwards_left: float = math.inf  # that DistributedDataParallel would still reduce
-    backward: int = -1  # the running one
-    _spreads: dict = field(default_factory=dict)
-    _seen: tuple[Tensor, Any] | None = None  # pinned memory for a comparison's result, its event
+    left: float = math.inf
+    running: int = -1  # the number of the last one that came
 
-    @staticmethod
-    def of(adapter: Adapter, leaves: list[Tensor]) -> "Point":
-        """Where the leaves are now."""
-        values, versions = [p.detach().clone() for p in leaves], [p._version for p in leaves]
-        return Point(adapter, leaves, values, versions)
-
-    @property
-    def released(self) -> bool:
-        """Whether theta's gradient is that of the authors' code (SubspaceConfig)."""
-        return self.adapter.config.gradient == "released"
-
-    def expect_backwards(self) -> None:
-        """Takes note, before a forward, of how many backwards after it will be reduced."""
+    def expect(self) -> None:
+        """Begins to count, before a forward."""
         ddp = current_ddp()
         once = ddp is not None and ddp.require_backward_grad_sync and not ddp.static_graph
-        self.backwards_left, self.backward = 1 if once else math.inf, -1
+        self.left, self.running = 1 if once else math.inf, -1
 
-    def enter_backward(self) -> None:
-        """Raises RuntimeError if theta's gradient from this backward would not be reduced."""
+    def enter(self) -> None:
+        """Counts the running backward. Raises RuntimeError if theta's gradient from it would not be
+        all-reduced."""
         backward = current_backward()
-        if backward == self.backward:
+        if backward == self.running:
             return
-        if not self.backwards_left:
+        if not self.left:
             raise RuntimeError(
                 "a second backward after one forward, or one nested in it, reached theta, which "
                 "DistributedDataParallel would not reduce: give it static_graph=True, or gradient "
                 "checkpointing use_reentrant=False"
             )
-        self.backward, self.backwards_left = backward, self.backwards_left - 1
+        self.running, self.left = backward, self.left - 1
+
+
+@dataclass
+class Point:
+    """theta and, for SAID, lambda_ at one moment: `values` of the parameters `leaves`, and the
+    version counters that these had."""
+
+    adapter: Adapter
+    leaves: list[Tensor]
+    values: list[Tensor]
+    versions: list[int]
+    backwards: Backwards = field(default_factory=Backwards)
+    _spreads: dict = field(default_factory=dict)
+    _seen: tuple[Tensor, Any] | None = None  # a comparison's result in pinned memory, its event
+
+    @staticmethod
+    def of(adapter: Adapter, leaves: Sequence[Tensor]) -> "Point":
+        """The point where the leaves are now."""
+        values, versions = [p.detach().clone() for p in leaves], [p._version for p in leaves]
+        return Point(adapter, list(leaves), values, versions)
+
+    @property
+    def released(self) -> bool:
+        """Whether theta's gradient is altered as in the authors' code (SubspaceConfig.gradient)."""
+        return self.adapter.config.gradient == "released"
 
     def spread(self, dtype: torch.dtype, device: torch.device) -> "Spread":
-        """What all rows need, made once for each dtype and device."""
+        """The point as all rows need it, made once for each dtype and device."""
         key = dtype, device
         if key not in self._spreads:
             theta, *lambda_ = (p.to(device, dtype) for p in self.values)
@@ -105,7 +116,8 @@ class Point:
         return projection.perturbed(bases, theta, bounds, scales, starts, places, v)
 
     def coordinates(self) -> list[Tensor]:
-        """theta and, for SAID, lambda_, in a form to compute gradients from."""
+        """theta and, for SAID, lambda_ for a backward to compute with: the parameters themselves
+        where create_graph differentiates it, and they still have their values."""
         if not torch.is_grad_enabled():
             return self.values
         if self.versions != [p._version for p in self.leaves]:
@@ -114,8 +126,8 @@ class Point:
 
     def was_left_unseen(self) -> bool:
         """Whether something wrote to theta or lambda_ past their version counters, as some
-        optimizers do through .data. On CUDA, where nothing shall wait for the GPU, the answer is
-        that to an earlier call, and the comparison of this one is read by a later one.
+        optimizers do through .data. On CUDA, where no call waits for the GPU, each call starts a
+        comparison and answers with the result of an earlier one.
         """
         if not self.leaves[0].is_cuda:
             return not all(map(torch.equal, self.leaves, self.values))
@@ -129,7 +141,7 @@ class Point:
             return False
         seen = bool(found)
         integers = torch.int64 if self.leaves[0].dtype == torch.float64 else torch.int32
-        pairs = zip(self.leaves, self.values, strict=True)  # by bits: a NaN is itself
+        pairs = zip(self.leaves, self.values, strict=True)  # compared by bits: a NaN equals itself
         differ = [(p.detach().view(integers) != v.view(integers)).any() for p, v in pairs]
         found.copy_(torch.stack(differ).any(), non_blocking=True)
         event.record()
@@ -137,15 +149,16 @@ class Point:
 
 
 def without_autocast(kind: str) -> AbstractContextManager:
-    """A context in which a device of this kind computes in the types that tensors have."""
+    """A context in which operators on devices of this kind compute in their tensors' dtypes."""
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 
 class Rows(torch.autograd.Function):
-    """(theta, lambda_) -> the rows of V that belong to some groups, twice over where theta's
-    gradient is another than lambda_'s. They hold no data; their gradients are what matters.
+    """(theta, lambda_) -> the rows of V that belong to some groups. They hold no data: only their
+    gradients matter. With the authors' gradient each row is there twice: the altered gradient, for
+    theta, comes to the first, the unaltered one, for lambda_, to the second.
 
     Nothing is saved in autograd's sense, so a node serves any number of backwards.
     """
@@ -162,7 +175,7 @@ class Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         point, groups = ctx.point, ctx.groups
-        point.enter_backward()
+        point.backwards.enter()
         theta, *lambda_ = point.coordinates()
         projection = point.adapter.projection
         with without_autocast(theta.device.type):
@@ -191,7 +204,7 @@ def _stacked(rows: tuple[Tensor | None, ...]) -> Tensor:
 
 
 class Weights(torch.autograd.Function):
-    """Rows of V -> weights of their group, which were made before; nothing is computed.
+    """A row of V -> the weights of its group, which were made before; nothing is computed.
 
     Nothing is saved in autograd's sense, so a node serves any number of backwards.
     """
@@ -223,9 +236,9 @@ class Weights(torch.autograd.Function):
 
 
 class Origin:
-    """A point with the rows of V, to which autograd comes back from weights made at it.
+    """A point and the rows of V at it, to which autograd comes back from weights made at the point.
 
-    The point does not know of them: a cycle through autograd would never be freed.
+    The point does not refer to the rows: a cycle through autograd would never be freed.
     """
 
     def __init__(self, point: Point):
@@ -242,14 +255,14 @@ class Origin:
                 self._rows += [rows[i :: len(groups)] for i in range(len(groups))]
 
     def rows(self, segment: Segment) -> tuple[Tensor, ...]:
-        """What weights of the segment are a function of."""
+        """The rows of V of which the segment's weight is a function."""
         return self._rows_of(self.point.adapter.segments[segment.index].group)
 
     def _rows_of(self, group: int) -> tuple[Tensor, ...]:
         return self._rows[group if len(self.point.leaves) > 1 else 0]
 
-    def attach(self, segments: list[Segment], weights: list[Tensor]) -> list[Tensor]:
-        """The segments' weights as functions of theta and lambda_, with a node for each group."""
+    def attach(self, segments: list[Segment], weights: Sequence[Tensor]) -> list[Tensor]:
+        """The segments' weights as functions of theta and lambda_, by one node for each group."""
         attached = list(weights)
         for group in self.point.adapter.groups(segments):
             made = [weights[i] for i in group.places]

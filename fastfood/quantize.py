@@ -1,8 +1,9 @@
-"""Vectors as short bit strings: a few levels, and an adaptive arithmetic code of who has which.
+"""Vectors as short bit strings: numbers on a few levels, whose indices an adaptive arithmetic code
+writes.
 
 quantize() finds the levels by k-means and keeps them in float16; encode() writes them and the
 symbols as bytes from which decode() gets everything back, in exact integer arithmetic. The code is
-what a task vector costs on disk, and its length is the description length of a compression bound.
+what a task vector takes on disk, and its length is the description length of a compression bound.
 """
 
 import bisect
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 MAX_LEVELS = 256
-MAX_COUNT = 1 << 20  # of symbols, so that a damaged count takes seconds and no more
+MAX_COUNT = 1 << 20  # symbols at most, so that decoding a damaged count takes seconds
 
-_STEPS = 1000  # of k-means at most: 16 levels of 1e5 normal numbers take 200
-_BITS = 64  # of the interval's bounds: counts stay so far below that no rounding can be measured
+_STEPS = 1000  # the most steps of k-means: 16 levels of 1e5 normal numbers take 200
+_BITS = 64  # width of the interval's bounds, so far above the counts that rounding costs nothing
 _MASK = (1 << _BITS) - 1
 _SMALL = 1 << (_BITS - 8)  # an interval narrower than this has settled its first byte
 
@@ -53,16 +54,16 @@ def quantize(x: Tensor, levels: int) -> Quantized:
     Raises TypeError or ValueError naming the argument, what was wanted and what was given.
     """
     if isinstance(levels, bool) or not isinstance(levels, int):
-        raise TypeError(f"levels must be an integer, got {levels!r}")
+        raise TypeError(f"levels: wanted an integer, got {levels!r}")
     if not 1 <= levels <= MAX_LEVELS:
-        raise ValueError(f"levels must be at least 1 and at most {MAX_LEVELS}, got {levels}")
+        raise ValueError(f"levels: wanted 1 to {MAX_LEVELS}, got {levels}")
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating-point tensor, got {got}")
+        raise TypeError(f"x: wanted a floating-point tensor, got {got}")
     if x.dim() != 1 or not 1 <= len(x) <= MAX_COUNT:
-        raise ValueError(f"x must have shape (n,), 1 <= n <= {MAX_COUNT}, got {tuple(x.shape)}")
+        raise ValueError(f"x: wanted shape (n,), 1 <= n <= {MAX_COUNT}, got {tuple(x.shape)}")
     if not x.half().isfinite().all():
-        raise ValueError("x must be finite in float16, got values that are not")
+        raise ValueError("x: wanted values that are finite in float16, got others")
     x = x.detach().to("cpu", torch.float64)
     codebook = _centers(x, levels).half().unique()
     used, symbols = _nearest(x, codebook.double()).unique(return_inverse=True)
@@ -84,20 +85,20 @@ def encode(q: Quantized) -> bytes:
 def decode(code: bytes) -> Quantized:
     """What encode() was given; raises ValueError with the reason if it never writes `code`."""
     if len(code) < 4:
-        raise ValueError(f"the code is damaged: it must have at least 4 bytes, got {len(code)}")
+        raise ValueError(f"the code is damaged: wanted at least 4 bytes, got {len(code)}")
     n, r = int.from_bytes(code[:3], "little"), code[3] + 1
     if not 1 <= n <= MAX_COUNT:
-        raise ValueError(f"the code is damaged: 1 to {MAX_COUNT} symbols can be, got {n}")
+        raise ValueError(f"the code is damaged: wanted 1 to {MAX_COUNT} symbols, got {n}")
     start = 4 + 2 * r
     if len(code) < start:
         raise ValueError(f"the code is damaged: {r} levels take {start} bytes, got {len(code)}")
     book = struct.unpack(f"<{r}e", code[4:start])
     ascending = all(a < b for a, b in itertools.pairwise(book))
     if not ascending or not torch.tensor(book).isfinite().all():
-        raise ValueError("the code is damaged: its levels must be finite and ascending")
+        raise ValueError("the code is damaged: wanted finite and ascending levels, got others")
     symbols = _decode(code[start:], n, r)
     if _encode(symbols, r) != code[start:]:
-        raise ValueError("the code is damaged: these symbols have another code")
+        raise ValueError("the code is damaged: wanted the code of its symbols, got another code")
     codebook = torch.tensor(book, dtype=torch.float16)
     return Quantized(codebook, torch.tensor(symbols, dtype=torch.uint8))
 
@@ -119,13 +120,13 @@ def _centers(x: Tensor, levels: int) -> Tensor:
 
 
 def _nearest(x: Tensor, centers: Tensor) -> Tensor:
-    """The index of the center nearest to each value, the lower one from the middle."""
+    """The index of the center nearest to each value, the argmin; of two, the lower one."""
     return torch.bucketize(x, (centers[1:] + centers[:-1]) / 2)
 
 
 def _encode(symbols: Iterable[int], levels: int) -> bytes:
-    """A number in the interval that the symbols lead to, with no zero bytes at its end."""
-    counts, total = [1] * levels, levels  # twice the counts, plus one
+    """The shortest number in the interval that the symbols lead to: no zero bytes end it."""
+    counts, total = [1] * levels, levels  # 2 * count + 1 of each symbol, and their sum
     low, width, out = 0, 1 << _BITS, bytearray()
     for symbol in symbols:
         below = sum(counts[:symbol])
@@ -160,10 +161,10 @@ def _carry(low: int, out: bytearray) -> int:
 
 
 def _decode(code: bytes, n: int, levels: int) -> list[int]:
-    """The n symbols of a code of _encode(); zeros follow its end."""
+    """The n symbols of a code of _encode(), which is read as if zeros followed its end."""
     counts, total = [1] * levels, levels
     reader = itertools.chain(code, itertools.repeat(0))
-    offset, width = 0, 1 << _BITS  # of the code's number within the interval
+    offset, width = 0, 1 << _BITS  # the code's number, counted from the interval's lower bound
     for _ in range(_BITS // 8):
         offset = offset << 8 | next(reader)
     symbols = []

@@ -3,11 +3,11 @@ once.
 
 theta_0 stays where it is: in 16 bits, on the CPU, or mapped from a file. Modules see tensors
 without data, and a torch function that gets one is called with the weight made for it, on the
-device of the function's other arguments. What autograd saves of it is its place; a backward makes
-each weight anew when its turn comes; its gradient goes through the adjoint and is freed at once.
+device of the function's other arguments. Autograd saves where the weight comes from; a backward
+makes each weight anew when its turn comes; its gradient goes through the adjoint and is freed.
 
-Weights are made by units, as units.py has it; where a weight is too large for one, the backward of
-its linear layer goes by rows.
+Weights are made unit by unit (units.py). Where a weight is too large for a unit, the backward of
+its linear layer makes it some rows at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +29,11 @@ from .torch_internals import (
     without_torch_function,
 )
 from .units import Large, Member, Shelf, Unit, divided, parameters_of
-from .weights import check_untouched, marks_of, recurrent, show, uncover
+from .weights import Holder, check_untouched, marks_of, recurrent, show, uncover
 
 _PIECE = 1 << 22  # entries of a linear layer's weight that its backward makes at a time
 
-# answered by the tensor without data
+# Queries that need no data, so the weight is not made for them.
 _FACTS = {
     Tensor.dim,
     Tensor.element_size,
@@ -53,7 +53,7 @@ _FACTS = {
 
 @dataclass
 class Saved:
-    """A weight that does not stay, or a view of it, as autograd keeps it."""
+    """What autograd keeps of a weight that does not stay, or of a view of it."""
 
     source: Member | Large
     device: torch.device
@@ -68,6 +68,8 @@ class Saved:
 
 class StreamedWeight(Tensor):
     """A weight without data: has its shape, dtype and device, and is made when it is used."""
+
+    source: Member | Large
 
     @staticmethod
     def __new__(cls, source: Member | Large):
@@ -91,7 +93,7 @@ class StreamedWeight(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        # from inside an autograd.Function: the gradient goes through the node of the tensor itself
+        # a call from inside an autograd.Function: its gradient goes through this tensor's own node
         device = _device_of(args)
 
         def made(weight):
@@ -114,7 +116,7 @@ def _use(function: Callable, args: tuple, kwargs: dict):
             used[weight.untyped_storage().data_ptr()] = source
         return weight
 
-    args = [_replaced(x, made) for x in args]
+    args = tuple([_replaced(x, made) for x in args])
     kwargs = {name: _replaced(x, made) for name, x in kwargs.items()}
     if not used:
         return function(*args, **kwargs)
@@ -130,13 +132,13 @@ def _replaced(x: Any, made: Callable):
 
 
 def _may_hold_tensors(x: Any) -> bool:
-    if isinstance(x, (tuple, list)):  # mostly a shape
+    if isinstance(x, (tuple, list)):  # most are shapes
         return any(not isinstance(y, (int, float)) for y in x)
     return isinstance(x, dict)
 
 
 def _device_of(arguments) -> torch.device | None:
-    """Where an operator runs whose weights may lie elsewhere: where its other tensors are."""
+    """The device of an operator, its weights apart: that of its other tensors, if it has any."""
     for x in arguments:
         inside = tree_leaves(x) if _may_hold_tensors(x) else [x]
         for x in inside:
@@ -146,8 +148,8 @@ def _device_of(arguments) -> torch.device | None:
 
 
 def _saving(used: dict[int, Member | Large]) -> tuple[Callable, Callable]:
-    """Hooks for what autograd saves: of weights their place; all else goes on to the hooks around,
-    which may be those of gradient checkpointing."""
+    """Hooks by which autograd saves of a weight where it comes from. All other tensors go on to the
+    hooks around, such as those of gradient checkpointing."""
     around = saved_tensors_hooks_around()
     keep, give = around or (lambda x: (x, x._version), _unless_written)
 
@@ -248,7 +250,7 @@ class LargeLinear(torch.autograd.Function):
         [group] = adapter.groups([segment])
         height, width = segment.shape
         step = max(1, max(_PIECE, 8 * projection.d) // width)
-        again = torch.is_grad_enabled()  # a derivative of this one is wanted
+        again = torch.is_grad_enabled()  # with create_graph this backward is differentiated
         if again:
             step = height
         flat_x, flat_gy = x.reshape(-1, width), gy.reshape(-1, height)
@@ -273,8 +275,8 @@ class LargeLinear(torch.autograd.Function):
         return gx, flat_gy.sum(0) if needs[1] else None, None, None, *rows
 
 
-class Streamed:
-    """Weights made when they are used; the interface of Resident."""
+class Streamed(Holder):
+    """Weights that are made when they are used."""
 
     exist = False
 
@@ -288,7 +290,7 @@ class Streamed:
     def check(config: SubspaceConfig) -> None:
         """Raises ValueError if the projection cannot be made in parts."""
         if config.projection == "one-block":
-            raise ValueError('weights="streamed" cannot be had with projection="one-block"')
+            raise ValueError("projection: wanted one made in parts if streamed, got 'one-block'")
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The tensors of theta_0, which the parameters hold at all times."""
@@ -327,10 +329,11 @@ class Streamed:
         """Lets modules see their parameters, with the weights at the point in memory of their own,
         or theta_0 if it is None."""
         alone = [[segment] for segment in self.large]
-        for segments in [*self.small, *self.units, *alone] if point is not None else []:
-            made = point.perturbed(segments, parameters_of(segments, None))
-            for segment, weight in zip(segments, made, strict=True):
-                segment.parameter.data = weight
+        if point is not None:
+            for segments in [*self.small, *self.units, *alone]:
+                made = point.perturbed(segments, parameters_of(segments, None))
+                for segment, weight in zip(segments, made, strict=True):
+                    segment.parameter.data = weight
         uncover(self.segments)
         renew_recurrent(self.recurrent)
         self.marks = None

@@ -2,9 +2,9 @@
 
 All D trainable numbers of a model become theta_D = theta_0 + lambda * (P theta): equations 2 and 3
 of the paper. Modules see their weights as outputs of autograd nodes, whose backward applies the
-adjoint of P to their own rows. theta and lambda_ are ordinary leaves for optimizers, clipping and
-checkpoints; coordinates.py holds them, weights.py and streamed.py hold the weights, and this is the
-model around both.
+adjoint of P to their own rows (points.py). theta and lambda_ are ordinary leaves for optimizers,
+clipping and checkpoints; coordinates.py holds them, a holder (weights.py, streamed.py, sharded.py)
+holds the weights, and this is the model around both.
 """
 
 import functools
@@ -32,11 +32,11 @@ from .layout import (
 from .points import Point
 from .streamed import Streamed
 from .torch_internals import is_exporting
-from .weights import Resident
+from .weights import Holder, Resident
 
-WEIGHTS = {"resident": Resident, "streamed": Streamed}
+HOLDERS: dict[str, type[Holder]] = {"resident": Resident, "streamed": Streamed}
 
-# methods of transformers that change the parameters a subspace is laid over
+# Methods of transformers that change the parameters over which a subspace is laid.
 _RESHAPING = ("resize_token_embeddings", "set_input_embeddings", "set_output_embeddings")
 
 
@@ -48,35 +48,37 @@ class SubspaceModel(Coordinates):
     all that state_dict() holds. theta_0 is read at the first forward, so weights may be loaded or
     broadcast until then; it has to be the same in all processes of a distributed training.
 
-    wrapped is the model itself. Its own parameters do not require gradients for that time and show
+    wrapped is the base model. While it is wrapped, its own parameters require no gradients and show
     the current weights, or theta_0 if weights are streamed. Convert and move the wrapper, not
     wrapped. Gradients of any order are right. Attributes that the wrapper lacks (config, generate,
-    device, ...) are the wrapped model's, base_model too: a transformers model without its head.
+    device, ...) are the wrapped model's; so is base_model, a transformers model without its head.
 
     Several adapters can share the base model: add_adapter, set_adapter, delete_adapter and
     disable_adapter. theta, lambda_, subspace_config, projection, group_names and state_dict() are
     those of the active one; switching costs one projection.
     """
 
-    def __init__(self, model: nn.Module, config: SubspaceConfig, adapter: str, weights: type):
+    def __init__(
+        self, model: nn.Module, config: SubspaceConfig, adapter: str, holder: type[Holder]
+    ):
         segments = trainable(model)
         super().__init__(segments, config, adapter)
         self.wrapped = model
         self._structure = Structure(model)
         self.training = model.training
         self.base_digests: list[bytes] | None = None  # of theta_0, once adapter needs them
-        self._written: tuple[list, Point | None] | None = None  # stamp and point of the last write
-        self._entered = False  # whether the base model's forward is about to be called by ours
+        self._written: tuple[list, Point | None] | None = None  # the last write's stamp and point
+        self._entered = False  # whether this model's forward is about to call the base model's
         for segment in segments:
             segment.parameter.requires_grad_(False)
-        # encoders and heads are also called on their own (generate), numbered blocks are not
+        # generate() and others call encoders and heads on their own; nothing calls a block so
         self._hooks = [
             module.register_forward_pre_hook(self._before_forward, prepend=True)
             for name, module in model.named_modules()
             if not any(part.isdigit() for part in name.split("."))
         ]
         self._hooks.append(self.register_forward_pre_hook(self._before_forward))
-        self._weights = weights(model, segments)
+        self._holder = holder(model, segments)
         self.register_load_state_dict_post_hook(_allow_missing_base)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,8 +86,8 @@ class SubspaceModel(Coordinates):
         return self._compilable()(*args, **kwargs)
 
     def _compilable(self) -> Callable:
-        """The base model, for torch.compile to look into if there are weights to see."""
-        if self._weights.exist or not torch.compiler.is_compiling():
+        """The base model, hidden from torch.compile if its weights are made while it runs."""
+        if self._holder.exist or not torch.compiler.is_compiling():
             return self.wrapped
         return torch.compiler.disable(self.wrapped)
 
@@ -125,26 +127,26 @@ class SubspaceModel(Coordinates):
     def _prepare(self, module: nn.Module) -> None:
         """Before the forward of this model, of the base model or of a module of it."""
         whole = module is self or (module is self.wrapped and not self._entered)
-        # a forward that somebody put in place of ours need not go through wrapped
+        # a forward that replaces ours need not call wrapped
         self._entered = module is self and "forward" not in self.__dict__
         stamp, point = self._written or (None, None)
-        if stamp != self._stamp():
-            self.refresh()
-            _, point = self._written
-        elif whole and point is not None and point.was_left_unseen():
-            if self.theta.is_cuda:  # known too late
+        stale = stamp != self._stamp()
+        if not stale and whole and point is not None and point.was_left_unseen():
+            if self.theta.is_cuda:  # an earlier forward has used old weights already
                 raise RuntimeError(
                     "theta or lambda_ was written through .data or by its address before an "
                     "earlier forward, which did not see it: call refresh() after such a write"
                 )
+            stale = True
+        if stale:
             self.refresh()
-            _, point = self._written
+            _, point = self._written or (None, None)
         if whole and point is not None:
-            point.expect_backwards()
+            point.backwards.expect()
 
     def _stamp(self) -> list:
-        """What tells that theta_D has to be written anew."""
-        # a CUDA graph writes its weights itself, and what was written in one is not for others
+        """theta_D has to be written anew when this differs from the last write's."""
+        # a CUDA graph has to write its own weights, and weights written in one are for it alone
         capturing = self.theta.is_cuda and torch.cuda.is_current_stream_capturing()
         leaves = [(id(p), p.data_ptr(), p._version, p.requires_grad) for p in self._leaves()]
         return [self.active_adapter, self._disabled, capturing, *leaves]
@@ -153,9 +155,9 @@ class SubspaceModel(Coordinates):
         """Writes theta_0 + lambda * (P theta) into the weights, one projection per run of a dtype;
         streamed weights take note of theta and lambda_ and are made later.
 
-        A forward does it if theta or lambda_ changed; call it to read wrapped's weights, and on
-        CUDA after writing to theta or lambda_ through .data other than in an optimizer's step, and
-        after replays of a CUDA graph: a forward sees what version counters count.
+        A forward calls it if the version counters of theta or lambda_ changed. Call it yourself
+        before you read wrapped's weights and after replays of a CUDA graph, and on CUDA after a
+        write to theta or lambda_ through .data that is not an optimizer's step.
         Raises RuntimeError if wrapped's weights were moved, converted or written by others, or if
         parameters were added, replaced, resized or removed.
         """
@@ -164,30 +166,31 @@ class SubspaceModel(Coordinates):
         device = self.theta.device.type
         with torch.inference_mode(False), torch.autocast(device, enabled=False), torch.no_grad():
             point = None if self._disabled else Point.of(self._active, self._leaves())
-            self._weights.write(point)
+            self._holder.write(point)
         self._written = self._stamp(), point
         # DistributedDataParallel's broadcast would count as a write by others
         self._ddp_params_and_buffers_to_ignore = [f"wrapped.{s.name}" for s in self.segments]
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The trainable tensors of the base model as they were before training."""
-        return self._weights.theta_0()
+        return self._holder.theta_0()
 
     def _release(self, merged: bool = False) -> None:
-        """Uncovers the parameters and gives them memory of their own with theta_D or theta_0."""
+        """Lets modules see their parameters, in memory of their own, with theta_D or theta_0."""
         with torch.no_grad():
-            self._weights.release(self._written[1] if merged else None)
+            _, point = self._written or (None, None)
+            self._holder.release(point if merged else None)
         self._written = None
 
     def _apply(self, fn, recurse=True):
         self._release()
 
-        def wide(t):  # theta and lambda_ stay so beside 16-bit weights
+        def wide(t):  # theta and lambda_ stay in float32 beside 16-bit weights
             new = fn(t)
             return t.to(new.device) if new.dtype in (torch.float16, torch.bfloat16) else new
 
         if recurse:
-            self._weights.convert(fn)
+            self._holder.convert(fn)
         self.base_digests = None
         for adapter in self.adapters.values():
             for p in (adapter.theta, adapter.lambda_):
@@ -220,7 +223,7 @@ class SubspaceModel(Coordinates):
         return destination
 
     def _check_possible(self, config: SubspaceConfig) -> None:
-        self._weights.check(config)
+        self._holder.check(config)
 
     def load_adapter(self, path: str | os.PathLike, name: str, groups: Groups = None) -> None:
         """Adds a saved adapter to this base model, `path` as in from_pretrained:
@@ -359,16 +362,16 @@ def get_subspace_model(
     such a projection cannot be made in parts.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model: wanted an nn.Module, got {type(model).__name__}")
     check_config(config)
     check_name(adapter)
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {tuple(WEIGHTS)}, got {weights!r}")
-    kind, held, check_model = SubspaceModel, WEIGHTS[weights], check
-    # fully_shard's modules, told by a method so that torch.distributed.fsdp is not imported here
+    if weights not in HOLDERS:
+        raise ValueError(f"weights: wanted one of {tuple(HOLDERS)}, got {weights!r}")
+    kind, held, check_model = SubspaceModel, HOLDERS[weights], check
+    # modules cut by fully_shard have this method; torch.distributed.fsdp is imported for them alone
     if any(hasattr(module, "set_requires_gradient_sync") for module in model.modules()):
         if weights != "resident":
-            raise ValueError(f'weights must be "resident" for a sharded model, got {weights!r}')
+            raise ValueError(f"weights: wanted 'resident' for a sharded model, got {weights!r}")
         from . import sharded
 
         kind, held = ShardedSubspaceModel, sharded.Sharded
@@ -380,21 +383,22 @@ def get_subspace_model(
         if any(isinstance(holder, SubspaceModel) for holder in holders):
             raise ValueError("model is wrapped in a SubspaceModel already: unload() it first")
     check_model(model)
-    return _class_over(type(model), kind)(model, config, adapter, held)
+    base: Any = type(model)
+    return _class_over(base, kind)(model, config, adapter, held)
 
 
 @functools.cache
-def _class_over(base: type, kind: type = SubspaceModel) -> type:
+def _class_over(base: Any, kind: type[SubspaceModel] = SubspaceModel) -> Any:
     """`kind` with base's name and forward signature, which transformers.Trainer reads."""
 
+    @functools.wraps(base.forward, assigned=["__doc__"], updated=())
     def forward(self, *args, **kwargs):
         return self._compilable()(*args, **kwargs)
 
-    forward.__wrapped__, forward.__doc__ = base.forward, base.forward.__doc__
     return type(f"Subspace{base.__name__}", (kind,), {"forward": forward})
 
 
-def _blank(base: type) -> SubspaceModel:
+def _blank(base: Any) -> SubspaceModel:
     cls = _class_over(base)
     return cls.__new__(cls)
 

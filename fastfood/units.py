@@ -1,8 +1,9 @@
-"""Units of weights that are made at once where they are not kept, for streamed.py.
+"""Units of streamed weights: which weights are made together, and how long they are kept.
 
 The matrices of a numbered block are a unit, or several if they and their gradients would take more
-than the model's largest tensor, and one unit is there at a time. A tensor that is too large for
-that is made for one operator and dropped. What is small, biases and norms, is one unit that stays.
+than the model's largest tensor, and only one such unit is kept at a time. A tensor that is too
+large for a unit is made for one operator and dropped. All small tensors, biases and norms, are one
+unit that stays.
 """
 
 import math
@@ -17,12 +18,12 @@ from .layout import Segment
 from .points import Origin
 from .weights import check_untouched, marks_of
 
-SMALL = 1 << 16  # entries, from which on a tensor does not stay
+SMALL = 1 << 16  # tensors of fewer entries stay
 _BLOCK = re.compile(r"(?:.*\.)?\d+(?=\.)")  # a name up to its last all-digit component
 
 
 def parameters_of(segments: list[Segment], device: torch.device | None) -> list[Tensor]:
-    """theta_0 of the segments, where it is or on the device."""
+    """theta_0 of the segments, on the device or, for None, where it lies."""
     found = [segment.parameter for segment in segments]
     return [p.data if device in (None, p.device) else p.data.to(device) for p in found]
 
@@ -38,13 +39,13 @@ class Made(NamedTuple):
 
 @dataclass
 class Shelf:
-    """The one unit that is there. Threads may share it, so that it changes at once."""
+    """Keeps the weights of one unit. Threads share it, so `made` is replaced whole."""
 
     made: Made | None = None
 
 
 class Unit:
-    """Tensors of one dtype and device whose weights at a point are made at once."""
+    """Tensors of one dtype and device whose weights at a point are made together."""
 
     def __init__(self, segments: list[Segment], origin: Origin, shelf: Shelf):
         self.segments, self.origin, self.shelf = segments, origin, shelf
@@ -70,7 +71,7 @@ class Unit:
 
 @dataclass
 class Member:
-    """Where the weight of a unit's tensor comes from."""
+    """The source of one weight: its unit."""
 
     segment: Segment
     unit: Unit
@@ -88,7 +89,7 @@ class Member:
 
 @dataclass
 class Large:
-    """Where the weight of a tensor comes from that is a unit of its own and not kept."""
+    """The source of one weight that is too large for a unit, made anew at each use."""
 
     segment: Segment
     origin: Origin
@@ -117,18 +118,19 @@ class Large:
 def divided(
     segments: list[Segment],
 ) -> tuple[list[list[Segment]], list[list[Segment]], list[Segment]]:
-    """The small ones by dtype and device, the units of others, and those too large for one."""
+    """The small segments by dtype and device, the other ones in units, and those too large for a
+    unit."""
     room = max(segment.numel for segment in segments)
     small: dict[tuple, list[Segment]] = {}
     units: list[list[Segment]] = []
     large: list[Segment] = []
-    last, taken = None, 0  # what the unit's tensors have in common, and their entries
+    last, taken = None, 0  # block, dtype and device of the last unit's tensors, and their entries
     for segment in segments:
         kind = segment.parameter.dtype, segment.parameter.device
         block = _BLOCK.match(segment.name)
         if segment.numel < SMALL:
             small.setdefault(kind, []).append(segment)
-        elif 2 * segment.numel > room:  # the weight and its gradient
+        elif 2 * segment.numel > room:  # 2: the weight and its gradient
             large.append(segment)
         elif block and last == (block[0], kind) and 2 * (taken + segment.numel) <= room:
             units[-1].append(segment)

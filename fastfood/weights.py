@@ -1,10 +1,11 @@
-"""theta_0 + lambda * (P theta) for runs of tensors, how modules are made to see such weights, and
-the way to hold them that is fastest: all of them in flat buffers.
+"""theta_0 + lambda * (P theta) for runs of tensors, how modules are made to see such weights, what
+a holder of weights has to do, and the fastest holder: all weights in flat buffers.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -62,13 +63,13 @@ class Run:
 
 
 def marks_of(segments: list[Segment]) -> list:
-    """Where the parameters lie and how often they were written: tells when somebody else did."""
+    """Where the parameters lie and how often they were written, to notice writes by others."""
     owners = [owner for segment in segments for owner in segment.owners]
     parameters = [module._parameters.get(attribute) for module, attribute in owners]
     return [p if p is None else (p.data_ptr(), p._version, p.dtype) for p in parameters]
 
 
-def check_untouched(marks: list, now: list) -> None:
+def check_untouched(marks: object, now: object) -> None:
     """Raises RuntimeError if the parameters' marks are no longer what they were."""
     if marks != now:
         raise RuntimeError(
@@ -97,32 +98,60 @@ def recurrent(base: nn.Module) -> list[nn.RNNBase]:
     return [module for module in base.modules() if isinstance(module, nn.RNNBase)]
 
 
+class Holder(Protocol):
+    """A way to hold a base model's weights: what SubspaceModel asks of Resident, streamed.Streamed
+    and sharded.Sharded. Making one changes nothing in the base model but what it has to."""
+
+    exist: bool  # whether modules see weights that have data
+
+    def __init__(self, base_model: nn.Module, segments: list[Segment]) -> None: ...
+
+    @staticmethod
+    def check(config: SubspaceConfig) -> None:
+        """Raises ValueError if weights in such a subspace cannot be held so."""
+
+    def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
+        """The trainable tensors of the base model as they were before training."""
+
+    def write(self, point: Point | None) -> None:
+        """Makes modules see the weights at the point, or theta_0 if it is None. Raises RuntimeError
+        if the parameters were moved, converted or written by others."""
+
+    def release(self, point: Point | None) -> None:
+        """Lets modules see their parameters, in memory of their own, which hold the weights at the
+        point, that of the last write, or theta_0 if it is None."""
+
+    def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Applies fn, as of .to(), to the weights; release() comes first."""
+
+
 @dataclass
 class Buffer(Run):
-    """A run with its weights: theta_0 and, once written, theta_D, where the parameters lie then."""
+    """A run with flat weights: theta_0 in `base` and, once written, the weights that modules see in
+    `current`, in whose memory the parameters lie then."""
 
-    base: Tensor | None = None
+    base: Tensor = field(kw_only=True)
     current: Tensor | None = None
-    shown: list[Tensor] = field(default_factory=list)  # views of `current`, one a segment
+    shown: list[Tensor] = field(default_factory=list)  # a view of `current` for each segment
 
 
-class Resident:
+class Resident(Holder):
     """All weights in flat buffers, theta_0 beside theta_D: one projection for each optimizer step.
 
     An autograd node for each group serves all forwards until the next write.
     """
 
-    exist = True  # while a forward runs
+    exist = True
 
     def __init__(self, base_model: nn.Module, segments: list[Segment]):
         self.base_model, self.segments = base_model, segments
         self.recurrent = recurrent(base_model)
         self.buffers: list[Buffer] = []
-        self.marks: list | None = None  # after the last write
+        self.marks: tuple[list[int], list] | None = None  # of the buffers and of the parameters
 
     @staticmethod
     def check(config: SubspaceConfig) -> None:
-        """Every subspace will do."""
+        """Weights in any subspace can be held so."""
 
     def theta_0(self) -> Iterator[tuple[Segment, Tensor]]:
         """The tensors of theta_0, which is what the parameters hold when this is first used."""
@@ -139,10 +168,10 @@ class Resident:
             self.buffers = [Buffer(run, base=Run(run).gather()) for run in runs]
 
     def _versions(self) -> list[int]:
-        return [buffer.current._version for buffer in self.buffers]
+        return [b.current._version for b in self.buffers if b.current is not None]
 
     def _lay(self) -> None:
-        """Puts the parameters where they can be written in one go, all that there are."""
+        """Moves all parameters into the buffers, which are written in one go."""
         kinds = [(b.base.dtype, b.base.device) for b in self.buffers for _ in b.segments]
         check_untouched(kinds, [(s.parameter.dtype, s.parameter.device) for s in self.segments])
         for buffer in self.buffers:
@@ -166,6 +195,7 @@ class Resident:
         else:
             check_untouched(self.marks, (self._versions(), marks_of(self.segments)))
         for buffer in self.buffers:
+            assert buffer.current is not None
             if point is None:
                 buffer.current.copy_(buffer.base)
             else:
@@ -177,14 +207,15 @@ class Resident:
             views = [view.detach() for buffer in self.buffers for view in buffer.shown]
             show(self.segments, Origin(point).attach(self.segments, views))
         renew_recurrent(self.recurrent)
+        assert self.marks is not None
         self.marks = self._versions(), self.marks[1]
 
     def release(self, point: Point | None) -> None:
         """Gives the parameters memory of their own with the weights last written, or theta_0 if
         `point` is None."""
         for buffer in self.buffers:
-            flat = buffer.base if point is None else buffer.current
             if buffer.current is not None:
+                flat = buffer.base if point is None else buffer.current
                 for segment, view in zip(buffer.segments, buffer.views(flat), strict=True):
                     segment.parameter.data = view.clone()
             buffer.current, buffer.shown = None, []

@@ -163,7 +163,7 @@ def test_unilora_counts_the_head_or_not(model_folder, data):
         model = build_model(settings, trial_of("unilora", d=d, head=head), 2)
         assert trained_numbers(model, trial_of("unilora")) == (length + 34, 34)
     for head, d in (("inside", 34), ("outside", 0), ("outside", most + 1)):
-        with pytest.raises(ValueError, match=rf"^d must be from .*; got {d}$"):
+        with pytest.raises(ValueError, match=rf"^d: wanted .*, got {d}$"):
             build_model(settings, trial_of("unilora", d=d, head=head), 2)
     with pytest.raises(ValueError, match="the head's 34 numbers count in it"):
         build_model(settings, trial_of("unilora", d=34, head="inside"), 2)

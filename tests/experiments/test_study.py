@@ -123,8 +123,11 @@ def test_a_recipe_pretrains_measures_and_reports(tmp_path):
         (["--dims", "10,x"], "dims: wanted a whole number, got 'x'"),
         (["--lrs", "fast"], "lrs: wanted a number, got 'fast'"),
         (["--method", "adam"], "method: wanted some of did, said"),
-        (["--dims", "10,102219"], "dims: DID with d = 102219: d must be at most D = 102218"),
-        (["--dims", "4,10", "--method", "said"], "dims: SAID with d = 4: d must be above m = 4"),
+        (["--dims", "10,102219"], "dims: DID with d = 102219: d: wanted at most D = 102218"),
+        (
+            ["--dims", "4,10", "--method", "said"],
+            "SAID with d = 4: d: wanted more than m = 4",
+        ),
         (["--device", "cuda:63"], "device: wanted"),
         (["--storage", "nowhere"], "storage: wanted a database URL"),
         (["--task", "glue/sst2", "--model", "/no/model", "--data", "DATA"], "model: "),

@@ -77,7 +77,7 @@ def test_the_cuda_sources_give_them_on_the_emulator():
     model = adapted()
     kinds = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # the order of kernels.h
     v = model.projection.spread(model.theta.detach())
-    for run in model._weights.buffers:
+    for run in model._holder.buffers:
         segments = [model.segments[segment.index] for segment in run.segments]
         ends = [segment.start + segment.numel - run.start for segment in segments]
         offsets, norms = torch.tensor([0, *ends]), torch.tensor([s.norm for s in segments])

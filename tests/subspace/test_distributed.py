@@ -266,14 +266,14 @@ def test_sharded_in_bfloat16(results):
 
 def test_what_sharding_refuses(results):
     wanted = {
-        "inside": "ValueError: model must be sharded by fully_shard itself",
-        "ignored": "ValueError: parameter classifier.bias must be sharded by fully_shard",
-        "columns": "ValueError: parameter 0.weight must be sharded in its first dimension alone",
-        "meta": "must be loaded, got meta",
-        "streamed": 'ValueError: weights must be "resident" for a sharded model',
-        "one block": 'ValueError: a sharded model cannot be had with projection="one-block"',
+        "inside": "ValueError: model: wanted one cut by fully_shard itself",
+        "ignored": "ValueError: parameter classifier.bias: wanted one cut by fully_shard",
+        "columns": "ValueError: parameter 0.weight: wanted shards of the first dimension alone",
+        "meta": "wanted loaded values, got meta",
+        "streamed": "ValueError: weights: wanted 'resident' for a sharded model",
+        "one block": "ValueError: projection: wanted one made in parts if sharded",
         "moved": "RuntimeError: a sharded model cannot be moved or converted",
-        "d": "ValueError: d must be at most D",
+        "d": "ValueError: d: wanted at most D",
         "twice": "ValueError: model is wrapped in a SubspaceModel already",
     }
     for result in results:

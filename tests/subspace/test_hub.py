@@ -141,6 +141,6 @@ def test_nothing_is_created_for_values_that_cannot_be_saved(hub):
     model = wrap(mlp())
     with torch.no_grad():
         model.theta[0] = float("nan")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="wanted values that are finite"):
         model.push_to_hub("me/x")
     assert not hub.root.exists() and not hub.created

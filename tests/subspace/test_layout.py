@@ -70,16 +70,16 @@ def integer():
 @pytest.mark.parametrize(
     ("build", "config", "message"),
     [
-        (mlp, {"d": 10_000, "method": "did"}, r"d must be at most D = \d+.*got 10000"),
-        (mlp, {"d": 4}, r"d must be above m = 4.*got 4"),
+        (mlp, {"d": 10_000, "method": "did"}, r"d: wanted at most D = \d+.*got 10000"),
+        (mlp, {"d": 4}, r"d: wanted more than m = 4.*got 4"),
         (Tangled, {"d": 5}, "a and b overlap in memory"),
         (expanded, {"d": 5}, "weight overlaps itself"),
-        (sparse, {"d": 5}, "weight must be an ordinary dense tensor, got torch.sparse"),
+        (sparse, {"d": 5}, "weight: wanted an ordinary dense tensor, got torch.sparse"),
         (lambda: nn.Linear(3, 3, device="meta"), {"d": 5}, "dense tensor, got meta"),
         (lambda: nn.LazyLinear(3), {"d": 5}, "dense tensor, got lazy"),
-        (frozen, {"d": 5}, "must have parameters that require gradients"),
-        (integer, {"d": 5}, "weight must be one of float32.*got torch.complex64"),
-        (lambda: torch.jit.script(nn.Linear(3, 3)), {"d": 5}, "must not be scripted"),
+        (frozen, {"d": 5}, "wanted parameters that require gradients"),
+        (integer, {"d": 5}, "weight: wanted one of float32.*got torch.complex64"),
+        (lambda: torch.jit.script(nn.Linear(3, 3)), {"d": 5}, "wanted plain modules, got scripted"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -101,27 +101,27 @@ def test_wrapping_twice_is_refused():
     for again in (model, model.wrapped, nn.ModuleList([model])):
         with pytest.raises(ValueError, match="wrapped in a SubspaceModel already"):
             wrap(again)
-    with pytest.raises(TypeError, match="model must be an nn.Module, got int"):
+    with pytest.raises(TypeError, match="model: wanted an nn.Module, got int"):
         wrap(3)
-    with pytest.raises(TypeError, match="config must be a SubspaceConfig, got dict"):
+    with pytest.raises(TypeError, match="config: wanted a SubspaceConfig, got dict"):
         get_subspace_model(mlp(), {"d": 3})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"d": 0}, "d must be at least 1, got 0"),
-        ({"d": 1.5}, "d must be an integer, got 1.5"),
-        ({"d": True}, "d must be an integer, got True"),
-        ({"d": 3, "seed": -1}, "seed must be at least 0"),
-        ({"d": 3, "seed": 2**64}, r"seed must be.*below 2\*\*64"),
-        ({"d": 3, "method": "lora"}, "method must be 'said' or 'did', got 'lora'"),
-        ({"d": 3, "normalization": "row"}, "normalization must be 'global' or 'tensor', got 'row'"),
+        ({"d": 0}, "d: wanted at least 1, got 0"),
+        ({"d": 1.5}, "d: wanted an integer, got 1.5"),
+        ({"d": True}, "d: wanted an integer, got True"),
+        ({"d": 3, "seed": -1}, "seed: wanted at least 0"),
+        ({"d": 3, "seed": 2**64}, r"seed: wanted.*below 2\*\*64"),
+        ({"d": 3, "method": "lora"}, "method: wanted 'said' or 'did', got 'lora'"),
+        ({"d": 3, "normalization": "row"}, "normalization: wanted 'global' or 'tensor', got 'row'"),
         (
             {"d": 3, "groups": "block"},
-            "groups must be 'layer' or 'tensor' or a function.*got 'block'",
+            "groups: wanted 'layer' or 'tensor' or a function.*got 'block'",
         ),
-        ({"d": 3, "projection": "dct"}, "projection must be .*'sparse', got 'dct'"),
+        ({"d": 3, "projection": "dct"}, "projection: wanted .*'sparse', got 'dct'"),
     ],
 )
 def test_refused_configurations(arguments, message):

@@ -116,18 +116,18 @@ def test_deleting(weights):
 
 def test_refusals():
     model = wrap(mlp())
-    with pytest.raises(ValueError, match="there is an adapter 'default' already"):
+    with pytest.raises(ValueError, match="name: wanted a new one, got 'default'"):
         model.add_adapter("default", OTHER)
     with pytest.raises(ValueError, match=r"wanted one of \['default'\], got 'none'"):
         model.set_adapter("none")
-    with pytest.raises(TypeError, match="name must be a string, got 3"):
+    with pytest.raises(TypeError, match="name: wanted a string that is not empty, got 3"):
         model.add_adapter(3, OTHER)
-    with pytest.raises(TypeError, match="config must be a SubspaceConfig"):
+    with pytest.raises(TypeError, match="config: wanted a SubspaceConfig"):
         model.add_adapter("other", {"d": 4})
-    with pytest.raises(ValueError, match="d must be above m = 4"):
+    with pytest.raises(ValueError, match="d: wanted more than m = 4"):
         model.add_adapter("other", SubspaceConfig(d=4))
     streamed = wrap(mlp(), weights="streamed")
-    with pytest.raises(ValueError, match="cannot be had with projection=.one-block"):
+    with pytest.raises(ValueError, match="made in parts if streamed, got 'one-block'"):
         streamed.add_adapter("other", SubspaceConfig(d=9, projection="one-block"))
     assert list(model.adapters) == ["default"]
 

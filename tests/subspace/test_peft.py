@@ -195,7 +195,7 @@ def test_merging_in_place():
     with pytest.raises(ValueError, match="default.* merged"):
         model.delete_adapter("default")
     model.add_adapter("other", said())
-    with pytest.raises(ValueError, match="adapter_names must be a single one"):
+    with pytest.raises(ValueError, match="adapter_names: wanted a single one"):
         model.merge_adapter(["other"])
     with pytest.warns(UserWarning, match="unmerged"):
         model.set_adapter("other")
@@ -208,7 +208,7 @@ def test_merging_in_place():
     streamed = tuned(said(weights="streamed"))
     assert torch.equal(logits(streamed), adapted)
     assert isinstance(layer(streamed).subspace_model.classifier.weight, StreamedWeight)
-    with pytest.raises(ValueError, match="must be resident"):
+    with pytest.raises(ValueError, match="weights: wanted 'resident'"):
         streamed.merge_adapter()
 
 
@@ -231,10 +231,10 @@ def test_merging_an_adapter_that_is_not_active():
     [
         ({"target_modules": ["query"]}, TypeError, "target_modules is no setting of SAID and DID"),
         ({"modules_to_save": ["classifier"]}, TypeError, "modules_to_save is no setting"),
-        ({"d": None}, TypeError, "d must be an integer, got None"),
-        ({"normalization": "layer"}, ValueError, "normalization must be 'global' or 'tensor'"),
-        ({"seed": -1}, ValueError, "seed must be at least 0"),
-        ({"base_hash": 5}, TypeError, "base_hash must be a string or None, got a int"),
+        ({"d": None}, TypeError, "d: wanted an integer, got None"),
+        ({"normalization": "layer"}, ValueError, "normalization: wanted 'global' or 'tensor'"),
+        ({"seed": -1}, ValueError, "seed: wanted at least 0"),
+        ({"base_hash": 5}, TypeError, "base_hash: wanted a string or None, got a int"),
         ({"rank": 8}, TypeError, "unexpected keyword argument 'rank'"),
     ],
 )
@@ -262,7 +262,7 @@ def test_what_cannot_be_had():
         peft.get_peft_model(base, said(d=20))
     assert model.peft_config["default"].d == 30
     model.add_adapter("other", said())
-    with pytest.raises(ValueError, match="adapter_names must be a single one"):
+    with pytest.raises(ValueError, match="adapter_names: wanted a single one"):
         model.base_model.set_adapter(["default", "other"])
     with pytest.raises(ValueError, match="a batch goes through one adapter"):
         model(input_ids=ids(), adapter_names=["default"] * len(ids()))

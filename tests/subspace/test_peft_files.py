@@ -98,7 +98,7 @@ def test_groups_given_as_a_function(tmp_path):
 
     model = tuned(said(groups=by_kind))
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="groups must be .* got 'custom'"):
+    with pytest.raises(ValueError, match="groups: wanted .* got 'custom'"):
         peft.PeftModel.from_pretrained(bert().float(), tmp_path)
     config = peft.PeftConfig.from_pretrained(tmp_path)
     config.groups = by_kind

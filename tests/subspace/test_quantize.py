@@ -150,21 +150,21 @@ def test_a_long_vector_comes_back():
 @pytest.mark.parametrize(
     ("x", "levels", "message"),
     [
-        ([1.0], 0, "levels must be at least 1 and at most 256, got 0"),
-        ([1.0], 257, "levels must be at least 1 and at most 256, got 257"),
-        ([1.0], 2.0, "levels must be an integer, got 2.0"),
-        ([1.0], True, "levels must be an integer, got True"),
-        ([1], 2, "x must be a floating-point tensor, got torch.int64"),
-        ([], 2, r"x must have shape \(n,\), 1 <= n <= 1048576, got \(0,\)"),
-        ([[1.0]], 2, r"x must have shape .* got \(1, 1\)"),
-        ([float("nan")], 2, "x must be finite in float16"),
-        ([7e4], 2, "x must be finite in float16"),
+        ([1.0], 0, "levels: wanted 1 to 256, got 0"),
+        ([1.0], 257, "levels: wanted 1 to 256, got 257"),
+        ([1.0], 2.0, "levels: wanted an integer, got 2.0"),
+        ([1.0], True, "levels: wanted an integer, got True"),
+        ([1], 2, "x: wanted a floating-point tensor, got torch.int64"),
+        ([], 2, r"x: wanted shape \(n,\), 1 <= n <= 1048576, got \(0,\)"),
+        ([[1.0]], 2, r"x: wanted shape .* got \(1, 1\)"),
+        ([float("nan")], 2, "x: wanted values that are finite in float16"),
+        ([7e4], 2, "x: wanted values that are finite in float16"),
     ],
 )
 def test_bad_input_is_refused(x, levels, message):
     with pytest.raises((TypeError, ValueError), match=message):
         quantize(torch.tensor(x), levels)
-    with pytest.raises(TypeError, match="x must be a floating-point tensor, got list"):
+    with pytest.raises(TypeError, match="x: wanted a floating-point tensor, got list"):
         quantize([1.0], 2)
 
 
@@ -177,8 +177,8 @@ def coded(book=(1.0, 2.0), symbols=(0, 1, 1)):
     ("code", "message"),
     [
         (b"", "at least 4 bytes, got 0"),
-        (b"\0\0\0\0\0\0", "1 to 1048576 symbols can be, got 0"),
-        (b"\xff\xff\xff\0\0\0", "1 to 1048576 symbols can be, got 16777215"),
+        (b"\0\0\0\0\0\0", "wanted 1 to 1048576 symbols, got 0"),
+        (b"\xff\xff\xff\0\0\0", "wanted 1 to 1048576 symbols, got 16777215"),
         (coded()[:7], "2 levels take 8 bytes, got 7"),
         (coded(book=(2.0, 1.0)), "finite and ascending"),
         (coded(book=(1.0, 1.0)), "finite and ascending"),

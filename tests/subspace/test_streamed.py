@@ -386,9 +386,9 @@ def test_writing_to_what_a_backward_needs_is_an_error():
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="weights must be one of .*got 'paged'"):
+    with pytest.raises(ValueError, match="weights: wanted one of .*got 'paged'"):
         wrap(mlp(), weights="paged")
     base = mlp()
-    with pytest.raises(ValueError, match='weights="streamed" cannot be had with projection="one-'):
+    with pytest.raises(ValueError, match="made in parts if streamed, got 'one-block'"):
         wrap(base, weights="streamed", projection="one-block")
     assert all(p.requires_grad for p in base.parameters())

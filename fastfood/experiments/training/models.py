@@ -187,7 +187,7 @@ def _unilora_length(base: nn.Module, trial: dict) -> int:
     if not head < trial["d"] <= most:
         inside = f" and the head's {head} numbers count in it" if head else ""
         wanted = f"from {head + 1} to {most}, since theta has at least 1 number{inside}"
-        raise ValueError(f"d must be {wanted}; got {trial['d']}")
+        raise ValueError(f"d: wanted {wanted}, got {trial['d']}")
     return trial["d"] - head
 
 
