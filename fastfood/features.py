@@ -24,9 +24,9 @@ class FastfoodFeatures(nn.Module):
     """phi: R^d -> R^D with phi(x) . phi(y) close to k(x, y), the cosines and sines of D / 2 random
     frequencies.
 
-    "rbf" is exp(-|x - y|^2 / (2 length_scale^2)). "matern" is that of smoothness nu with
-    k = exp(-r) for nu = 1/2, (1 + sqrt(3) r) exp(-sqrt(3) r) for 3/2, and so on, r = |x - y| /
-    length_scale: its spectrum is a Student t of 2 nu degrees (Rasmussen and Williams, 2006, section
+    "rbf" is exp(-|x - y|^2 / (2 length_scale^2)). "matern" is the Matern kernel of smoothness nu:
+    exp(-r) for nu = 1/2, (1 + sqrt(3) r) exp(-sqrt(3) r) for 3/2, and so on, r = |x - y| /
+    length_scale. Its spectrum is a Student t of 2 nu degrees (Rasmussen and Williams, 2006, section
     4.2). The error of each inner product falls as D^(-1/2) (Le, Sarlos, Smola, "Fastfood", 2013).
 
     Args:
@@ -77,8 +77,8 @@ class FastfoodFeatures(nn.Module):
         self.register_buffer("S", S.float(), persistent=False)
 
     def _lengths(self, rows: int, n: int) -> torch.Tensor:
-        """Lengths of frequencies at length_scale 1: row i takes its normals, n for a chi of n
-        degrees and, for a Student t, 2 nu for what divides it, one after the other from a stream.
+        """The lengths of the frequencies at length_scale 1. Each row takes the next normals of a
+        stream: n for a chi of n degrees and, for a Student t, 2 nu more for the chi that divides it.
         """
         degrees = int(2 * self.nu) if self.kernel == "matern" else 0
         each, step, parts = n + degrees, max(8, _AT_ONCE // (8 * n) * 8), []

@@ -20,13 +20,13 @@ CARD_NAME = "README.md"
 MARK = "<!-- Written anew at each push_to_hub: delete this line to keep changes to this card. -->"
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_BASE = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # those of the hub's first years have no owner
+_BASE = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # names of the hub's first years have no owner
 
 
 def local(
     path: str | os.PathLike, revision: str | None = None, token: str | bool | None = None
 ) -> str | os.PathLike:
-    """`path` where it exists or names no repository, else the file downloaded from there.
+    """`path` where it exists or names no repository, else the file downloaded from the hub.
 
     revision: branch, tag or commit. token: of the hub, by default the one that is logged in.
 
@@ -60,10 +60,10 @@ def push_to_hub(
 ) -> str:
     """Uploads the model's adapter.safetensors and README.md in one commit, and returns its address.
 
-    repo_id: "user/name", created if missing, with `private` as there. dtype, levels: as in
-    adapter.save, whose errors it raises before anything is created. A README.md that is there and
-    lacks the card's first comment was edited, and stays. token: of the hub. revision: the branch.
-    commit_message: its title. create_pr: opens a pull request instead.
+    repo_id: "user/name", created if missing, with `private` as in huggingface_hub. dtype, levels: as
+    in adapter.save, whose errors it raises before anything is created. token: of the hub. revision:
+    the branch. commit_message: its title. create_pr: opens a pull request instead. An existing
+    README.md without the card's first comment was edited by somebody, and stays.
 
     Raises ImportError without huggingface_hub, and what that raises if the hub refuses.
     """

@@ -34,7 +34,8 @@ def _import_torch():
 
 
 def _fault(library: pathlib.Path) -> str:
-    """What is wrong with a file that the system's loader may refuse by a riddle or crash over."""
+    """What is wrong with a library's file, or "". The system's loader would crash over it or refuse
+    it by an unclear message."""
     if not library.exists():
         return "it is missing"
     got = library.stat().st_size
@@ -66,8 +67,8 @@ def _load(torch, name: str) -> str:
 
 
 def _load_all() -> dict:
-    """Loads what this torch can use, and returns for each type of device "" or why it has no
-    kernels."""
+    """Loads the libraries that this torch can use, and returns for each type of device "" or why it
+    has no kernels."""
     torch = _import_torch()
     if sys.platform != "linux":
         raise ImportError(

@@ -16,7 +16,7 @@ from .fakes import FAKES, FLOATING
 from .loading import why_no_kernels
 from .torch_internals import below_autograd, is_transformed
 
-_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)  # what is computed in float32
+_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)  # dtypes that are computed in it
 
 # Streams of random numbers, as in csrc/definitions.h.
 STREAM_G, STREAM_B, STREAM_PI, STREAM_DENSE, STREAM_SPARSE, STREAM_LENGTHS = range(6)
@@ -60,7 +60,7 @@ def linear_map(
     """f(x), differentiable to any order in both modes, for a linear map `f` and its adjoint
     `adjoint`.
 
-    Both map (..., a) to (..., b) or back, and keep nothing of their argument.
+    Both map (..., a) to (..., b) or back. They may not save their argument for later.
     """
     return _LinearMap.apply(x, f, adjoint)
 
@@ -76,7 +76,8 @@ def unwatched(*tensors: torch.Tensor | None) -> bool:
 
 
 def _unrecorded() -> Any:
-    """A context in which an operator that is not differentiable skips autograd, which is Python."""
+    """A context for operators that nothing differentiates: they skip their autograd kernel, which
+    is slow, as it is written in Python."""
     return torch.no_grad() if torch.compiler.is_compiling() else below_autograd()
 
 
@@ -111,8 +112,8 @@ def _check_block_length(L: int, name: str) -> None:
 
 
 def check_out(out: torch.Tensor, x: torch.Tensor, last: int) -> None:
-    """Raises unless `out` can take a result computed from x: x's shape but for the last dimension,
-    its dtype or a narrower one that is computed in it, and nothing to differentiate."""
+    """Raises unless `out` can take a result computed from x, with `last` entries along the last
+    dimension: in x's dtype, or one of 16 bits for float32, in a call that is not differentiated."""
     check_tensor(out, "out", (torch.float64,) if x.dtype == torch.float64 else _IN_FLOAT32)
     shape = (*x.shape[:-1], last)
     if out.shape != shape or out.device != x.device or not out.is_contiguous():
@@ -125,7 +126,7 @@ def check_out(out: torch.Tensor, x: torch.Tensor, last: int) -> None:
 
 
 def signed(seed: int) -> int:
-    """The 64-bit pattern of `seed` as the signed number that operators take.
+    """The signed number with the 64-bit pattern of `seed`: operators take no unsigned ones.
 
     Raises ValueError unless 0 <= seed < 2**64.
     """
@@ -137,8 +138,8 @@ def signed(seed: int) -> int:
 def project_rows(
     v: torch.Tensor, seed: int, start: int, stop: int, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Rows [start, stop) of stack_b(H_L(G_b * v)), the part of the Fastfood projection that grows
-    with D.
+    """Rows [start, stop) of stack_b(H_L(G_b * v)), the part of the Fastfood projection whose cost
+    grows with D.
 
     Args:
         v: shape (..., L), float32 or float64; L a power of two of at least 256.
@@ -347,7 +348,7 @@ def normals(
 
 
 def _refuse(name):
-    """A kernel for devices and layouts that have none of ours."""
+    """A kernel that refuses, for devices and layouts that have no kernel of ours."""
 
     def refuse(x, *arguments, **named):
         x = x[0] if isinstance(x, list) else x

@@ -4,10 +4,10 @@ serves a size."""
 import functools
 from collections.abc import Iterable
 
-# Those of csrc/orders.cpp: 40, and four times an odd number but for three that nobody knows.
-# Products of two are taken as well.
+# The orders of csrc/orders.cpp: 40, and four times an odd number, without the three for which no
+# matrix is known. Products of two of them serve as well.
 ORDERS = (*(K for K in range(12, 1021, 8) if K not in (668, 716, 892)), 40)
-_FIRST = tuple(K for K in ORDERS if K <= 172 or K == 428)  # which are chosen before all others
+_FIRST = tuple(K for K in ORDERS if K <= 172 or K == 428)  # chosen before all others
 
 
 def is_power_of_two(n: int) -> bool:
@@ -35,7 +35,7 @@ def choose_order(n: int) -> int | None:
 
 
 def nearest_sizes(n: int, orders: Iterable[int] = ()) -> str:
-    """The sizes K 2^k next to n, in words; of all K if none are given."""
+    """The sizes K 2^k next to n, in words, with K among `orders` or, if there are none, any."""
     orders = orders or {1, *ORDERS, *(a * b for a in ORDERS for b in ORDERS)}
     above = min(K << max(0, (-(-n // K) - 1).bit_length()) for K in orders)
     below = max((K << (n // K).bit_length() - 1 for K in orders if K <= n), default=None)
@@ -43,7 +43,7 @@ def nearest_sizes(n: int, orders: Iterable[int] = ()) -> str:
 
 
 def factors_of(K: int) -> list[int]:
-    """The orders that K is made of, that of the smaller stride first, as in csrc/orders.h."""
+    """The orders whose product K is, the one of the smaller stride first, as in csrc/orders.h."""
     if K == 1 or K in ORDERS:
         return [K] if K > 1 else []  # compiled code may have a symbol for K
     pairs = [(a + K // a, K // a, a) for a in ORDERS if K // a in ORDERS and K % a == 0]

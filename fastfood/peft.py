@@ -158,7 +158,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
                 self.lambda_[name] = adapter.lambda_
 
     def show(self) -> None:
-        """Has the next forward use the adapter that is merged or active, or theta_0 without."""
+        """Has the next forward use the merged or the active adapter, or theta_0 if none is."""
         self._disabled.close()
         for name in self.merged_adapters or self.active_adapters:
             self.subspace_model.set_adapter(name)
@@ -184,14 +184,15 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.show()
 
     def enable_adapters(self, enabled: bool) -> None:
-        """theta_D, or theta_0 and nothing merged with enabled=False."""
+        """Shows theta_D, or with enabled=False theta_0, after which nothing is merged."""
         if not enabled and self.merged:
             self.unmerge()
         super().enable_adapters(enabled)
         self.show()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Another one becomes active if this one was; without others the base model comes out."""
+        """Forgets an adapter. If it was active, another becomes so; if it was the last one, the base
+        model is taken out."""
         super().delete_adapter(adapter_name)
         model, others = self.subspace_model, list(self.theta)
         if not others:
@@ -227,7 +228,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.show()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name, device=None):
-        """PEFT's last step of loading with low_cpu_mem_usage, which assigns new parameters."""
+        """Copies values out of new parameters, which PEFT put in place of ours while it loaded with
+        low_cpu_mem_usage; it calls this last."""
         adapter = self.subspace_model.adapters[adapter_name]
         with torch.no_grad():
             adapter.theta.copy_(self.theta[adapter_name])
@@ -259,7 +261,7 @@ class _Tuner(BaseTuner):
         """The tuner layer, a SubspaceLayer, or None once the base model is taken out."""
         return self._modules.get(f"{self.prefix}layer")
 
-    @skip_init_on_device  # low_cpu_mem_usage is for adapters that are large
+    @skip_init_on_device  # an adapter is too small for low_cpu_mem_usage to matter
     def inject_adapter(self, model, adapter_name, *args, **kwargs):
         """A new adapter with theta = 0, inactive unless it is the first. BaseTuner's other
         arguments change nothing here."""
@@ -288,7 +290,7 @@ class _Tuner(BaseTuner):
     def _create_and_replace(self, *args, **kwargs):
         raise NotImplementedError("SAID and DID replace no modules")
 
-    # What BaseTuner does to tuner layers inside the base model
+    # BaseTuner looks for tuner layers inside the base model; there is one, beside it
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         self.layer.set_adapter(adapter_name, inference_mode)
@@ -303,7 +305,8 @@ class _Tuner(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Raises ValueError for an unknown adapter and a merged one."""
         if adapter_name not in self.peft_config:
-            raise ValueError(f"adapter {adapter_name} does not exist")
+            wanted = list(self.peft_config)
+            raise ValueError(f"adapter_name: wanted one of {wanted}, got {adapter_name!r}")
         tuners_utils._check_adapters_not_merged(self, adapter_name)
         self.layer.delete_adapter(adapter_name)
         self.active_adapter = self.layer.active_adapters
@@ -336,7 +339,10 @@ class _Tuner(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args, adapter_names=None, **kwargs):
         if adapter_names is not None:
-            raise ValueError("adapter_names: a batch goes through one adapter, call set_adapter()")
+            raise ValueError(
+                "adapter_names: wanted None, as a batch goes through one adapter, which set_adapter() "
+                f"chooses, got {adapter_names}"
+            )
         yield
 
     # What is moved, copied and saved

@@ -19,10 +19,10 @@ _TILE = 1 << 22  # random numbers that Dense and Sparse hold at a time
 
 
 class Projection:
-    """What all projections have in common: sizes, checks, and the calls made of rows.
+    """What all projections have in common: sizes, checks, and all that follows from rows.
 
-    Subclasses give `_rows(theta, start, stop, out)` and `_rows_adjoint(g, start)`, each linear, of
-    leading dimensions.
+    Subclasses give `_rows(theta, start, stop, out)` and `_rows_adjoint(g, start)`. Both are linear
+    and take leading dimensions.
     """
 
     def __init__(self, d: int, D: int, seed: int = 0):
@@ -75,7 +75,7 @@ class Projection:
         return self._rows_adjoint(g, start)
 
     def spread(self, theta: torch.Tensor) -> torch.Tensor:
-        """What all rows need of theta (..., d), whichever they are: here theta itself."""
+        """The part of P theta that all rows share: here theta, of shape (..., d), itself."""
         return theta
 
     def spread_adjoint(self, z: torch.Tensor) -> torch.Tensor:
@@ -89,8 +89,8 @@ class Projection:
         factors: Sequence[float],
         like: torch.Tensor,
     ) -> torch.Tensor:
-        """What spread_adjoint takes to the sum of factors[i] * rows_adjoint(gs[i], starts[i]):
-        what the gradients of some tensors contribute.
+        """z, for which spread_adjoint(z) is the sum of factors[i] * rows_adjoint(gs[i], starts[i]),
+        the contribution of some tensors' gradients to that of theta.
 
         gs: tensors of any shape and floating dtype, read in order as vectors, and a first row and a
             number for each.
@@ -195,7 +195,7 @@ class Fastfood(Projection):
         L: block length, a power of two of at least max(n, 256), which is the default, and at most
             2**31; n is the power of two >= d. `one_block` takes the largest that makes sense.
 
-    What it keeps once it was used is 4 L bytes of Pi and d of B, for each device.
+    After the first use on a device it keeps 4 L bytes of Pi and d bytes of B there.
 
     Raises:
         ValueError: a size or the seed is out of range.
@@ -328,7 +328,7 @@ class Dense(Projection):
 
     def _forward(self, theta, start, stop):
         tiles = self._tiles(start, stop, theta.device)
-        # A first piece of no rows, for a range of none.
+        # The first piece has no rows: cat needs a tensor for an empty range, too.
         return torch.cat(
             [theta.narrow(-1, 0, 0), *(theta @ P.to(theta.dtype).T for _, _, P in tiles)], dim=-1
         )
@@ -375,7 +375,7 @@ class Sparse(Dense):
 
     def _entries(self, start: int, stop: int, device):
         """Yields (row, value, whether the row is in [start, stop)) of entries, some tiles of R rows
-        at a time, as tensors of shape (tiles, d): column k's are those at [:, k].
+        at a time, as tensors of shape (tiles, d): the entries of column k are at [:, k].
         """
         step = max(1, _TILE // self.d)
         tiles = range(start // self.R, -(-stop // self.R))
@@ -413,8 +413,8 @@ class Sparse(Dense):
 
 
 def _index_add(out, index, added):
-    """out.index_add(-1, index, added), the same bits in every run: that adds in any order on a GPU,
-    where index_put sorts; on the CPU index_put is the one of any order.
+    """out.index_add(-1, index, added) with the same bits in every run. On a GPU index_add adds in any
+    order and index_put sorts first; on the CPU it is index_put that adds in any order.
     """
     if not out.is_cuda:
         return out.index_add(-1, index, added)

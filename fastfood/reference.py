@@ -2,9 +2,8 @@
 
 The functions have the names and signatures of `fastfood.ops` and `fastfood.projection` and share no
 code with the kernels. They build the matrices explicitly, so they are slow and need memory; they
-exist to be compared with. The only
-difference by design: `normals` here is the exact normal quantile, which the kernels' polynomial
-meets within 3e-5.
+exist to be compared with. One difference is by design: `normals` here is the exact normal quantile,
+which the kernels' polynomial meets within 3e-5.
 """
 
 import math
@@ -15,6 +14,8 @@ import torch
 from .reference_orders import hadamard_matrix, order_matrix
 
 _MASK = 0xFFFFFFFF
+# Streams of random numbers, as in csrc/definitions.h.
+_G, _B, _PI, _DENSE, _SPARSE = range(5)
 
 
 def hadamard_transform(
@@ -66,8 +67,8 @@ def philox(
     """
     x, k = list(counter), list(key)
     for _ in range(rounds):
-        low = [_multiply(x[0], 0xD2511F53), _multiply(x[2], 0xCD9E8D57)]
-        x = [low[1][1] ^ x[1] ^ k[0], low[1][0], low[0][1] ^ x[3] ^ k[1], low[0][0]]
+        (low_0, high_0), (low_2, high_2) = _multiply(x[0], 0xD2511F53), _multiply(x[2], 0xCD9E8D57)
+        x = [high_2 ^ x[1] ^ k[0], low_2, high_0 ^ x[3] ^ k[1], low_0]
         k = [(k[0] + 0x9E3779B9) & _MASK, (k[1] + 0xBB67AE85) & _MASK]
     return x
 
@@ -110,8 +111,8 @@ def normals(
 
 
 def _quantiles(device):
-    """The normal of each 16-bit number: bit 15 the sign, q = 2 (k % 2**15) + 1 the probability q /
-    2**17 of the tail.
+    """The normal of each 16-bit number k: bit 15 is the sign, and the tail beyond the normal has the
+    probability q / 2**17, q = 2 (k % 2**15) + 1.
     """
     q = 2 * torch.arange(1 << 15, dtype=torch.float64, device=device) + 1
     z = -torch.special.ndtri(q / (1 << 17))
@@ -123,7 +124,9 @@ def project_rows(v: torch.Tensor, seed: int, start: int, stop: int) -> torch.Ten
     """See `fastfood.ops.project_rows`; the result is float64."""
     L = v.shape[-1]
     first, last = start // L, -(-stop // L)
-    G = normals(seed, 0, first * L // 8, (last - first) * L // 8, v.device).reshape(last - first, L)
+    G = normals(seed, _G, first * L // 8, (last - first) * L // 8, v.device).reshape(
+        last - first, L
+    )
     y = hadamard_transform(G * v.double().unsqueeze(-2)).flatten(-2)
     return y[..., start - first * L : stop - first * L]
 
@@ -183,21 +186,21 @@ def fastfood_matrix(d: int, D: int, seed: int = 0, L: int | None = None) -> torc
     """
     n = 1 << (d - 1).bit_length()
     L = L or max(n, 256)
-    words = _unsigned_words(seed, 1, 0, -(-n // 128), None)
+    words = _unsigned_words(seed, _B, 0, -(-n // 128), None)
     bits = (words.unsqueeze(1) >> torch.arange(32)) & 1
     B = (1 - 2 * bits.reshape(-1)[:d]).double()
-    pairs = _unsigned_words(seed, 2, 0, L // 2, None).reshape(-1, 2).tolist()
+    pairs = _unsigned_words(seed, _PI, 0, L // 2, None).reshape(-1, 2).tolist()
     keys = [(high << 32) | low for low, high in pairs]
     Pi = torch.tensor(sorted(range(L), key=keys.__getitem__))
     HB = (hadamard_matrix(n)[:, :d] * B).repeat(L // n, 1)
     blocks = -(-D // L)
-    G = normals(seed, 0, 0, blocks * L // 8).reshape(blocks, L, 1)
+    G = normals(seed, _G, 0, blocks * L // 8).reshape(blocks, L, 1)
     return (hadamard_matrix(L) @ (G * HB[Pi])).reshape(-1, d)[:D] / math.sqrt(D * L)
 
 
 def dense_matrix(d: int, D: int, seed: int = 0) -> torch.Tensor:
     """P of Li et al. with independent N(0, 1/D) entries, shape (D, d), float64."""
-    return normals(seed, 3, 0, -(-D * d // 8))[: D * d].reshape(D, d) / math.sqrt(D)
+    return normals(seed, _DENSE, 0, -(-D * d // 8))[: D * d].reshape(D, d) / math.sqrt(D)
 
 
 def sparse_matrix(d: int, D: int, seed: int = 0) -> torch.Tensor:
@@ -207,7 +210,7 @@ def sparse_matrix(d: int, D: int, seed: int = 0) -> torch.Tensor:
     R = math.isqrt(D - 1) + 1
     P = torch.zeros(D, d, dtype=torch.float64)
     count = math.ceil(D / R) * d
-    for i, w in enumerate(_unsigned_words(seed, 4, 0, count // 4 + 1, None)[:count].tolist()):
+    for i, w in enumerate(_unsigned_words(seed, _SPARSE, 0, count // 4 + 1, None)[:count].tolist()):
         tile, column = divmod(i, d)
         row = tile * R + ((w >> 1) * R >> 31)
         if row < D:

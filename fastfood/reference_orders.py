@@ -18,7 +18,7 @@ def hadamard_matrix(n: int, device: torch.device | str | None = None) -> torch.T
     return H
 
 
-# Half the first rows of the four symmetric circulants of Williamson's array.
+# The first halves of the first rows of the four symmetric circulants of Williamson's array.
 _WILLIAMSON = {
     20: "+-- +-- ++- +-+",
     28: "+--- ++-- +-+- +--+",
@@ -30,8 +30,8 @@ _WILLIAMSON = {
     172: "+---++--++++-+-+++-++- ++-++++++----+-+--++-+ "
     "+++-+-++--+-+-++++-+-- ++---++++-+--+--++----",
 }
-# Four T-sequences of length t as letters, lower case where -1, and rows as above of circulants of
-# order w, K = 4 t w (Cooper and Wallis, 1972).
+# K = 4 t w (Cooper and Wallis, 1972): four T-sequences of length t, whose entry i is that of the
+# sequence with the i-th letter, -1 in lower case; and rows as above of circulants of order w.
 _SEQUENCES = {
     188: "AAAAaaAaAaAaAAaaBBBBbbBBbBbBbbBCCCCDDdcDCccDDDC + + + +",
     236: "AAAAaAaaaaAAaaAaaAAaBBBBbBBBbbbBbBBbBbbCCCCCdcCDCdcDdCdDdDC + + + +",
@@ -51,7 +51,7 @@ _SEQUENCES = {
     "+- +- +-",
     1012: "AAaAbAbbBBC +--+-+-+++++ +--++-+-+-++ +++---++--++ +--+--+++---",
 }
-# What i is multiplied by modulo K / 4, and the signs of four rows on its orbits (supplementary
+# A multiplier modulo K / 4, and the signs of four rows on the orbits of i under it (supplementary
 # difference sets of Djokovic and others).
 _ORBITS = {
     260: (
@@ -224,7 +224,7 @@ def _goethals_seidel(*rows) -> torch.Tensor:
 
 
 def _cooper_wallis(letters, *halves):
-    """Four rows of t w signs: entry i is that of the T-sequences at i modulo t, times that of one
+    """Four rows of t w signs: entry i is the entry of the T-sequences at i modulo t, times the one
     of Williamson's rows at i modulo w.
     """
     W = torch.stack([torch.cat([row, row[1:].flip(0)]) for row in map(_signs, halves)])

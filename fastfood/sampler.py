@@ -17,8 +17,8 @@ class FastfoodSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     Parameters:
         kernel: "rbf" or "matern".
-        length_scale: of both kernels, above zero; scikit-learn's gamma is 1 / (2 length_scale^2).
-        nu: of "matern", a positive multiple of 1/2.
+        length_scale: of either kernel, above zero; scikit-learn's gamma is 1 / (2 length_scale^2).
+        nu: the smoothness of "matern", a positive multiple of 1/2.
         n_components: features, at least 1.
         random_state: a seed, a numpy RandomState, or None for another map at every fit.
 
