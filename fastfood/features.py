@@ -78,7 +78,7 @@ class FastfoodFeatures(nn.Module):
 
     def _lengths(self, rows: int, n: int) -> torch.Tensor:
         """The lengths of the frequencies at length_scale 1. Each row takes the next normals of a
-        stream: n for a chi of n degrees and, for a Student t, 2 nu more for the chi that divides it.
+        stream: n for a chi of n degrees and, for a Student t, 2 nu more for the chi under it.
         """
         degrees = int(2 * self.nu) if self.kernel == "matern" else 0
         each, step, parts = n + degrees, max(8, _AT_ONCE // (8 * n) * 8), []

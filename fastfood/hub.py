@@ -60,10 +60,10 @@ def push_to_hub(
 ) -> str:
     """Uploads the model's adapter.safetensors and README.md in one commit, and returns its address.
 
-    repo_id: "user/name", created if missing, with `private` as in huggingface_hub. dtype, levels: as
-    in adapter.save, whose errors it raises before anything is created. token: of the hub. revision:
-    the branch. commit_message: its title. create_pr: opens a pull request instead. An existing
-    README.md without the card's first comment was edited by somebody, and stays.
+    repo_id: "user/name", created if missing, with `private` as in huggingface_hub. dtype, levels:
+    as in adapter.save, whose errors it raises before anything is created. token: of the hub.
+    revision: the branch. commit_message: its title. create_pr: opens a pull request instead. An
+    existing README.md without the card's first comment was edited by somebody, and stays.
 
     Raises ImportError without huggingface_hub, and what that raises if the hub refuses.
     """

@@ -191,8 +191,8 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):
         self.show()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forgets an adapter. If it was active, another becomes so; if it was the last one, the base
-        model is taken out."""
+        """Forgets an adapter. If it was active, another becomes so; if it was the last one, the
+        base model is taken out."""
         super().delete_adapter(adapter_name)
         model, others = self.subspace_model, list(self.theta)
         if not others:
@@ -340,8 +340,8 @@ class _Tuner(BaseTuner):
     def _enable_peft_forward_hooks(self, *args, adapter_names=None, **kwargs):
         if adapter_names is not None:
             raise ValueError(
-                "adapter_names: wanted None, as a batch goes through one adapter, which set_adapter() "
-                f"chooses, got {adapter_names}"
+                "adapter_names: wanted None, as a batch goes through one adapter, that of "
+                f"set_adapter(), got {adapter_names}"
             )
         yield
 

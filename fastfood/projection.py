@@ -413,8 +413,8 @@ class Sparse(Dense):
 
 
 def _index_add(out, index, added):
-    """out.index_add(-1, index, added) with the same bits in every run. On a GPU index_add adds in any
-    order and index_put sorts first; on the CPU it is index_put that adds in any order.
+    """out.index_add(-1, index, added) with the same bits in every run. On a GPU index_add adds in
+    any order and index_put sorts first; on the CPU it is index_put that adds in any order.
     """
     if not out.is_cuda:
         return out.index_add(-1, index, added)

@@ -111,8 +111,8 @@ def normals(
 
 
 def _quantiles(device):
-    """The normal of each 16-bit number k: bit 15 is the sign, and the tail beyond the normal has the
-    probability q / 2**17, q = 2 (k % 2**15) + 1.
+    """The normal of each 16-bit number k: bit 15 is the sign, and the tail beyond the normal has
+    the probability q / 2**17, q = 2 (k % 2**15) + 1.
     """
     q = 2 * torch.arange(1 << 15, dtype=torch.float64, device=device) + 1
     z = -torch.special.ndtri(q / (1 << 17))
