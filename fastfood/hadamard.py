@@ -241,7 +241,7 @@ def _padded(x, scale, K, before=None, after=None, dim=-1, out=None, block=None):
     def pad(t):
         return t if t is None else torch.nn.functional.pad(t, (0, padding))
 
-    diagonals = map(pad, _diagonals(x, before, after, dim))
+    diagonals = [pad(t) for t in _diagonals(x, before, after, dim)]
     y = run(pad(x.movedim(dim, -1)), Call(scale, K, False, *diagonals))
     y = y[..., :n].movedim(-1, dim)
     return y if out is None else out.copy_(y)
