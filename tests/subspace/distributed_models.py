@@ -5,8 +5,8 @@ import subspace_models
 import torch
 import torch.distributed as dist
 import transformers
+from architectures import build
 from subspace_models import IDS, bert, t5, wrap
-from test_architectures import build
 
 BATCH = torch.cat([IDS, IDS[:1].flip(1)])
 LABELS = torch.tensor([0, 1, 1, 0])
