@@ -17,10 +17,11 @@ import pytest
 import study_driver
 import study_folders
 import torch
-from typer.testing import CliRunner
+from commands import TINY, contents, invoke
+from study_folders import written_study
 
 import fastfood
-from fastfood.experiments import cli, study
+from fastfood.experiments import study
 from fastfood.experiments.bound import certify, command
 from fastfood.experiments.report import figures, writer
 from fastfood.experiments.settings import measurement
@@ -30,8 +31,6 @@ from fastfood.experiments.trials import plan
 from fastfood.experiments.trials import record as records
 from fastfood.experiments.trials.database import sqlite_url
 
-TINY = ["--checkpoints", "0,4", "--hidden-size", "16", "--heads", "2", "--layers", "1"]
-TINY += ["--intermediate-size", "16", "--batch-size", "4"]
 NOBODY = 65534
 PR_SET_KEEPCAPS, CAPABILITIES_3, CAP_DAC_READ_SEARCH = 8, 0x20080522, 2  # of Linux
 
@@ -82,20 +81,6 @@ def seal(folder):
         path.chmod(0o555 if path.is_dir() else 0o444)
 
 
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
-def invoke(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    if not isinstance(result.exception, SystemExit | None):
-        raise result.exception
-    return result
-
-
 def refused(*arguments):
     """A command's only line on stderr, as it ends with exit code 2."""
     result = invoke(*arguments)
@@ -111,13 +96,6 @@ def small_model():
 
 def adapted():
     return fastfood.get_subspace_model(small_model(), fastfood.SubspaceConfig(d=10))
-
-
-def written_study(folder):
-    """A folder of a study half of whose trials are done, and its record."""
-    given = {"task": "digits", "dims": (10, 100), "lrs": (0.1,), "seeds": 1}
-    measures = [("ViT, digits", None, given, study_folders.facts(), {})]
-    return study_folders.write_study(folder, "d90", measures, share=0.5)
 
 
 # disk full

@@ -10,8 +10,9 @@ import time
 import pytest
 import study_driver
 import study_folders
+from commands import TINY, contents, invoke
 from study_driver import behave, names, wait_for
-from test_failures import TINY, contents, invoke, written_study
+from study_folders import written_study
 
 from fastfood.experiments import cli, recipes, study
 from fastfood.experiments.bound import certify

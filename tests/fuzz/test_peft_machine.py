@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
-from test_adapter_machine import (
+from adapter_account import (
     Held,
     configs,
     logits,
@@ -25,6 +18,13 @@ from test_adapter_machine import (
     net,
     put_in,
     sequences,
+)
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
 )
 
 peft = pytest.importorskip("peft")

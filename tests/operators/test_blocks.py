@@ -3,8 +3,8 @@ no copies, gradients, compilation, and what is refused."""
 
 import pytest
 import torch
-from test_hadamard import DTYPES, assert_close
 from torch.autograd import gradcheck, gradgradcheck
+from transform_error import DTYPES, assert_close
 
 import fastfood
 from fastfood import hadamard_transform_KN, random_signs, reference, transform

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transform_error import DTYPES, assert_close
 
 import fastfood
 from fastfood import hadamard_transform_KN, random_signs, reference, transform
 from fastfood.orders import ORDERS, choose_order, is_order
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SIZES = [1, 2, 3, 4, 8, 12, 16, 32, 64, 100, 128, 256, 1000, 1024, 4096, 8192]
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
@@ -21,18 +21,6 @@ DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 def plain(x, scale=1.0, K=1, transpose=False, before=None, after=None):
     """The transform by its defining order of sums, in plain torch."""
     return transform.in_plain_torch(x, transform.Call(scale, K, transpose, before, after))
-
-
-def assert_close(y, x, want, scale, n):
-    """y is within twice the error of plain sums in its arithmetic, and one rounding to its
-    dtype.
-    """
-    arithmetic = torch.promote_types(x.dtype, torch.float32)
-    size = x.double().square().sum(-1, keepdim=True).sqrt() * abs(scale) * math.sqrt(n)
-    error = 4 * torch.finfo(arithmetic).eps * size
-    rounding = want.abs() * torch.finfo(y.dtype).eps + torch.finfo(y.dtype).smallest_normal
-    assert y.shape == x.shape and y.dtype == x.dtype and y.device == x.device
-    assert bool(((y.double() - want).abs() <= error + rounding).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -103,7 +103,7 @@ def test_wrong_arguments_are_refused_while_tracing_too(name, place, change, said
 
 ALL_RESULTS = """
 import hashlib, torch
-from test_threads import trained
+from word_model import trained
 from fastfood import hadamard_transform_KN, ops
 torch.manual_seed(0)
 def show(*tensors):
@@ -133,7 +133,7 @@ def start(isa, threads, caches):
         [sys.executable, "-c", ALL_RESULTS],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),  # for test_threads
+            "PYTHONPATH": os.pathsep.join(sys.path),  # for word_model
             "FASTFOOD_ISA": isa,
             "OMP_NUM_THREADS": threads,
             "FASTFOOD_CACHES": caches,

@@ -1,6 +1,6 @@
 """The repository keeps what it says of itself: the README is a front page, CONTRIBUTING's tree
-names every file, imports and includes point down as it draws them, public functions are typed, and
-no file or function is longer than one reads at once."""
+names every file, imports and includes point down as it draws them, public functions are typed, no
+file or function is longer than one reads at once, and tests do not import one another."""
 
 import ast
 import re
@@ -246,3 +246,11 @@ def test_no_function_is_long():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 count = node.end_lineno - node.lineno + 1
                 assert count <= MOST_LINES["of a function"], f"{file}: {node.name}, {count} lines"
+
+
+def test_tests_import_no_tests():
+    """What test modules share is in modules of its own."""
+    for file in filter(re.compile(r"tests/.*\.py$").match, TRACKED):
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            assert not (module or "").startswith("test_"), f"{file} imports {module}"

@@ -1,12 +1,12 @@
-"""What one process on the whole batch and two on a half each have in common: the batch, steps and
-models of test_distributed.py."""
+"""The batch, training steps and models of test_distributed.py, which one process runs on the whole
+batch and two processes on a half each."""
 
 import subspace_models
 import torch
 import torch.distributed as dist
 import transformers
+from architectures import build
 from subspace_models import IDS, bert, t5, wrap
-from test_architectures import build
 
 BATCH = torch.cat([IDS, IDS[:1].flip(1)])
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -49,7 +49,7 @@ def train(model, wrapper=None):
 
 
 def accelerated(model):
-    """The path of theta as Accelerate trains it, whatever the number of processes."""
+    """theta after STEPS steps as Accelerate trains it, in any number of processes."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -63,7 +63,7 @@ def accelerated(model):
 
 
 def by_trainer(model, folder):
-    """theta after some steps of Trainer on batches of four rows, whatever the processes."""
+    """theta after some steps of Trainer on batches of four rows, in any number of processes."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     arguments = transformers.TrainingArguments(
         folder,
@@ -74,7 +74,8 @@ def by_trainer(model, folder):
         optim="sgd",
         lr_scheduler_type="constant",
         max_grad_norm=0,
-        average_tokens_across_devices=False,  # multiplies BERT's mean loss by the processes
+        # True would multiply BERT's loss, which is a mean, by the number of processes
+        average_tokens_across_devices=False,
         use_cpu=True,
         ddp_backend="gloo" if world > 1 else None,
         save_strategy="no",
@@ -102,13 +103,13 @@ def frozen():
 
 
 def whole(model, **options):
-    """What one process has in the place of shard(model, **options)."""
+    """Stands in one process for shard(model, **options) in two."""
     return model
 
 
 def uneven():
-    """Tensors of 41 rows, one of a single row, of which the second process has none, and a frozen
-    one."""
+    """A model with tensors of 41 rows, a tensor of one row, of which the second process has none,
+    and a frozen tensor."""
     model = bert(type_vocab_size=1)
     model.bert.embeddings.position_embeddings.weight.requires_grad_(False)
     return model

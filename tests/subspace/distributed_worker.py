@@ -210,7 +210,7 @@ def counted_rows():
         def call(first, *rest):
             if isinstance(first, torch.Tensor):
                 numbers[name] += len(first)
-            else:  # a projection's own method counts its calls
+            else:  # calls of `spread` are counted, and the rows of several tensors
                 numbers[name] += 1 if isinstance(first, Fastfood) else sum(map(len, first))
             return plain[name](first, *rest)
 
@@ -269,7 +269,7 @@ def fsdp_trained(folder):
 def fsdp_sees_changes(folder):
     model = wrap(shard(bert()))
     with torch.no_grad():
-        before = model(input_ids=BATCH).logits  # leaves the root gathered
+        before = model(input_ids=BATCH).logits  # leaves the root module's weights gathered
         move(model)
         after = model(input_ids=BATCH).logits
     return {"before": before, "after": after}
@@ -286,7 +286,7 @@ def fsdp_after_an_error(folder):
     hook = embeddings.register_forward_hook(lambda module, args, y: y.register_hook(fail) and None)
     error = error_of(lambda: one_step(model))
     hook.remove()
-    model.wrapped.zero_grad()  # what FSDP kept of the root's
+    model.wrapped.zero_grad()  # FSDP kept gradients of the root module
     model.reset_iter_state()
     return {"error": error, "gradients": one_step(model)}
 

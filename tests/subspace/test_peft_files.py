@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft_models import layer, logits, said, tuned
-from subspace_models import bert, move
-from test_subspace import texts
+from subspace_models import bert, move, texts
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

@@ -21,6 +21,7 @@ from subspace_models import (
     mlp,
     move,
     t5,
+    texts,
     wrap,
 )
 from torch import nn
@@ -349,18 +350,6 @@ def test_the_base_stays_usable():
     parameters = inspect.signature(model.forward).parameters
     assert "input_ids" in parameters and "self" not in parameters
     assert "labels" in inspect.signature(type(model).forward).parameters
-
-
-def texts(n):
-    datasets = pytest.importorskip("datasets")
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 41, (n, 7), generator=generator)
-    rows = {
-        "input_ids": ids.tolist(),
-        "text": ["unused"] * n,
-        "labels": (ids[:, 0] > 20).long().tolist(),
-    }
-    return datasets.Dataset.from_dict(rows)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -34,8 +34,8 @@ RACE = MODULE + (
     "native.use_threads(4); x = np.zeros(4097 * 64, np.float32)\n"
     "native.transform(False, x.ctypes.data, x.ctypes.data + 256, F32, 4096, 64, 1.0)"
 )
-# Tests that would take hours here, because they use large sizes or many processes; the suite runs
-# them without the sanitizers.
+# Tests that are left out here, because the emulator is slow on their sizes, or because they start
+# threads or processes; the suite runs them without the sanitizers.
 SLOW = "more_shared_memory or many_short_rows or launch or thread or instruction_sets"
 ISAS = ("portable", "avx2", "avx512")
 
