@@ -9,7 +9,6 @@ import json
 import sqlite3
 import tempfile
 import time
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def describe(folder: Path, count: int) -> list[dict]:
             facts |= {"sizes": {"train": 3000, "validation": 400, "test": 1700}}
             facts |= {"model_hash": model, "data_hash": task, "num_labels": 2}
             label = f"{model}, {task}"
-            told = {"label": label, "x": None, "settings": asdict(settings), "facts": facts}
+            told = {"label": label, "x": None, "settings": settings.model_dump(), "facts": facts}
             measures.append(told)
             asked += trials(settings, facts, {})
     described = {"name": "benchmark", "title": "10,000 trials", "kind": "table1", "scale": "full"}

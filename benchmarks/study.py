@@ -11,11 +11,10 @@ import os
 import sqlite3
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from fastfood.experiments.settings.measurement import Settings, complete
-from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.settings.study import Measurement
 from fastfood.experiments.trials.database import sqlite_url
 from fastfood.experiments.trials.plan import trial_key
 from fastfood.experiments.trials.record import open_record
@@ -40,12 +39,12 @@ def burn(settings, trial, floor):
     return SCORES
 
 
-def _measure(folder: Path, trials: int, workers: int, seconds: float) -> list[Measure]:
+def _measure(folder: Path, trials: int, workers: int, seconds: float) -> list[Measurement]:
     """A grid of one method and rate with `trials` values of d, and one full run."""
     dims = tuple(range(1, trials))
     settings = Settings(methods=("did",), dims=dims, lrs=(0.1,), seeds=1, lambda_lr=seconds)
-    settings = complete(replace(settings, workers=workers, out=str(folder)))
-    return [Measure("made up", settings, FACTS)]
+    settings = complete(settings.replaced(workers=workers, out=str(folder)))
+    return [Measurement("made up", settings, facts=FACTS)]
 
 
 def _fill(path: Path, rows: int) -> None:

@@ -1,12 +1,13 @@
 """Conducts a study: pre-trains what it needs, looks at every model and data set, runs the trials
 with a bar of progress, and reports. What a study is stands in OUT/study.json from then on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from .settings.study import Measure, Planned
+from .settings.study import Measurement, Planned
 from .trials.folder import describe, locked_folder, open_record
 
 
@@ -16,16 +17,17 @@ def conduct(planned: Planned) -> int:
     Raises ValueError naming the argument for what can be seen before training.
     """
     console = Console()
-    shared, record = planned.measures[0][2].storage is not None, None
+    settings, record = planned.measurements[0].settings, None
+    shared = settings.storage is not None
     try:
         if not planned.pretrainings:  # before anything is written
             measures = _inspect(console, planned)
-            record = open_record(planned.out, planned.measures[0][2]) if shared else None
+            record = open_record(planned.out, settings) if shared else None
         with locked_folder(planned.out, shared):
             if planned.pretrainings:
                 _pretrain(console, planned)
                 measures = _inspect(console, planned)
-            record = record or open_record(planned.out, planned.measures[0][2])
+            record = record or open_record(planned.out, settings)
             describe(planned, measures)
             failed = _run(console, measures, record)
             _report(console, planned.out, record)
@@ -45,17 +47,17 @@ def _pretrain(console: Console, planned: Planned) -> None:
             run(pretraining)
 
 
-def _inspect(console: Console, planned: Planned) -> list[Measure]:
+def _inspect(console: Console, planned: Planned) -> list[Measurement]:
     measures = []
-    for label, x, settings in planned.measures:
-        with console.status(f"loading the data and the model of {escape(label)} ..."):
+    for measurement in planned.measurements:
+        with console.status(f"loading the data and the model of {escape(measurement.label)} ..."):
             from .trials.facts import inspect  # takes seconds, the first time
 
-            measures.append(Measure(label, settings, inspect(settings), x))
+            measures.append(replace(measurement, facts=inspect(measurement.settings)))
     return measures
 
 
-def _run(console: Console, measures: list[Measure], record) -> int:
+def _run(console: Console, measures: list[Measurement], record) -> int:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -18,11 +18,11 @@ FACTS |= {"majority": 0.1, "counts": {}}
 
 def measures(folder, **changes):
     from fastfood.experiments.settings.measurement import Settings, complete
-    from fastfood.experiments.settings.study import Measure
+    from fastfood.experiments.settings.study import Measurement
 
     given = {"dims": (10, 100), "lrs": (0.1, 0.2), "workers": 2, "out": str(folder)}
     given |= {name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()}
-    return [Measure("made up", complete(Settings(**given)), FACTS)]
+    return [Measurement("made up", complete(Settings(**given)), facts=FACTS)]
 
 
 def behave(folder, changes=None, **behaviour):

@@ -151,7 +151,8 @@ def test_on_a_full_disk_the_record_says_so_and_loses_one_trial(tmp_path, monkeyp
     monkeypatch.setattr(records, "PATIENCE", 0.0)
     url = sqlite_url(tmp_path / "trials.db")
     record = records.open_record(url, "s")
-    asked = plan.trials(*study_driver.measures(tmp_path)[0][1:3], {})
+    measurement = study_driver.measures(tmp_path)[0]
+    asked = plan.trials(measurement.settings, measurement.facts, {})
     assert record.finish(record.claim(asked[0]), {"validation": 0.5, "test": 0.25})
     number = record.claim(asked[1])
     with full_disk(4096), pytest.raises(ValueError, match="^storage: wanted .*got "):
@@ -262,7 +263,8 @@ def test_a_clock_that_is_set_back_makes_no_time_negative_and_no_driver_dead(tmp_
     monkeypatch.setattr(storage, "datetime", Clock)
     url = sqlite_url(tmp_path / "trials.db")
     record, other = records.open_record(url, "s", 60), records.open_record(url, "s", 60)
-    asked = plan.trials(*study_driver.measures(tmp_path)[0][1:3], {})
+    measurement = study_driver.measures(tmp_path)[0]
+    asked = plan.trials(measurement.settings, measurement.facts, {})
     number, running = record.claim(asked[0]), record.claim(asked[1])
     assert record.finish(number, {"validation": 0.5, "test": 0.25}) and Clock.hours
     assert record.states()[plan.trial_key(asked[0])].seconds == 0.0

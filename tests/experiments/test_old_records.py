@@ -11,7 +11,7 @@ from study_folders import draw_nothing
 
 from fastfood.experiments.report import figures, writer
 from fastfood.experiments.settings.measurement import read_settings
-from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.settings.study import Measurement
 from fastfood.experiments.trials import database, record, run
 from fastfood.experiments.trials.folder import DATABASE, DESCRIPTION, STUDY
 from fastfood.experiments.trials.plan import trial_key
@@ -48,7 +48,7 @@ def resumed(kept, url):
         raise RuntimeError("not in this test")
 
     measures = [
-        Measure(m["label"], read_settings(m["settings"]), m["facts"], m["x"])
+        Measurement(m["label"], read_settings(m["settings"]), m["x"], m["facts"])
         for m in kept["study.json"]["measures"]
     ]
     run.run_study(measures, record.open_record(url, STUDY), lambda *event: None, train)

@@ -2,7 +2,6 @@
 known curves, and pruning."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -21,8 +20,8 @@ def test_rates_fall_as_the_root_of_d_unless_they_are_given():
     assert theta_rates(digits, 1000) == large and theta_rates(digits, 10) == small[-1:]
     tensor = complete(Settings(**TEXT, normalization="tensor"))
     assert max(theta_rates(tensor, 10)) == pytest.approx(0.32)
-    assert theta_rates(replace(digits, lrs=(0.5, 0.1, 0.5)), 10) == (0.1, 0.5)
-    assert theta_rates(replace(text, lr_factors=(1.0, 2.0, 3.0)), 100) == (0.1, 0.2, 0.3)
+    assert theta_rates(digits.replaced(lrs=(0.5, 0.1, 0.5)), 10) == (0.1, 0.5)
+    assert theta_rates(text.replaced(lr_factors=(1.0, 2.0, 3.0)), 100) == (0.1, 0.2, 0.3)
 
 
 def test_trials_cover_the_sweep_once_with_the_full_runs_first():
@@ -37,7 +36,7 @@ def test_trials_cover_the_sweep_once_with_the_full_runs_first():
 
 def test_a_sized_method_has_one_trial_a_size_and_rate_with_its_own_count():
     settings = Settings(methods=("lora", "did"), sizes=(4, 1), dims=(10,), lrs=(0.1,), seeds=1)
-    asked = trials(complete(replace(settings, peft_lrs=(0.01, 0.001))), FACTS, {})
+    asked = trials(complete(settings.replaced(peft_lrs=(0.01, 0.001))), FACTS, {})
     found = [(t["d"], t["size"], t["learning_rate"]) for t in asked if t["method"] == "lora"]
     assert found == [(120, 1, 0.001), (120, 1, 0.01), (420, 4, 0.001), (420, 4, 0.01)]
     assert {t["head"] for t in asked if t["method"] == "lora"} == {"inside"}
@@ -49,7 +48,7 @@ def test_a_trial_is_known_by_what_its_score_depends_on():
     full, did, said = (trial_key(t) for t in trials(settings, FACTS, {}))
 
     def keys(facts=FACTS, **changes):
-        return [trial_key(t) for t in trials(replace(settings, **changes), facts, {})]
+        return [trial_key(t) for t in trials(settings.replaced(**changes), facts, {})]
 
     assert keys(model="moved", out="elsewhere", workers=7, prune=True) == [full, did, said]
     assert keys(lambda_lr=0.5)[:2] == [full, did] and keys(lambda_lr=0.5)[2] != said
@@ -140,7 +139,7 @@ def test_the_floor_is_what_other_rates_had_at_half_of_the_same_seed():
     assert floor(settings, third, asked, known) is None
     known[trial_key(first)] = {"halfway": 0.8}
     assert floor(settings, third, asked, known) == pytest.approx(0.7)
-    assert floor(replace(settings, prune=False), third, asked, known) is None
+    assert floor(settings.replaced(prune=False), third, asked, known) is None
     assert floor(settings, did[4], asked, known) is None  # of seed 1
     known[trial_key(second)] = {"halfway": 0.9}
     assert floor(settings, third, asked, known) == pytest.approx(0.8)
@@ -154,4 +153,4 @@ def test_the_other_seeds_of_a_pruned_rate_are_not_run():
     stopped = next(t for t in asked if t["learning_rate"] == 0.3)
     left = trials(settings, FACTS, {trial_key(stopped): None})
     assert [t for t in asked if t not in left] == [stopped | {"seed": 1}]
-    assert trials(replace(settings, prune=False), FACTS, {trial_key(stopped): None}) == asked
+    assert trials(settings.replaced(prune=False), FACTS, {trial_key(stopped): None}) == asked

@@ -32,7 +32,8 @@ def url(tmp_path, empty):
 
 @pytest.fixture
 def asked(tmp_path):
-    _, settings, facts, _ = study_driver.measures(tmp_path)[0]
+    measurement = study_driver.measures(tmp_path)[0]
+    settings, facts = measurement.settings, measurement.facts
     return trials(settings, facts, {})
 
 

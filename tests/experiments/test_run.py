@@ -129,7 +129,8 @@ def test_a_trial_whose_worker_dies_is_tried_three_times(study, drive):
 def test_a_driver_waits_for_trials_of_others_and_takes_over_what_they_leave(study, drive):
     url = sqlite_url(study / "trials.db")
     other = open_record(url, "made up", 60)
-    asked = plan.trials(*measures(study)[0][1:3], {})
+    measurement = measures(study)[0]
+    asked = plan.trials(measurement.settings, measurement.facts, {})
     held = [other.claim(trial) for trial in asked[:3]]
     turns = []
 

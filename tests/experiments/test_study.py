@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fastfood.experiments import recipes
 from fastfood.experiments.cli import app
 from fastfood.experiments.settings.measurement import Settings, complete
-from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.settings.study import Measurement
 from fastfood.experiments.trials import folder
 
 LEFT = {"figure1.png", "figure1.svg", "report.html", "report.md", "results.json", "study.json"}
@@ -180,7 +180,7 @@ def test_the_password_of_a_database_is_not_kept(tmp_path, monkeypatch):
     url = "postgresql://me:secret@host/db"
     monkeypatch.setattr(sys, "argv", ["fastfood", "d90", f"--storage={url}"])
     settings = complete(Settings(storage=url, out=str(tmp_path)))
-    folder.describe(recipes.single(settings), [Measure("one", settings, {})])
+    folder.describe(recipes.single(settings), [Measurement("one", settings, facts={})])
     kept = (tmp_path / "study.json").read_text()
     assert "secret" not in kept
     described = json.loads(kept)

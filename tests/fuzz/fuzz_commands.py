@@ -267,7 +267,7 @@ bound_names = [name for name in command.TASK if name not in ("task", "model", "d
 @given(
     one_in(2, paths, st.just("adapter")),
     option_lists(Settings, bound_names),
-    option_lists(Options, list(Options.__dataclass_fields__)),
+    option_lists(Options, list(Options.model_fields)),
     machines,
 )
 def test_lines_of_bound(place, adapter, arguments, own, options):

@@ -5,7 +5,6 @@ tensors, random numbers) can enter the bound unpaid."""
 
 import math
 import platform
-from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -42,18 +41,15 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     Raises FileNotFoundError, or ValueError naming the argument, what was wanted and what was got;
     ValueError also if the adapter was trained on another base model.
     """
-    options.check()
     file = read(adapter)
     if file.header["groups"] == "custom":
         raise ValueError('adapter: wanted groups "layer" or "tensor", got a function\'s')
     use_cache_without_network(settings)
     settings = _on_device(settings)
     task = load_task(settings)
-    options = replace(
-        options,
-        choices=_candidates(file.path) if options.choices is None else options.choices,
-        head_seed=file.header["seed"] if options.head_seed is None else options.head_seed,
-    )
+    derived = {"choices": _candidates(file.path), "head_seed": file.header["seed"]}
+    unset = {name: value for name, value in derived.items() if getattr(options, name) is None}
+    options = options.model_copy(update=unset)
     rows = some_rows(task.train, options.train_rows or len(task.train))
     screen = some_rows(rows, options.screen_rows or len(rows))
 
@@ -151,8 +147,8 @@ def _origin(settings: Settings, options: Options, task: Task, file: AdapterFile)
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
         "adapter": {"path": str(file.path), **file.header},
-        "options": asdict(options),
-        "settings": asdict(settings),
+        "options": options.model_dump(),
+        "settings": settings.model_dump(),
         "data_hash": task.data_hash,
         "splits": task.splits,
         "contamination": list(task.contamination),
@@ -186,4 +182,4 @@ def _on_device(settings: Settings) -> Settings:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # sums depend on the number of threads
-    return replace(settings, device=device)
+    return settings.replaced(device=device)

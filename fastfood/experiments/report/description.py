@@ -3,7 +3,6 @@ cut off, changed by hand, or another program's."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 
 from ..settings.measurement import KINDS, SIZED_METHODS, check, read_settings
 from ..settings.options import LARGEST, is_plain, require
@@ -34,7 +33,7 @@ def described(content: dict) -> dict:
         settings = read_settings(given)
         check(settings)
         _check_facts(measure["facts"], settings)
-        measure["settings"] = asdict(settings)
+        measure["settings"] = settings.model_dump()
     return content
 
 

@@ -6,7 +6,6 @@ import math
 import subprocess
 import time
 from collections import Counter
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -135,7 +134,7 @@ def _read_description(folder: Path) -> dict:
 
 def _open(folder: Path, described: dict, storage: str | None):
     settings = read_settings(described["measures"][0]["settings"])
-    return open_record(Path(folder), replace(settings, storage=storage or settings.storage))
+    return open_record(Path(folder), settings.replaced(storage=storage or settings.storage))
 
 
 def _measure(told: dict, record) -> tuple[dict, list[dict]]:

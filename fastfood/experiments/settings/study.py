@@ -1,14 +1,28 @@
-"""A study: its measurements before and after their data and models were looked at."""
+"""A study: its measurements and the pre-trainings that make models for them."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from .measurement import Settings
 from .pretraining import Pretraining
 
 
-class Planned(NamedTuple):
-    """A study before anything was loaded. `measures` are (label, x, settings)."""
+@dataclass(frozen=True)
+class Measurement:
+    """One model on one task: its name in the report, its settings and, where measurements form a
+    series along pre-training, the step x of this one. `facts` are what `trials.facts` found out
+    about its data and model, None before it has looked."""
+
+    label: str
+    settings: Settings
+    x: float | None = None
+    facts: dict | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A study before anything was loaded. `kind` says which figure of the paper its report draws,
+    `scale` is "full" or "small", and `out` is its folder."""
 
     name: str
     title: str
@@ -16,15 +30,5 @@ class Planned(NamedTuple):
     scale: str
     note: str
     out: Path
-    measures: list[tuple[str, float | None, Settings]]
+    measurements: list[Measurement]
     pretrainings: list[Pretraining]
-
-
-class Measure(NamedTuple):
-    """A measurement ready to run: its name in the report, its settings, what `trials.facts` found,
-    and, where measurements form a series (pre-training steps), its place x."""
-
-    label: str
-    settings: Settings
-    facts: dict
-    x: float | None = None

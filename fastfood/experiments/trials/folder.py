@@ -7,12 +7,11 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from ..files import whole
 from ..settings.measurement import Settings
-from ..settings.study import Measure, Planned
+from ..settings.study import Measurement, Planned
 
 DATABASE, DESCRIPTION, LOCK, STUDY = "trials.db", "study.json", "study.lock", "fastfood"
 
@@ -57,7 +56,7 @@ def open_record(out: Path, settings: Settings):
     return record.open_record(settings.storage, settings.name or out.name, settings.heartbeat)
 
 
-def describe(planned: Planned, measures: list[Measure]) -> None:
+def describe(planned: Planned, measures: list[Measurement]) -> None:
     """Writes OUT/study.json in one step: all that a report needs beside the record."""
     settings = measures[0].settings
     storage = settings.storage and _without_password(settings.storage)
@@ -73,12 +72,12 @@ def describe(planned: Planned, measures: list[Measure]) -> None:
         "command": command,
         "storage": storage,
         "study": STUDY if settings.storage is None else settings.name or planned.out.name,
-        "pretrainings": [asdict(pretraining) for pretraining in planned.pretrainings],
+        "pretrainings": [pretraining.model_dump() for pretraining in planned.pretrainings],
         "measures": [
             {
                 "label": m.label,
                 "x": m.x,
-                "settings": asdict(m.settings) | {"storage": storage},
+                "settings": m.settings.model_dump() | {"storage": storage},
                 "facts": m.facts,
             }
             for m in measures

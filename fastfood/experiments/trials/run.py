@@ -13,7 +13,7 @@ from functools import partial
 import optuna
 
 from ..settings.measurement import Settings
-from ..settings.study import Measure
+from ..settings.study import Measurement
 from . import plan
 from .plan import trial_key
 from .record import Record
@@ -25,11 +25,11 @@ POLL = 2.0  # seconds between looks at what other drivers have done
 class _Agenda:
     """What the plans of all measures ask for, and what of it this driver may still have to do."""
 
-    def __init__(self, measures: list[Measure], record: Record) -> None:
+    def __init__(self, measures: list[Measurement], record: Record) -> None:
         self._measures, self._record = measures, record
         self._asked: list[dict[str, dict]] = [{} for _ in measures]
-        self.open: dict[str, tuple[Measure, dict]] = {}
-        self.places: dict[str, tuple[Measure, dict]] = {}
+        self.open: dict[str, tuple[Measurement, dict]] = {}
+        self.places: dict[str, tuple[Measurement, dict]] = {}
         record.changed()
         self._plan(range(len(measures)))
 
@@ -48,7 +48,7 @@ class _Agenda:
             if self._status(key, place[0]) != "closed"
         }
 
-    def _status(self, key: str, measure: Measure) -> str:
+    def _status(self, key: str, measure: Measurement) -> str:
         return self._record.status(key, measure.settings.prune)
 
     def update(self) -> set[str]:
@@ -71,14 +71,14 @@ class _Agenda:
             self._plan(grown)
         return closed
 
-    def next(self) -> tuple[Measure, dict] | None:
+    def next(self) -> tuple[Measurement, dict] | None:
         """The first trial that nobody runs."""
         for key, (measure, trial) in self.open.items():
             if self._status(key, measure) == "open":
                 return measure, trial
         return None
 
-    def floor(self, measure: Measure, trial: dict) -> float | None:
+    def floor(self, measure: Measurement, trial: dict) -> float | None:
         """The score below which the trial is stopped half-way."""
         if not measure.settings.prune:
             return None
@@ -99,9 +99,9 @@ class _Agenda:
 
 
 def run_study(
-    measures: list[Measure],
+    measures: list[Measurement],
     record: Record,
-    on_event: Callable[[int, int, Measure | None, dict | None, str], None],
+    on_event: Callable[[int, int, Measurement | None, dict | None, str], None],
     train: Callable[[Settings, dict, float | None], dict] | None = None,
 ) -> int:
     """Runs the trials of all measures that the record lacks; returns how many failed.
