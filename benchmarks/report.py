@@ -35,6 +35,7 @@ def describe(folder: Path, count: int) -> list[dict]:
             facts = {"device": "cpu", "D": 10**6 * millions, "m": 14, "splits": {}, "majority": 0.6}
             facts |= {"sizes": {"train": 3000, "validation": 400, "test": 1700}}
             facts |= {"model_hash": model, "data_hash": task, "num_labels": 2}
+            facts |= {"overlap": 0, "contamination": [], "counts": {}}
             label = f"{model}, {task}"
             told = {"label": label, "x": None, "settings": settings.model_dump(), "facts": facts}
             measures.append(told)
