@@ -104,7 +104,8 @@ def _run(console: Console, measures: list[Measurement], record) -> int:
 def _report(console: Console, out: Path, record) -> None:
     from .report import writer
 
-    written = writer.write_report(out, record)
-    writer.print_report(console, out)
+    results = writer.gather(out, record)
+    written = writer.write_results(results, out)
+    writer.print_report(console, results)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False)

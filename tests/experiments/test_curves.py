@@ -10,42 +10,42 @@ from fastfood.experiments.trials import curves
 
 def test_d90_is_the_first_tested_d_that_reaches_the_line():
     result = curves.d90([10, 100, 1000], [[0.2], [0.91], [0.95]], [1.0])
-    assert result["value"] == 100 and result["line"] == pytest.approx(0.9)
-    assert result["text"] == "100"  # one seed: no interval
+    assert result.value == 100 and result.line == pytest.approx(0.9)
+    assert result.text == "100"  # one seed: no interval
 
 
 def test_d90_exactly_on_the_line_counts():
-    assert curves.d90([10, 100], [[0.3], [0.1 + 0.2 + 0.6]], [1.0])["value"] == 100
+    assert curves.d90([10, 100], [[0.3], [0.1 + 0.2 + 0.6]], [1.0]).value == 100
 
 
 def test_d90_uses_the_monotone_fit_and_not_the_first_lucky_point():
     # 0.88 and 0.80 pool to 0.84, below the line 0.855
     result = curves.d90([10, 30, 100, 300], [[0.5], [0.88], [0.80], [0.95]], [0.95])
-    assert result["value"] == 300
+    assert result.value == 300
 
 
 def test_d90_above_every_tested_d_is_said_as_such():
     result = curves.d90([10, 100], [[0.2, 0.2], [0.5, 0.5]], [1.0, 1.0])
-    assert result["value"] == math.inf
-    assert result["text"] == "> 100 [> 100, > 100]"
+    assert result.value == math.inf
+    assert result.text == "> 100 [> 100, > 100]"
 
 
 def test_d90_below_every_tested_d_is_said_as_such():
     result = curves.d90([10, 100], [[0.95, 0.95], [0.96, 0.96]], [1.0, 1.0])
-    assert (result["value"], result["text"]) == (10, "<= 10 [<= 10, <= 10]")
+    assert (result.value, result.text) == (10, "<= 10 [<= 10, <= 10]")
 
 
 def test_interval_resamples_the_seeds_of_the_method():
     # the mean 0.9 reaches the line; a quarter of the resamples holds only the seed at 0.85
     result = curves.d90([10, 30, 100], [[0.1, 0.1], [0.85, 0.95], [1.0, 1.0]], [1.0, 1.0])
-    assert (result["value"], result["low"], result["high"]) == (30, 30, 100)
-    assert result["text"] == "30 [30, 100]"
+    assert (result.value, result.low, result.high) == (30, 30, 100)
+    assert result.text == "30 [30, 100]"
 
 
 def test_interval_resamples_the_seeds_of_the_full_run():
     scores = [[0.1, 0.1], [0.9, 0.9], [0.95, 0.95]]
     result = curves.d90([10, 30, 100], scores, [0.96, 1.0 + 0.04])
-    assert (result["value"], result["low"], result["high"]) == (30, 30, 100)
+    assert (result.value, result.low, result.high) == (30, 30, 100)
 
 
 def test_interval_is_the_same_every_time():
@@ -70,18 +70,18 @@ def test_rate_is_chosen_on_validation_even_where_test_prefers_another():
         {"validation": 0.81, "test": 0.99},
     ]
     (point,) = curves.curve_points(trials, scores)
-    assert point["learning_rate"] == 0.1
-    assert point["test"] == [0.70, 0.72] and point["seeds"] == [0, 1]
-    assert point["mean"] == pytest.approx(0.71) and point["validation"] == pytest.approx(0.81)
+    assert point.learning_rate == 0.1
+    assert point.test == (0.70, 0.72) and point.seeds == (0, 1)
+    assert point.mean == pytest.approx(0.71) and point.validation == pytest.approx(0.81)
 
 
 def test_of_equal_rates_the_smallest_wins_and_a_rate_with_a_missing_seed_does_not_count():
     same = {"validation": 0.8, "test": 0.8}
     trials = [_trial(rate=rate) for rate in (0.5, 0.1, 0.3)]
-    assert curves.curve_points(trials, [same] * 3)[0]["learning_rate"] == 0.1
+    assert curves.curve_points(trials, [same] * 3)[0].learning_rate == 0.1
     trials = [_trial(rate=rate, seed=seed) for rate in (0.1, 0.5) for seed in (0, 1)]
     good = {"validation": 0.9, "test": 0.9}
-    assert curves.curve_points(trials, [good, None, same, same])[0]["learning_rate"] == 0.5
+    assert curves.curve_points(trials, [good, None, same, same])[0].learning_rate == 0.5
     assert curves.curve_points(trials, [good, None, None, same]) == []
 
 
@@ -93,24 +93,24 @@ def test_a_baseline_that_says_nothing_is_remarked(majority, remark):
     score = {"validation": 0.8, "test": 0.8}
     trials = [_trial("full", 5000, seed=seed) for seed in (0, 1)]
     summary = curves.summarise(curves.curve_points(trials, [score] * 2), majority)
-    assert summary["line"] == (None if majority >= 0.8 else pytest.approx(0.72))
-    assert [remark in text for text in summary["remarks"]] == ([True] if remark else [])
+    assert summary.line == (None if majority >= 0.8 else pytest.approx(0.72))
+    assert [remark in text for text in summary.remarks] == ([True] if remark else [])
 
 
 def test_without_a_full_run_above_the_majority_class_there_is_no_d90():
     score = {"validation": 0.8, "test": 0.8}
     trials = [_trial("full", 5000), _trial("did", 10)]
-    result = curves.summarise(curves.curve_points(trials, [score] * 2), 0.8)["d90"]["did"]
-    assert result["value"] is None
-    assert result["text"] == "none: the full run does not beat the majority class"
+    result = curves.summarise(curves.curve_points(trials, [score] * 2), 0.8).d90["did"]
+    assert result.value is None
+    assert result.text == "none: the full run does not beat the majority class"
 
 
 def test_an_interval_that_is_open_on_both_sides_is_called_unstable():
     # the seeds disagree on whether any d, or every d, is on the line 0.9
     result = curves.d90([10, 100], [[0.1, 1.0], [0.7, 1.0]], [1.0, 1.0])
-    assert (result["low"], result["high"]) == (10, math.inf)
-    assert result["unstable"] and result["text"] == "unstable: > 100 [<= 10, > 100]"
-    assert not curves.d90([10, 100], [[0.1, 0.2], [0.7, 1.0]], [1.0, 1.0])["unstable"]
+    assert (result.low, result.high) == (10, math.inf)
+    assert result.unstable and result.text == "unstable: > 100 [<= 10, > 100]"
+    assert not curves.d90([10, 100], [[0.1, 0.2], [0.7, 1.0]], [1.0, 1.0]).unstable
 
 
 def test_points_keep_sizes_apart_and_the_accuracies_of_the_chosen_rate():
@@ -120,7 +120,7 @@ def test_points_keep_sizes_apart_and_the_accuracies_of_the_chosen_rate():
         for v in (0.5, 0.6, 0.8, 0.7)
     ]
     small, large = curves.curve_points(trials, scores)
-    assert (small["size"], small["learning_rate"]) == (1, 0.5)
-    assert (large["size"], large["learning_rate"]) == (4, 0.1)
-    assert small["train_accuracy"] == [0.7] and large["test_accuracy"] == [0.8]
-    assert small["rates"] == [0.1, 0.5]
+    assert (small.size, small.learning_rate) == (1, 0.5)
+    assert (large.size, large.learning_rate) == (4, 0.1)
+    assert small.train_accuracy == (0.7,) and large.test_accuracy == (0.8,)
+    assert small.rates == (0.1, 0.5)

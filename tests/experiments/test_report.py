@@ -32,8 +32,8 @@ def undrawn(monkeypatch):
     """Reports whose figures are one pixel."""
 
     def draw(results, folder):
-        own = [results["kind"]] if results["kind"] not in ("d90", "figure1") else []
-        paths = [folder / f"{s}.{form}" for s in [*own, "figure1"] for form in ("png", "svg")]
+        first = [results.kind] if results.kind not in ("d90", "figure1") else []
+        paths = [folder / f"{s}.{form}" for s in [*first, "figure1"] for form in ("png", "svg")]
         for path in paths:
             path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
         return paths
@@ -230,14 +230,13 @@ def test_the_terminal_shows_points_and_d90s(tmp_path, undrawn):
     from rich.console import Console
 
     record = write_study(tmp_path / "s", "table1", measures_of("table1", seeds=1))
-    writer.write_report(tmp_path / "s", record)
+    results = writer.gather(tmp_path / "s", record)
     console = Console(record=True, width=100)
-    writer.print_report(console, tmp_path / "s")
+    writer.print_report(console, results)
     text = console.export_text()
-    results, _ = _read(tmp_path / "s")
-    assert text.count("d90 DID: ") == len(results["measures"]) == 4
-    point = results["measures"][0]["points"][0]
-    assert re.search(rf"full .* {point['d']:,} .* {100 * point['mean']:.1f} .* – .* 1e-05", text)
+    assert text.count("d90 DID: ") == len(results.measures) == 4
+    point = results.measures[0].points[0]
+    assert re.search(rf"full .* {point.d:,} .* {100 * point.mean:.1f} .* – .* 1e-05", text)
     assert "note: one seed: no interval" in text
 
 

@@ -169,7 +169,7 @@ def _line(full: list[dict], known: dict) -> float | None:
     if not all(key in known for key in keys):
         return None
     points = curve_points(full, [known[key] for key in keys])
-    return LINE_SHARE * points[0]["mean"] if points else None
+    return LINE_SHARE * points[0].mean if points else None
 
 
 def _bisection(
@@ -193,7 +193,7 @@ def _bisection(
         if not all(key in known for key in keys):
             return None
         points = curve_points(cell, [known[key] for key in keys])
-        return bool(points) and points[0]["mean"] >= line - 1e-9
+        return bool(points) and points[0].mean >= line - 1e-9
 
     least = max(settings.bracket[0], (facts["m"] or 0) + 1 if method == "said" else 1)
     largest = max(least, min(settings.bracket[1], facts["D"]))
