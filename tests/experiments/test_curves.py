@@ -85,6 +85,74 @@ def test_of_equal_rates_the_smallest_wins_and_a_rate_with_a_missing_seed_does_no
     assert curves.curve_points(trials, [good, None, None, same]) == []
 
 
+def _partial(runs):
+    """The points of one cell from {(rate, seed): validation score, None, or "to come"}."""
+    trials = [_trial(rate=rate, seed=seed) for rate, seed in runs]
+    scores = [
+        {"validation": score, "test": score + 0.01} if isinstance(score, float) else None
+        for score in runs.values()
+    ]
+    return curves.curve_points(trials, scores, [score == "to come" for score in runs.values()])
+
+
+def test_rates_are_compared_over_the_seeds_that_they_share():
+    # over all seeds that each has, 0.1 would win: 0.85 against 0.8
+    runs = {(0.1, 0): 0.7, (0.1, 1): 1.0, (0.5, 0): 0.8, (0.5, 1): "to come"}
+    (point,) = _partial(runs)
+    assert (point.learning_rate, point.seeds, point.mean) == (0.5, (0,), pytest.approx(0.81))
+    assert not point.whole and point.seeds_asked == 2
+    # the chosen rate shows every seed that it has
+    (point,) = _partial(runs | {(0.5, 0): 0.6})
+    assert (point.learning_rate, point.seeds) == (0.1, (0, 1)) and not point.whole
+    assert point.validation == pytest.approx(0.85) and point.test == pytest.approx((0.71, 1.01))
+
+
+def test_rates_that_share_no_seed_are_compared_at_the_seed_that_most_have():
+    runs = {(0.1, 0): 0.9, (0.1, 1): "to come", (0.3, 0): "to come", (0.3, 1): 0.7}
+    assert _partial(runs)[0].learning_rate == 0.1  # the smallest seed of equals
+    runs |= {(0.5, 0): "to come", (0.5, 1): 0.8}
+    assert _partial(runs)[0].learning_rate == 0.5
+
+
+def test_a_point_appears_with_its_first_score_and_names_the_rates_tried():
+    runs = {(rate, seed): "to come" for rate in (0.1, 0.3, 0.5) for seed in (0, 1)}
+    assert _partial(runs) == []
+    (point,) = _partial(runs | {(0.3, 0): 0.8})
+    assert (point.learning_rate, point.rates, point.seeds) == (0.3, (0.3,), (0,))
+    (point,) = _partial(runs | {(0.3, 0): 0.8, (0.5, 1): None})
+    assert point.rates == (0.3, 0.5)
+
+
+def test_a_rate_with_a_score_that_never_comes_is_out_and_leaves_the_point_whole():
+    runs = {(0.1, 0): 0.9, (0.1, 1): None, (0.5, 0): 0.7, (0.5, 1): 0.8}
+    (point,) = _partial(runs)
+    assert point.learning_rate == 0.5 and point.whole
+    (point,) = _partial(runs | {(0.1, 0): "to come"})  # its score could change nothing
+    assert point.learning_rate == 0.5 and point.whole
+    assert _partial({(0.1, 0): None, (0.1, 1): None}) == []
+
+
+def test_a_d90_so_far_says_so_and_has_no_interval_where_a_point_has_one_seed():
+    dims, full = [10, 100], [1.0, 0.98, 1.02]
+    result = curves.d90(dims, [[0.3, 0.4], [0.95, 0.96]], full, so_far=True)
+    assert (result.text, result.so_far) == ("100 [100, 100] so far", True)
+    result = curves.d90(dims, [[0.3, 0.4], [0.95]], full, so_far=True)
+    assert result.text == "100 so far" and (result.low, result.high) == (100, 100)
+    assert curves.d90(dims, [[0.3], [0.4]], full, so_far=True).text == "> 100 so far"
+
+
+def test_a_d90_is_so_far_while_its_method_or_the_full_run_has_runs_to_come():
+    score = {"validation": 0.8, "test": 0.8}
+    points = curves.curve_points(
+        [_trial("full", 5000), _trial("did", 10), _trial("said", 10)], [score] * 3
+    )
+    for unfinished, so_far in ((), ()), (("did",), ("did",)), (("full",), ("did", "said")):
+        summary = curves.summarise(points, 0.1, unfinished)
+        assert tuple(m for m, d90 in summary.d90.items() if d90.so_far) == so_far
+    none = curves.summarise(points, 0.9, ("full",)).d90["did"]
+    assert none.text == "none so far: the full run does not beat the majority class"
+
+
 @pytest.mark.parametrize(
     ("majority", "remark"),
     [(0.5, None), (0.75, "90 % line"), (0.8, "does not beat"), (0.9, "does not beat")],

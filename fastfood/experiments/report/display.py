@@ -157,6 +157,15 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def seeds_done(points: Sequence[Point]) -> str:
+    """How many seeds points rest on that are not whole: "1 to 2 of 3 seeds"."""
+    counts = [len(point.seeds) for point in points]
+    least, most = min(counts), max(counts)
+    asked = max(point.seeds_asked for point in points)
+    done = f"{least}" if least == most else f"{least} to {most}"
+    return f"{done} of {asked} seed{'s' if asked > 1 else ''}"
+
+
 def spread(shares: Sequence[float]) -> str:
     """The sample standard deviation of shares over seeds, in percentage points; a dash for one."""
     return f"{100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else "–"

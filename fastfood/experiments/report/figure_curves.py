@@ -1,7 +1,6 @@
 """Figure 1: accuracy against the number of trained parameters, a panel a measure, with full
 fine-tuning, its 90 % line, the majority class and every method's d90 with its interval."""
 
-import math
 import textwrap
 
 import numpy as np
@@ -85,8 +84,11 @@ def _title(measure: MeasureResults, alone: bool) -> str:
         label = textwrap.shorten(measure.label, 40, placeholder="…")
         return f"{label}, $D$ = {display.short(D)}"
     count = settings["seeds"]
-    seeds = "1 seed" if count == 1 else f"mean and range of {count} seeds"
-    return f"{settings['task']}, {model_name(settings)}, $D$ = {D:,}; {seeds}"
+    partial = [point for point in measure.points if not point.whole and point.method != "full"]
+    seeds = display.seeds_done(partial) if partial else f"{count} seed{'s' if count > 1 else ''}"
+    alike = max((len(point.seeds) for point in partial), default=count) == 1
+    shown = seeds if alike else f"mean and range of {seeds}"
+    return f"{settings['task']}, {model_name(settings)}, $D$ = {D:,}; {shown}"
 
 
 def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: bool) -> None:
@@ -124,15 +126,15 @@ def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: boo
 def _draw_levels(axes, measure: MeasureResults, alone: bool) -> None:
     """Draws the full score, its 90 % line and the majority class, each with its name."""
     summary = measure.summary
-    reached = any(
-        display.d90_mark(measure, method) and d90.value != math.inf
-        for method, d90 in summary.d90.items()
-    )
+    marks = [display.d90_mark(measure, method) for method in summary.d90]
+    ends = {mark.censored for mark in marks if mark is not None}
     full = "full fine-tuning" if alone else "full"
     if measure.full and not measure.full.whole:
         full += " so far"
-    # where a curve passes the line, the space below it at the largest d stays free
-    under = ("right", "top", -2.5) if reached else ("left", "bottom", 1.5)
+    # a curve that starts below the line leaves the space above it free at the smallest d, one that
+    # passes it the space below it at the largest
+    below_right = ends and ("above" not in ends or "below" in ends)
+    under = ("right", "top", -2.5) if below_right else ("left", "bottom", 1.5)
     levels = [
         (summary.full, "0.15", "-", full, "left", "bottom", 1),
         (summary.line, "0.15", (0, (4, 3)), "90 % of full", *under),

@@ -12,6 +12,7 @@ from .results import Results
 PAPER = "Aghajanyan, Gupta and Zettlemoyer, ACL 2021, arXiv 2012.13255"
 OPEN_ROWS = 40  # tables of points are folded where the study has more rows than this
 MOST_ERRORS = 10  # that are listed, the most frequent first
+_ACRONYMS = {"cpu": "CPU", "gpu": "GPU"}
 NO_POINTS: list[Block] = [Text("No point yet.")]
 CAPTIONS = {
     "figure1": "Test score against the number of trained parameters: the mean over seeds with "
@@ -280,9 +281,8 @@ def _made_with(results: Results) -> list[Block]:
     rows = []
     for environment in results.environments:
         hardware = environment.get("hardware", {})
-        gpu = {name: hardware[name] for name in hardware if "gpu" in name or "cuda" in name}
-        rest = {name: value for name, value in hardware.items() if name not in gpu}
-        rows.append([f"{environment['trials']:,} trials on", _in_words(gpu | rest) or "–"])
+        named = {_ACRONYMS.get(name, name): value for name, value in hardware.items()}
+        rows.append([f"{environment['trials']:,} trials on", _in_words(named) or "–"])
         rows.append(["with", _in_words(environment.get("versions", {})) or "–"])
     rows += [
         ["study", f"{results.name}, {results.kind}, scale {results.scale}"],

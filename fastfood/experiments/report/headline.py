@@ -51,12 +51,9 @@ def _say_partial(results: Results) -> list[str]:
     if not partial:
         return []
     total = sum(len(measure.points) for measure in results.measures)
-    counts = sorted({len(point.seeds) for point in partial})
-    done = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    asked = max(point.seeds_asked for point in partial)
     return [
-        f"{len(partial):,} of {total:,} points are not whole: they rest on {done} of {asked} "
-        f"{'seed' if asked == 1 else 'seeds'}, or lack a learning rate, and may change."
+        f"Not whole yet, and may change: {len(partial):,} of {total:,} points, which rest on "
+        f"{display.seeds_done(partial)} or lack a learning rate."
     ]
 
 
