@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .settings.study import Measurement, Planned
+from .settings.trial import Trial
 from .trials.folder import describe, locked_folder, open_record
 
 
@@ -83,14 +84,16 @@ def _run(console: Console, measures: list[Measurement], record) -> int:
     with progress:
         bar = progress.add_task("training", total=None)
 
-        def on_event(done: int, asked: int, measure, trial: dict | None, outcome: str) -> None:
+        def on_event(
+            done: int, asked: int, measure: Measurement | None, trial: Trial | None, outcome: str
+        ) -> None:
             progress.update(bar, completed=done, total=asked)
-            if trial is None:  # the start
+            if measure is None or trial is None:  # the start
                 progress.advance(bar, 0)  # the time left is judged from here on
                 if done:
                     console.print(f"{done} of {asked} trials are already done")
                 return
-            name = "{method} d = {d} rate {learning_rate:g} seed {seed}".format(**trial)
+            name = f"{trial.method} d = {trial.d} rate {trial.learning_rate:g} seed {trial.seed}"
             if len(measures) > 1:
                 name = f"{measure.label}: {name}"
             if outcome.startswith("failed"):

@@ -4,7 +4,9 @@ where there is none."""
 import math
 
 import pytest
+from trials import trial_of
 
+from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.trials import curves
 
 
@@ -57,17 +59,17 @@ def test_interval_is_the_same_every_time():
 # the choice of rates
 
 
-def _trial(method="did", d=10, rate=0.1, seed=0):
-    return {"method": method, "d": d, "learning_rate": rate, "seed": seed}
+def _trial(method="did", d=10, rate=0.1, seed=0, size=None):
+    return trial_of(method, d, seed, learning_rate=rate, size=size)
 
 
 def test_rate_is_chosen_on_validation_even_where_test_prefers_another():
     trials = [_trial(rate=rate, seed=seed) for rate in (0.1, 0.5) for seed in (0, 1)]
     scores = [
-        {"validation": 0.80, "test": 0.70},
-        {"validation": 0.82, "test": 0.72},
-        {"validation": 0.79, "test": 0.99},
-        {"validation": 0.81, "test": 0.99},
+        Score(0.80, 0.70),
+        Score(0.82, 0.72),
+        Score(0.79, 0.99),
+        Score(0.81, 0.99),
     ]
     (point,) = curves.curve_points(trials, scores)
     assert point.learning_rate == 0.1
@@ -76,11 +78,11 @@ def test_rate_is_chosen_on_validation_even_where_test_prefers_another():
 
 
 def test_of_equal_rates_the_smallest_wins_and_a_rate_with_a_missing_seed_does_not_count():
-    same = {"validation": 0.8, "test": 0.8}
+    same = Score(0.8, 0.8)
     trials = [_trial(rate=rate) for rate in (0.5, 0.1, 0.3)]
     assert curves.curve_points(trials, [same] * 3)[0].learning_rate == 0.1
     trials = [_trial(rate=rate, seed=seed) for rate in (0.1, 0.5) for seed in (0, 1)]
-    good = {"validation": 0.9, "test": 0.9}
+    good = Score(0.9, 0.9)
     assert curves.curve_points(trials, [good, None, same, same])[0].learning_rate == 0.5
     assert curves.curve_points(trials, [good, None, None, same]) == []
 
@@ -89,8 +91,7 @@ def _partial(runs):
     """The points of one cell from {(rate, seed): validation score, None, or "to come"}."""
     trials = [_trial(rate=rate, seed=seed) for rate, seed in runs]
     scores = [
-        {"validation": score, "test": score + 0.01} if isinstance(score, float) else None
-        for score in runs.values()
+        Score(score, score + 0.01) if isinstance(score, float) else None for score in runs.values()
     ]
     return curves.curve_points(trials, scores, [score == "to come" for score in runs.values()])
 
@@ -142,7 +143,7 @@ def test_a_d90_so_far_says_so_and_has_no_interval_where_a_point_has_one_seed():
 
 
 def test_a_d90_is_so_far_while_its_method_or_the_full_run_has_runs_to_come():
-    score = {"validation": 0.8, "test": 0.8}
+    score = Score(0.8, 0.8)
     points = curves.curve_points(
         [_trial("full", 5000), _trial("did", 10), _trial("said", 10)], [score] * 3
     )
@@ -158,7 +159,7 @@ def test_a_d90_is_so_far_while_its_method_or_the_full_run_has_runs_to_come():
     [(0.5, None), (0.75, "90 % line"), (0.8, "does not beat"), (0.9, "does not beat")],
 )
 def test_a_baseline_that_says_nothing_is_remarked(majority, remark):
-    score = {"validation": 0.8, "test": 0.8}
+    score = Score(0.8, 0.8)
     trials = [_trial("full", 5000, seed=seed) for seed in (0, 1)]
     summary = curves.summarise(curves.curve_points(trials, [score] * 2), majority)
     assert summary.line == (None if majority >= 0.8 else pytest.approx(0.72))
@@ -166,7 +167,7 @@ def test_a_baseline_that_says_nothing_is_remarked(majority, remark):
 
 
 def test_without_a_full_run_above_the_majority_class_there_is_no_d90():
-    score = {"validation": 0.8, "test": 0.8}
+    score = Score(0.8, 0.8)
     trials = [_trial("full", 5000), _trial("did", 10)]
     result = curves.summarise(curves.curve_points(trials, [score] * 2), 0.8).d90["did"]
     assert result.value is None
@@ -182,9 +183,9 @@ def test_an_interval_that_is_open_on_both_sides_is_called_unstable():
 
 
 def test_points_keep_sizes_apart_and_the_accuracies_of_the_chosen_rate():
-    trials = [_trial("lora", 50, rate) | {"size": size} for size in (1, 4) for rate in (0.1, 0.5)]
+    trials = [_trial("lora", 50, rate, size=size) for size in (1, 4) for rate in (0.1, 0.5)]
     scores = [
-        {"validation": v, "test": v, "train_accuracy": v + 0.1, "test_accuracy": v, "seconds": 1.0}
+        Score(v, v, train_accuracy=v + 0.1, test_accuracy=v, seconds=1.0)
         for v in (0.5, 0.6, 0.8, 0.7)
     ]
     small, large = curves.curve_points(trials, scores)

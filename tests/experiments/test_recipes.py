@@ -165,7 +165,10 @@ def test_checkpoints_have_their_step_along_pretraining():
         ("kind = 'd90'\n[vary]\nseeds = 3", "vary: wanted a list for seeds, got 3"),
         ("kind = 'd90'\n[vary]\nmodel = ['pretrained/a/*']", "vary: wanted a model of a table"),
         ("kind = 'd90'\n[[pretrain]]\ntask = 'digits'", "pretrain: wanted a name in each table"),
-        ("kind = 'd90'\n[[pretrain]]\nname = 'a'\nstep = 1", "step: wanted a setting, one of task, .*, out, "),
+        (
+            "kind = 'd90'\n[[pretrain]]\nname = 'a'\nstep = 1",
+            "step: wanted a setting, one of task, .*, out, ",
+        ),
         (
             "kind = 'd90'\n[[pretrain]]\nname = 'a'\nlayers = 0",
             "layers: wanted at least 1, at most 1,000, got 0",

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from study_folders import measures_of, score, write_study
 from fastfood.experiments import files
 from fastfood.experiments.report import display, figures, headline, writer
 from fastfood.experiments.settings.measurement import read_settings
+from fastfood.experiments.settings.trial import Facts
 from fastfood.experiments.trials import curves
 from fastfood.experiments.trials.plan import trials
 
@@ -120,12 +122,12 @@ def test_a_report_of_a_running_study_counts_every_state(tmp_path, undrawn):
     folder = tmp_path / "<script> | s"  # its name stands in a table
     record = write_study(folder, "d90", measures_of("d90", seeds=1, dims=(10, 100)), share=0.0)
     told = json.loads((folder / "study.json").read_text())["measures"][0]
-    asked = trials(read_settings(told["settings"]), told["facts"], {})
+    asked = trials(read_settings(told["settings"]), Facts(**told["facts"]), {})
     assert len(asked) == 1 + 2 * 2 * 2
     for trial in asked[:5]:
         record.add(trial, score(trial))
     record.add(asked[5], state="failed", error=f"RuntimeError: {HOSTILE}")
-    record.add(asked[6], state="failed", error="FloatingPointError: diverged", final=True)
+    record.add(asked[6], state="diverged", error="FloatingPointError: diverged")
     record.add(asked[7], state="running")
     writer.write_report(folder, record)
     results, page = _read(folder)
@@ -149,8 +151,8 @@ def test_rates_at_the_edge_of_the_grid_are_remarked(tmp_path, undrawn):
     best = {10: 0.4, 100: 0.2}
 
     def scores(trial, **shape):
-        right = best.get(trial["d"]) in (None, trial["learning_rate"])
-        return score(trial, **shape) | {"validation": 0.9 if right else 0.5}
+        right = best.get(trial.d) in (None, trial.learning_rate)
+        return replace(score(trial, **shape), validation=0.9 if right else 0.5)
 
     writer.write_report(tmp_path / "s", write_study(tmp_path / "s", "d90", measures, scores))
     page = (tmp_path / "s" / "report.html").read_text()
@@ -279,7 +281,7 @@ def test_the_headline_of_a_relation_is_a_rank_correlation(tmp_path):
 
 def test_the_paper_stands_beside_ours(tmp_path):
     def scores(trial, **shape):  # d90 is 3000 for every model
-        return score(trial) | {"test": 0.9 if trial["d"] >= 3000 else 0.5}
+        return replace(score(trial), test=0.9 if trial.d >= 3000 else 0.5)
 
     sentences = _headline(tmp_path / "s", "table1", scores=scores)
     assert sentences[0].startswith("SAID has the smaller d90 in 0 of 4 measurements, in 0 of them")
@@ -322,7 +324,7 @@ def _watched(folder, monkeypatch, on_sleep):
     """Watches a study of nine trials with `on_sleep(record, trials left, number of sleeps)`."""
     record = write_study(folder, "d90", measures_of("d90", seeds=1, dims=(10, 100)), share=0.0)
     told = json.loads((folder / "study.json").read_text())["measures"][0]
-    left = trials(read_settings(told["settings"]), told["facts"], {})
+    left = trials(read_settings(told["settings"]), Facts(**told["facts"]), {})
     pages, sleeps = [], []
     write = writer.write_results
 

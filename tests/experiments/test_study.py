@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import study_driver
 from text_rows import write_rows
 from typer.testing import CliRunner
 
@@ -180,7 +181,10 @@ def test_the_password_of_a_database_is_not_kept(tmp_path, monkeypatch):
     url = "postgresql://me:secret@host/db"
     monkeypatch.setattr(sys, "argv", ["fastfood", "d90", f"--storage={url}"])
     settings = complete(Settings(storage=url, out=str(tmp_path)))
-    folder.describe(recipes.single(settings), [Measurement("one", settings, facts={})])
+    folder.describe(
+        recipes.single(settings),
+        [Measurement(label="one", settings=settings, facts=study_driver.facts())],
+    )
     kept = (tmp_path / "study.json").read_text()
     assert "secret" not in kept
     described = json.loads(kept)

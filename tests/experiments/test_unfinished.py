@@ -2,6 +2,7 @@
 point has two seeds of three or less, and of what stands in it after fewer still."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from study_folders import facts, measures_of, score, write_study
 
 from fastfood.experiments.report import figure_curves, figures, headline, writer
 from fastfood.experiments.settings.measurement import read_settings
-from fastfood.experiments.trials.plan import trial_key, trials
+from fastfood.experiments.settings.trial import Facts
+from fastfood.experiments.trials.plan import trials
 
 GIVEN = {"task": "glue/sst2", "model": "MiniLM-L6", "dims": (100, 300, 1000, 3000, 10000)}
 GIVEN |= {"lr_factors": (4.0, 8.0, 16.0, 32.0), "lrs": None, "full_lrs": (5e-5, 1e-4), "seeds": 3}
@@ -25,7 +27,7 @@ def coarse(monkeypatch):
 
 
 def _accelerated(trial, **shape):
-    return score(trial, **shape) | {"accelerator": "a GPU"}
+    return replace(score(trial, **shape), accelerator="a GPU")
 
 
 def _stopped(folder, done=84):
@@ -136,10 +138,10 @@ def test_every_figure_of_an_unfinished_study_has_half_filled_marks(tmp_path, kin
 def test_a_failed_trial_leaves_its_point_partial_until_it_is_run_again(tmp_path):
     record = write_study(tmp_path, "d90", measures_of("d90", dims=(10, 100)), share=1.0)
     (told,) = json.loads((tmp_path / "study.json").read_text())["measures"]
-    asked = trials(read_settings(told["settings"]), told["facts"], record.results)
-    failed = next(trial for trial in asked if trial["method"] == "did" and trial["d"] == 100)
+    asked = trials(read_settings(told["settings"]), Facts(**told["facts"]), record.results)
+    failed = next(trial for trial in asked if trial.method == "did" and trial.d == 100)
     record.add(failed, state="failed", error="RuntimeError: no memory")
-    del record.results[trial_key(failed)]
+    del record.results[failed.key]
     (measure,) = writer.gather(tmp_path, record).measures
     assert [(p.method, p.d) for p in measure.points if not p.whole] == [("did", 100)]
     assert measure.summary.d90["did"].so_far and not measure.summary.d90["said"].so_far

@@ -18,7 +18,7 @@ from fastfood.quantize import quantize
 from ..data.tasks import Task, load_task, use_cache_without_network
 from ..settings.measurement import Settings
 from ..training.models import build_base
-from ..training.train import predict, some_rows
+from ..training.train import Schedule, predict, some_rows
 from .formulas import all_bounds, best_bound, kl_of_bits, paper_order
 from .message import Message, decode_message, encode_message
 from .options import Options
@@ -88,11 +88,12 @@ def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
     """
     config, theta, lambda_ = decode_message(data)
     model = fastfood.get_subspace_model(base, config)
-    own = [p.numel() for p in (model.theta, model.lambda_) if p is not None]
+    wanted = [p.numel() for p in (model.theta, model.lambda_) if p is not None]
     values = [t for t in (theta, lambda_) if t is not None]
-    if own != [len(t) for t in values]:
+    if wanted != [len(t) for t in values]:
         model.unload()
-        raise ValueError(f"data: wanted vectors of {own} numbers, got {[len(t) for t in values]}")
+        lengths = [len(t) for t in values]
+        raise ValueError(f"data: wanted vectors of {wanted} numbers, got {lengths}")
     with torch.no_grad():
         for p, t in zip((model.theta, model.lambda_), values, strict=False):
             p.copy_(t)
@@ -107,11 +108,15 @@ def _message(
     config = model.subspace_config
     if options.qat_steps:
         lr = options.lr or LR_FACTORS[config.normalization] / math.sqrt(config.d)
-        trial = {"method": config.method, "learning_rate": lr, "lambda_lr": options.lambda_lr}
-        trial |= {"max_steps": options.qat_steps, "batch_size": settings.batch_size}
-        trial |= {"warmup": settings.warmup, "bf16": settings.bf16, "device": settings.device}
-        trial["seed"] = config.seed % 2**32
-        fine_tune(trial, task, model, levels)
+        schedule = Schedule(
+            max_steps=options.qat_steps,
+            batch_size=settings.batch_size,
+            warmup=settings.warmup,
+            bf16=settings.bf16,
+            device=settings.device,
+            seed=config.seed % 2**32,
+        )
+        fine_tune(schedule, lr, options.lambda_lr, task, model, levels)
     q = {name: quantize(p, levels) for name, p in model.state_dict().items()}
     return encode_message(config, q["theta"], q.get("lambda_"), options.choices)
 

@@ -276,12 +276,21 @@ def _cost(results: Results) -> list[Block]:
     return [table, Text(note), *([Items(listed)] if listed else [])]
 
 
+def _gpu_in_words(gpu: dict) -> str:
+    """One kind of GPU, as `environment` names it."""
+    several = "" if gpu["count"] == 1 else f"{gpu['count']} x "
+    driver = f"driver {gpu['driver']}" if gpu["driver"] else "unknown driver"
+    return f"{several}{gpu['name']} ({gpu['memory_gib']} GiB, {driver}, CUDA {gpu['cuda']})"
+
+
 def _made_with(results: Results) -> list[Block]:
     """What the trials ran on and with, and how the study can be made again."""
     rows = []
     for environment in results.environments:
         hardware = environment.get("hardware", {})
         named = {_ACRONYMS.get(name, name): value for name, value in hardware.items()}
+        if "gpus" in named:
+            named = {"GPU": "; ".join(map(_gpu_in_words, named.pop("gpus"))), **named}
         rows.append([f"{environment['trials']:,} trials on", _in_words(named) or "–"])
         rows.append(["with", _in_words(environment.get("versions", {})) or "–"])
     rows += [

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..settings.measurement import read_settings
+from ..settings.study import Measurement
 from ..settings.trial import TrialState
 from ..trials.curves import Point, Summary, curve_points, summarise
-from ..trials.plan import trial_key, trials
+from ..trials.folder import Description
+from ..trials.plan import trials
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,16 @@ class Results:
     trials: list[dict]
 
 
-def collect(description: dict, record) -> Results:
+def collect(description: Description, record) -> Results:
     """The results of the study that `description` describes, from its record as it was last read.
     Infinite d90s are math.inf here and null in results.json."""
     measures, rows = [], []
-    for measure in description["measures"]:
-        measured, measure_rows = _measure_results(measure, record)
+    for described in description.measures:
+        measured, measure_rows = _measure_results(described.measurement(), record)
         measures.append(measured)
         rows += measure_rows
     return Results(
-        **{name: description[name] for name in ("name", "title", "kind", "scale", "command")},
-        note=description.get("note", ""),
-        storage=description["storage"],
-        study=description["study"],
+        **description.model_dump(exclude={"measures", "pretrainings"}),
         written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         git_commit=_git_commit(),
         environments=_environments(rows, record.states()),
@@ -102,29 +100,29 @@ def collect(description: dict, record) -> Results:
     )
 
 
-def _measure_results(measure: dict, record) -> tuple[MeasureResults, list[dict]]:
-    """The results of one measure, and a row for each of its trials."""
-    settings, facts = read_settings(measure["settings"]), measure["facts"]
+def _measure_results(measurement: Measurement, record) -> tuple[MeasureResults, list[dict]]:
+    """The results of one measurement, and a row for each of its trials."""
+    settings, facts = measurement.settings, measurement.known_facts
     known, entries = record.known(), record.states()
     decided = record.decided(settings.prune)
     asked = trials(settings, facts, decided)
-    keys = [trial_key(trial) for trial in asked]
+    keys = [trial.key for trial in asked]
     scores = [known.get(key) for key in keys]
     to_come = [key not in decided for key in keys]
     rows = [
-        {"key": key, "measure": measure["label"], "state": _state(entries.get(key)).value}
-        | trial
-        | (score or {})
+        {"key": key, "measure": measurement.label, "state": _state(entries.get(key)).value}
+        | asdict(trial)
+        | (asdict(score) if score else {})
         for key, trial, score in zip(keys, asked, scores, strict=True)
     ]
     points = curve_points(asked, scores, to_come)
-    unfinished = {trial["method"] for trial, waits in zip(asked, to_come, strict=True) if waits}
+    unfinished = {trial.method for trial, waits in zip(asked, to_come, strict=True) if waits}
     measured = MeasureResults(
-        label=measure["label"],
-        x=measure["x"],
-        settings=measure["settings"],
-        facts=facts,
-        summary=summarise(points, facts["majority"], unfinished),
+        label=measurement.label,
+        x=measurement.x,
+        settings=settings.model_dump(),
+        facts=asdict(facts),
+        summary=summarise(points, facts.majority, unfinished),
         points=points,
         progress=_progress(rows, [entries.get(key) for key in keys], settings.prune),
     )
@@ -135,7 +133,7 @@ def _state(entry) -> TrialState:
     """The state of a trial; `entry` is what the record knows of it, None before any attempt."""
     if entry is None:
         return TrialState.WAITING
-    return TrialState.DIVERGED if entry.final else TrialState(entry.state)
+    return entry.state
 
 
 def _progress(rows: list[dict], entries: list, prune: bool) -> Progress:
@@ -171,7 +169,7 @@ def _environments(rows: list[dict], entries: dict) -> list[dict]:
         if not environment:
             continue
         hardware = environment.get("hardware", {})
-        if row.get("accelerator") and "gpu" not in hardware:
+        if row.get("accelerator") and "gpus" not in hardware:
             hardware = {"gpu": row["accelerator"], **hardware}
             environment = environment | {"hardware": hardware}
         name = json.dumps(environment, sort_keys=True)

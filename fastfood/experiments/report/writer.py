@@ -1,17 +1,16 @@
 """What a study leaves behind, made from its folder's study.json and its record alone, at any time:
 results.json, the figures, report.md and report.html; and the tables on the terminal."""
 
-import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ..files import whole
-from ..settings.measurement import DAY, read_settings
-from ..settings.options import is_plain, require
-from ..trials.folder import DESCRIPTION, open_record
+from ..settings.measurement import DAY
+from ..settings.options import require
+from ..trials.folder import Description, open_record, read_description
 from . import display
-from .description import described
 from .results import Results, collect, results_json
 
 RESULTS, MARKDOWN, PAGE = "results.json", "report.md", "report.html"
@@ -35,7 +34,7 @@ def watch(folder: Path, every: float = 30.0, storage: str | None = None) -> None
     ValueError when `folder` holds no study.
     """
     require(0 < every <= DAY, "every", "seconds above 0, at most a day", every)
-    record, seen = _open(folder, _read_description(folder), storage), None
+    record, seen = _open(folder, read_description(folder), storage), None
     try:
         while True:
             results = gather(folder, record)
@@ -68,7 +67,7 @@ def write_results(results: Results, folder: Path, reload: int | None = None) -> 
 
 def gather(folder: Path, record=None, storage: str | None = None) -> Results:
     """All results of the study in `folder`, as its record has them now."""
-    description = _read_description(folder)
+    description = read_description(folder)
     record = record or _open(folder, description, storage)
     record.read()
     return collect(description, record)
@@ -80,20 +79,8 @@ def _replace(path: Path, text: str) -> Path:
     return path
 
 
-def _read_description(folder: Path) -> dict:
-    """study.json; raises ValueError when it is missing or not one of this form."""
-    plain = is_plain(str(folder))
-    require(plain, "folder", "a text without control characters", str(folder))
-    path = Path(folder, DESCRIPTION)
-    try:
-        return described(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        wanted = f"the folder of a study, with a whole {DESCRIPTION}"
-        raise ValueError(f"folder: wanted {wanted}, got {folder} ({error!r})") from None
-
-
-def _open(folder: Path, description: dict, storage: str | None):
-    settings = read_settings(description["measures"][0]["settings"])
+def _open(folder: Path, description: Description, storage: str | None):
+    settings = description.measures[0].settings
     return open_record(Path(folder), settings.replaced(storage=storage or settings.storage))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .measurement import Settings
 from .pretraining import Pretraining
+from .trial import Facts
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,14 @@ class Measurement:
     label: str
     settings: Settings
     x: float | None = None
-    facts: dict | None = None
+    facts: Facts | None = None
+
+    @property
+    def known_facts(self) -> Facts:
+        """`facts`, where somebody has looked; raises ValueError where nobody has."""
+        if self.facts is None:
+            raise ValueError(f"facts: wanted what was found out of {self.label!r}, got None")
+        return self.facts
 
 
 @dataclass(frozen=True)

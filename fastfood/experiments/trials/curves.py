@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..settings.trial import Score, Trial
+
 LINE_SHARE = 0.9
 RESAMPLES, CONFIDENCE = 2000, 0.95
 
@@ -64,12 +66,12 @@ class Summary:
 
 class _Run(NamedTuple):
     seed: int
-    score: dict | None
+    score: Score | None
     to_come: bool
 
 
 def curve_points(
-    trials: Sequence[dict], scores: Sequence[dict | None], to_come: Sequence[bool] | None = None
+    trials: Sequence[Trial], scores: Sequence[Score | None], to_come: Sequence[bool] | None = None
 ) -> list[Point]:
     """One point for each method and d that has a score, at its best rate.
 
@@ -83,8 +85,8 @@ def curve_points(
     cells: dict[tuple, dict[float, list[_Run]]] = defaultdict(lambda: defaultdict(list))
     waiting = [False] * len(trials) if to_come is None else to_come
     for trial, score, waits in zip(trials, scores, waiting, strict=True):
-        cell = trial["method"], trial["d"], trial.get("size")
-        cells[cell][trial["learning_rate"]].append(_Run(trial["seed"], score, waits))
+        cell = trial.method, trial.d, trial.size
+        cells[cell][trial.learning_rate].append(_Run(trial.seed, score, waits))
     points = (_point(*cell, rates) for cell, rates in cells.items())
     return [point for point in points if point is not None]
 
@@ -97,7 +99,7 @@ def _point(method: str, d: int, size: int | None, rates: dict[float, list[_Run]]
     scored = {rate: [run for run in runs if run.score] for rate, runs in possible.items()}
     compared = _compared_seeds([runs for runs in scored.values() if runs])
     means = {
-        rate: _mean(run.score["validation"] for run in runs if run.seed in compared)
+        rate: _mean(run.score.validation for run in runs if run.seed in compared)
         for rate, runs in scored.items()
         if compared and compared <= {run.seed for run in runs}
     }
@@ -106,7 +108,7 @@ def _point(method: str, d: int, size: int | None, rates: dict[float, list[_Run]]
     rate = max(sorted(means), key=means.__getitem__)
     chosen = [run.score for run in scored[rate]]
     by_seed = {
-        name: tuple(score.get(name) for score in chosen)
+        name: tuple(getattr(score, name) for score in chosen)
         for name in ("test", "test_accuracy", "train_accuracy", "seconds")
     }
     return Point(
@@ -116,9 +118,9 @@ def _point(method: str, d: int, size: int | None, rates: dict[float, list[_Run]]
         learning_rate=rate,
         rates=tuple(sorted(r for r, runs in rates.items() if not all(run.to_come for run in runs))),
         seeds=tuple(run.seed for run in scored[rate]),
-        validation=_mean(score["validation"] for score in chosen),
+        validation=_mean(score.validation for score in chosen),
         mean=_mean(by_seed["test"]),
-        trained=next((score["trained"] for score in chosen if score.get("trained")), None),
+        trained=next((score.trained for score in chosen if score.trained), None),
         seeds_asked=len(rates[rate]),
         whole=not any(run.to_come for runs in possible.values() for run in runs),
         **by_seed,
