@@ -12,6 +12,7 @@ from study_folders import TEXT, facts, measures_of, score, write_study
 from fastfood.experiments.report import display, figures, writer
 from fastfood.experiments.report.results import MeasureResults
 from fastfood.experiments.settings import measurement
+from fastfood.experiments.settings.measurement import Settings
 from fastfood.experiments.trials import curves
 
 STATES = {
@@ -190,17 +191,17 @@ def test_models_are_named_so_that_they_differ(model, revision, name):
     ],
 )
 def test_models_agree_with_the_papers_by_their_whole_name(model, name):
-    assert display.paper_model({"model": model, "revision": None}) == name
-    assert display.paper_model({"model": model, "revision": "step-10"}) is None
+    assert display.paper_model(Settings(model=model)) == name
+    assert display.paper_model(Settings(model=model, revision="step-10")) is None
 
 
 def test_the_papers_d90s_are_those_of_its_table():
-    settings = {"task": "glue/mrpc", "model": "roberta-large", "metric": "accuracy"}
-    assert display.paper_d90(settings) == {"said": 207, "did": 322}
-    assert display.paper_d90(settings | {"metric": "f1"}) == {}
-    assert display.paper_d90(settings | {"task": "glue/sst2"}) == {}
-    qqp = settings | {"task": "glue/qqp", "model": "bert-base-cased"}
-    assert display.paper_d90(qqp) == {"said": 8030, "did": 9295}
+    given = {"task": "glue/mrpc", "model": "roberta-large", "metric": "accuracy"}
+    assert display.paper_d90(Settings(**given)) == {"said": 207, "did": 322}
+    assert display.paper_d90(Settings(**given | {"metric": "f1"})) == {}
+    assert display.paper_d90(Settings(**given | {"task": "glue/sst2"})) == {}
+    qqp = given | {"task": "glue/qqp", "model": "bert-base-cased"}
+    assert display.paper_d90(Settings(**qqp)) == {"said": 8030, "did": 9295}
 
 
 def test_every_method_has_a_style_of_its_own():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..settings.measurement import Settings
 from ..trials.curves import Point
 from .results import MeasureResults
 
@@ -101,36 +102,40 @@ def seeds(point: Point) -> str:
     return f"{len(point.seeds)}" + ("" if point.whole else f" of {point.seeds_asked}")
 
 
-def paper_model(settings: dict) -> str | None:
+def paper_model(settings: Settings) -> str | None:
     """The paper's name of the model, such as "RoBERTa-base", or None when it is another one.
 
     A hub name counts with its owner (google-bert, FacebookAI) or without one, a folder by its own
     name; a revision is another model.
     """
-    model = settings.get("model")
-    if model is None or settings.get("revision"):
+    if settings.model is None or settings.revision:
         return None
-    path = Path(model)
+    path = Path(settings.model)
     name, owner = _PAPER_MODELS.get(path.name.lower(), (None, None))
     of_owner = str(path.parent) in (".", owner)
     return name if of_owner or path.is_dir() or path.is_absolute() else None
 
 
-def paper_d90(settings: dict) -> dict:
+def paper_d90(settings: Settings) -> dict[str, int]:
     """The paper's d90 by method for a measure's task and model; {} where it has none."""
-    if settings.get("metric") not in (None, "accuracy"):
+    if settings.metric not in (None, "accuracy"):
         return {}
-    return PAPER_D90.get((settings["task"], paper_model(settings)), {})
+    return PAPER_D90.get((settings.task, paper_model(settings)), {})
 
 
-def task_name(settings: dict) -> str:
+def task_name(task: str) -> str:
     """A task as short as it can be told from the others: "mrpc", "digits"."""
-    return Path(settings["task"]).name
+    return Path(task).name
 
 
 def typeset(text: str) -> str:
     """A d90's text with one character for its sign."""
     return text.replace("<= ", "≤ ").replace(">= ", "≥ ")
+
+
+def literal(text: str) -> str:
+    """A text for a figure, with its dollars as characters, which else begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def short(value: float) -> str:

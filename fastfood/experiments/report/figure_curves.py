@@ -53,7 +53,7 @@ def draw(pyplot, results: Results):
 
 
 def _draw_panel(axes, measure: MeasureResults, alone: bool) -> None:
-    methods = list(dict.fromkeys(measure.settings["methods"]))
+    methods = list(dict.fromkeys(measure.settings.methods))
     curves = {
         method: sorted(
             (point for point in measure.points if point.method == method),
@@ -79,28 +79,28 @@ def _row_height(row: int, alone: bool) -> float:
 
 
 def _title(measure: MeasureResults, alone: bool) -> str:
-    settings, D = measure.settings, measure.facts["D"]
+    D = measure.facts.D
     if not alone:
         label = textwrap.shorten(measure.label, 40, placeholder="…")
-        return f"{label}, $D$ = {display.short(D)}"
-    count = settings["seeds"]
+        return f"{display.literal(label)}, $D$ = {display.short(D)}"
+    count = measure.settings.seeds
     partial = [point for point in measure.points if not point.whole and point.method != "full"]
     seeds = display.seeds_done(partial) if partial else f"{count} seed{'s' if count > 1 else ''}"
-    alike = max((len(point.seeds) for point in partial), default=count) == 1
-    shown = seeds if alike else f"mean and range of {seeds}"
-    return f"{settings['task']}, {model_name(settings)}, $D$ = {D:,}; {shown}"
+    single = max((len(point.seeds) for point in partial), default=count) == 1
+    shown = seeds if single else f"mean and range of {seeds}"
+    name = f"{measure.settings.task}, {model_name(vars(measure.settings))}"
+    return f"{display.literal(name)}, $D$ = {D:,}; {shown}"
 
 
 def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: bool) -> None:
     """Sets the titles and the ranges, with room for `rows` rows of d90 below the curves."""
-    settings = measure.settings
     axes.set_title(_title(measure, alone), loc="left", fontsize=9 if alone else 8, pad=8)
     axes.set_xlabel("$d$, number of trained parameters")
-    metric = "accuracy" if settings["metric"] in (None, "accuracy") else "F1"
+    metric = "accuracy" if measure.settings.metric in (None, "accuracy") else "F1"
     axes.set_ylabel(f"test {metric} (%)")
     axes.set_xscale("log")
     points = [point for curve in curves.values() for point in curve]
-    tested = sorted({point.d for point in points}) or list(settings["dims"])
+    tested = sorted({point.d for point in points}) or list(measure.settings.dims)
     axes.set_xlim(tested[0] / 1.45, tested[-1] * 1.45)
     if alone and len(tested) <= 8 and min(np.diff(np.log(tested)), default=1) > 0.5:
         axes.set_xticks(tested, [f"{d}" for d in tested])
@@ -109,7 +109,7 @@ def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: boo
         axes.minorticks_off()
         axes.tick_params(labelsize=7.5)
     scores = [100 * score for point in points for score in point.test]
-    levels = (measure.facts["majority"], measure.summary.full, measure.summary.line)
+    levels = (measure.facts.majority, measure.summary.full, measure.summary.line)
     scores += [100 * level for level in levels if level is not None]
     scores += [0, 100] if len(set(scores)) == 1 else []
     span = max(scores) - min(scores) + 1
@@ -138,7 +138,7 @@ def _draw_levels(axes, measure: MeasureResults, alone: bool) -> None:
     levels = [
         (summary.full, "0.15", "-", full, "left", "bottom", 1),
         (summary.line, "0.15", (0, (4, 3)), "90 % of full", *under),
-        (measure.facts["majority"], "0.4", (0, (1, 2)), "majority class", "right", "bottom", 1),
+        (measure.facts.majority, "0.4", (0, (1, 2)), "majority class", "right", "bottom", 1),
     ]
     for level, color, linestyle, text, side, edge, up in levels:
         if level is None:

@@ -6,7 +6,6 @@ import itertools
 import math
 import textwrap
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from ..files import whole
@@ -64,7 +63,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kind, results = results.kind, _literal(results)
+    kind = results.kind
     drawings = {kind: _DRAWINGS[kind]} if kind in _DRAWINGS else {}
     drawings["figure1"] = figure_curves.draw
     paths = []
@@ -78,23 +77,6 @@ def draw(results: Results, folder: Path) -> list[Path]:
             finally:
                 pyplot.close(figure)
     return paths
-
-
-def _literal(results: Results) -> Results:
-    """The results with the dollars of names as characters, which else begin a formula."""
-
-    def plain(text):
-        return text.replace("$", r"\$") if isinstance(text, str) else text
-
-    measures = [
-        replace(
-            measure,
-            label=plain(measure.label),
-            settings={name: plain(value) for name, value in measure.settings.items()},
-        )
-        for measure in results.measures
-    ]
-    return replace(results, title=plain(results.title), measures=measures)
 
 
 def _save(figure, path: Path) -> Path:
@@ -115,13 +97,13 @@ def _save(figure, path: Path) -> Path:
 def _series(results: Results) -> dict[tuple[str, str], list[MeasureResults]]:
     """The measures that have a d90 to draw, by (task, method)."""
     measures = results.measures
-    tasks = dict.fromkeys(measure.settings["task"] for measure in measures)
-    methods = dict.fromkeys(m for measure in measures for m in measure.settings["methods"])
+    tasks = dict.fromkeys(measure.settings.task for measure in measures)
+    methods = dict.fromkeys(m for measure in measures for m in measure.settings.methods)
     series = {
         (task, method): [
             measure
             for measure in measures
-            if measure.settings["task"] == task and display.d90_mark(measure, method)
+            if measure.settings.task == task and display.d90_mark(measure, method)
         ]
         for task in tasks
         for method in methods
@@ -138,14 +120,15 @@ def _styles(series: dict) -> dict[tuple[str, str], dict]:
         name = display.METHOD_NAMES[method]
         if len(tasks) > 1:
             style["color"] = TASK_COLORS[tasks.index(task) % len(TASK_COLORS)]
-            name = f"{Path(task).name}, {name}"
+            name = f"{display.literal(display.task_name(task))}, {name}"
         styles[task, method] = style | {"label": name}
     return styles
 
 
 def _axes(pyplot, results: Results, x: str, y: str, size: tuple[float, float] = (5.8, 4.2)):
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-    axes.set_title("\n".join(textwrap.wrap(results.title, 80)), loc="left", fontsize=9, pad=8)
+    title = "\n".join(textwrap.wrap(display.literal(results.title), 80))
+    axes.set_title(title, loc="left", fontsize=9, pad=8)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="0.93", linewidth=0.6)
@@ -286,11 +269,11 @@ def _figure3(pyplot, results: Results):
     for row, (key, members) in enumerate(series.items()):
         for measure in members:
             mark = display.d90_mark(measure, key[1])
-            size = measure.facts["D"] * 1.03 ** (row - (len(series) - 1) / 2)
+            size = measure.facts.D * 1.03 ** (row - (len(series) - 1) / 2)
             _draw_d90(axes, size, mark, styles[key], vertical=True)
             taken += [(y, x) for x, y in _along((mark.low, size), (mark.high, size))]
             taken.append((size, mark.value))
-            name = model_name(measure.settings)
+            name = display.literal(model_name(vars(measure.settings)))
             tops[name] = max(tops.get(name, (0, 0)), (mark.value, size))
     if not taken:
         _say_nothing_yet(axes, "d90")
@@ -355,7 +338,7 @@ def _against_d90(
             ends = before[:2], after[:2]
             axes.plot(*zip(*ends, strict=True), **(style | THIN))
             taken += _along(*ends)
-        labels += [(x, y, m.label) for x, y, m in path if m.x is None]
+        labels += [(x, y, display.literal(m.label)) for x, y, m in path if m.x is None]
         labels += [(x, y, f"step {m.x:,g}") for x, y, m in (steps[:1] + steps[1:][-1:])]
     if not taken:
         _say_nothing_yet(axes, "full run with a d90" if not at_d90 else "scored training rows")
@@ -378,7 +361,7 @@ def _once(labels: list[tuple]) -> list[tuple]:
 def _table1(pyplot, results: Results):
     """Our d90s and the paper's, a row a measure."""
     measures = results.measures
-    methods = list(dict.fromkeys(m for measure in measures for m in measure.settings["methods"]))
+    methods = list(dict.fromkeys(m for measure in measures for m in measure.settings.methods))
     size = (5.8, 1.3 + 0.24 * len(measures) * max(2, len(methods)) / 1.5)
     figure, axes = _axes(pyplot, results, "$d_{90}$", "", size)
     compared = False
@@ -396,7 +379,8 @@ def _table1(pyplot, results: Results):
     if not axes.lines:
         _say_nothing_yet(axes, "d90")
         return figure
-    axes.set_yticks(range(len(measures)), [measure.label for measure in measures])
+    labels = [display.literal(measure.label) for measure in measures]
+    axes.set_yticks(range(len(measures)), labels)
     axes.set_ylim(len(measures) - 0.4, -0.6)
     axes.margins(x=0.08)
     _log_ticks(axes.xaxis)

@@ -1,6 +1,7 @@
 """The report of a study as blocks: its words, figures and tables, made from its results alone."""
 
 import math
+from dataclasses import asdict
 
 from ..settings.trial import TrialState
 from ..trials.curves import Point
@@ -72,7 +73,7 @@ def _caption(results: Results, stem: str) -> str:
 def _d90_tables(results: Results) -> list[Block]:
     rows = []
     for measure, method, d90 in all_d90(results):
-        size = measure.facts["D"]
+        size = measure.facts.D
         measured = d90.value is not None and math.isfinite(d90.value)
         rows.append(
             [
@@ -83,7 +84,7 @@ def _d90_tables(results: Results) -> list[Block]:
                 f"{size:,}",
                 display.percent(measure.summary.full),
                 display.percent(d90.line),
-                display.percent(measure.facts["majority"]),
+                display.percent(measure.facts.majority),
             ]
         )
     header = ["measurement", "method", "d90 [95 % interval]", "of D", "D", "full", "90 % line"]
@@ -169,17 +170,17 @@ def _accuracy_table(results: Results) -> Table:
 def _data(results: Results) -> list[Block]:
     rows, notes = {}, {}
     for measure in results.measures:
-        facts, task = measure.facts, measure.settings["task"]
-        sizes = [facts["sizes"].get(part) for part in ("train", "validation", "test")]
-        rows[task, facts["data_hash"]] = [
+        facts, task = measure.facts, measure.settings.task
+        sizes = [facts.sizes.get(part) for part in ("train", "validation", "test")]
+        rows[task, facts.data_hash] = [
             task,
             *("–" if size is None else f"{size:,}" for size in sizes),
-            display.percent(facts["majority"]),
-            f"{facts['overlap']:,}",
-            facts["data_hash"],
+            display.percent(facts.majority),
+            f"{facts.overlap:,}",
+            facts.data_hash,
         ]
-        notes |= {f"{task}, {part}: {text}": None for part, text in facts["splits"].items()}
-        notes |= {f"{task}: {note}": None for note in facts["contamination"]}
+        notes |= {f"{task}, {part}: {text}": None for part, text in facts.splits.items()}
+        notes |= {f"{task}: {note}": None for note in facts.contamination}
     header = ["task", "train", "validation", "test", "majority", "test rows in train", "hash"]
     return [Table(header, list(rows.values()), "lrrrrrl"), Items(list(notes))]
 
@@ -226,7 +227,7 @@ def _point_row(point: Point) -> list[str]:
 
 
 def _settings(results: Results) -> list[Block]:
-    settings = [measure.settings for measure in results.measures]
+    settings = [asdict(measure.settings) for measure in results.measures]
     first = settings[0]
     same = [name for name in first if all(other.get(name) == first[name] for other in settings)]
     differing = [name for name in first if name not in same]
@@ -234,8 +235,8 @@ def _settings(results: Results) -> list[Block]:
     blocks: list[Block] = [Table(["setting", "value"], rows, "ll")]
     if differing:
         rows = [
-            [measure.label, *(_in_words(measure.settings[name]) for name in differing)]
-            for measure in results.measures
+            [measure.label, *(_in_words(values[name]) for name in differing)]
+            for measure, values in zip(results.measures, settings, strict=True)
         ]
         blocks.append(Table(["measurement", *differing], rows, "l" * (1 + len(differing))))
     return blocks

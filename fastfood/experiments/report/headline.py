@@ -67,7 +67,7 @@ def _say_each(results: Results, d90s: list[Found]) -> list[str]:
         if not listed:
             continue
         sentences.append(
-            f"{measure.label}: full fine-tuning of D = {measure.facts['D']:,} reaches "
+            f"{measure.label}: full fine-tuning of D = {measure.facts.D:,} reaches "
             f"{display.percent(measure.summary.full)}; d90, the trained parameters that reach "
             f"90 % of it: {listed}."
         )
@@ -87,7 +87,7 @@ def _say_change(
     for measure, method, d90 in d90s:
         x = position(measure)
         if x is not None and d90.value is not None:
-            key = display.task_name(measure.settings), method
+            key = display.task_name(measure.settings.task), method
             series.setdefault(key, []).append((x, measure, d90))
     for (task, method), members in series.items():
         members.sort(key=lambda member: member[0])
@@ -119,8 +119,8 @@ def _at_step(measure: MeasureResults) -> str:
 
 
 def _for_model(measure: MeasureResults) -> str:
-    size = display.short(measure.facts["D"])
-    return f"for {model_name(measure.settings)} (D = {size})"
+    size = display.short(measure.facts.D)
+    return f"for {model_name(vars(measure.settings))} (D = {size})"
 
 
 def _rank_text(pairs: list[tuple[float, float]]) -> str:
@@ -199,7 +199,7 @@ def _say_table1(results: Results, d90s: list[Found]) -> list[str]:
 _SAY: dict[str, Callable[[Results, list[Found]], list[str]]] = {
     "table1": _say_table1,
     "figure2": lambda _, d90s: _say_change(d90s, lambda m: m.x, _at_step),
-    "figure3": lambda _, d90s: _say_change(d90s, lambda m: m.facts["D"], _for_model),
+    "figure3": lambda _, d90s: _say_change(d90s, lambda m: m.facts.D, _for_model),
     "figure4": lambda _, d90s: _say_relation(d90s, full_accuracy, "the accuracy of the full run"),
     "figure5": lambda _, d90s: _say_relation(
         d90s, full_gap, "the relative generalization gap of the full run"

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ..settings.measurement import Settings
 from ..settings.study import Measurement
-from ..settings.trial import TrialState
+from ..settings.trial import Facts, TrialState
 from ..trials.curves import Point, Summary, curve_points, summarise
 from ..trials.folder import Description
 from ..trials.plan import trials
@@ -43,8 +44,8 @@ class MeasureResults:
 
     label: str
     x: float | None
-    settings: dict
-    facts: dict
+    settings: Settings
+    facts: Facts
     summary: Summary
     points: list[Point]
     progress: Progress
@@ -120,8 +121,8 @@ def _measure_results(measurement: Measurement, record) -> tuple[MeasureResults, 
     measured = MeasureResults(
         label=measurement.label,
         x=measurement.x,
-        settings=settings.model_dump(),
-        facts=asdict(facts),
+        settings=settings,
+        facts=facts,
         summary=summarise(points, facts.majority, unfinished),
         points=points,
         progress=_progress(rows, [entries.get(key) for key in keys], settings.prune),

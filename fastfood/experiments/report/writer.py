@@ -91,7 +91,7 @@ def print_report(console, results: Results) -> None:
     from rich.table import Table
 
     for measure in results.measures:
-        metric = measure.settings["metric"]
+        metric = measure.settings.metric
         title = f"{measure.label}: test {metric} in %, rates chosen on validation"
         table = Table(title=escape(title), title_justify="left")
         partial = not all(point.whole for point in measure.points)
