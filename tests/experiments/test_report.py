@@ -94,6 +94,21 @@ def test_a_report_holds_the_numbers_of_its_results(tmp_path, kind, undrawn):
     assert f"fastfood study {kind} --scale small" in page and "3 test rows are training" in page
 
 
+def test_the_page_names_the_hardware_before_the_versions(tmp_path, undrawn):
+    record = write_study(tmp_path, "d90", measures_of("d90", dims=(10, 100)))
+    gpu = {"name": "NVIDIA H200", "memory_gib": 139.8, "driver": "580.95.05", "cuda": "13.0"}
+    hardware = {"cpu": "a CPU", "cores": 16, "system": "Linux", "gpus": [gpu | {"count": 2}]}
+    for key, entry in record.entries.items():
+        record.entries[key] = entry._replace(
+            environment={"versions": {"torch": "2.11.0"}, "hardware": hardware}
+        )
+    writer.write_report(tmp_path, record)
+    rows = _rows((tmp_path / "report.html").read_text())
+    on = "2 × NVIDIA H200 (139.8 GiB, driver 580.95.05, CUDA 13.0); a CPU, 16 cores; system Linux"
+    start = rows.index([f"{len(record.trials)} trials on", on])
+    assert rows[start + 1] == ["with", "torch 2.11.0"]
+
+
 def test_results_keep_every_trial_and_no_infinity(tmp_path, undrawn):
     censored = lambda trial, **shape: score(trial, **shape | {"half": 10**7})  # noqa: E731
     record = write_study(tmp_path / "s", "d90", measures_of("d90"), censored)

@@ -13,7 +13,6 @@ from .results import Results
 PAPER = "Aghajanyan, Gupta and Zettlemoyer, ACL 2021, arXiv 2012.13255"
 OPEN_ROWS = 40  # tables of points are folded where the study has more rows than this
 MOST_ERRORS = 10  # that are listed, the most frequent first
-_ACRONYMS = {"cpu": "CPU", "gpu": "GPU"}
 NO_POINTS: list[Block] = [Text("No point yet.")]
 CAPTIONS = {
     "figure1": "Test score against the number of trained parameters: the mean over seeds with "
@@ -243,11 +242,9 @@ def _settings(results: Results) -> list[Block]:
 
 
 def _in_words(value: object) -> str:
-    """A value of a setting or of an environment as a person reads it."""
+    """A value of a setting as a person reads it."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_in_words, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_words(part)}" for name, part in value.items())
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -277,23 +274,40 @@ def _cost(results: Results) -> list[Block]:
     return [table, Text(note), *([Items(listed)] if listed else [])]
 
 
-def _gpu_in_words(gpu: dict) -> str:
-    """One kind of GPU, as `environment` names it."""
-    several = "" if gpu["count"] == 1 else f"{gpu['count']} x "
-    driver = f"driver {gpu['driver']}" if gpu["driver"] else "unknown driver"
-    return f"{several}{gpu['name']} ({gpu['memory_gib']} GiB, {driver}, CUDA {gpu['cuda']})"
+def _hardware(hardware: dict) -> str:
+    """What trials ran on, the GPUs first: "2 × NVIDIA H200 (140 GiB, driver 580, CUDA 13.0); a CPU,
+    16 cores; system Linux". Environments are of any version of this program, so none of it need be
+    there."""
+    gpus = [_gpu(gpu) for gpu in hardware.get("gpus", [])]
+    cpu = [hardware["cpu"]] if "cpu" in hardware else []
+    cpu += [f"{hardware['cores']} cores"] if "cores" in hardware else []
+    rest = {name: hardware[name] for name in hardware if name not in ("gpus", "cpu", "cores")}
+    return "; ".join(filter(None, [*gpus, ", ".join(cpu), _named(rest)]))
+
+
+def _gpu(gpu: dict) -> str:
+    count = gpu.get("count", 1)
+    known = {
+        f"{gpu.get('memory_gib')} GiB": gpu.get("memory_gib"),
+        f"driver {gpu.get('driver')}": gpu.get("driver"),
+        f"CUDA {gpu.get('cuda')}": gpu.get("cuda"),
+    }
+    details = ", ".join(text for text, value in known.items() if value)
+    name = f"{count} × {gpu['name']}" if count > 1 else gpu["name"]
+    return f"{name} ({details})" if details else name
+
+
+def _named(values: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _made_with(results: Results) -> list[Block]:
     """What the trials ran on and with, and how the study can be made again."""
     rows = []
     for environment in results.environments:
-        hardware = environment.get("hardware", {})
-        named = {_ACRONYMS.get(name, name): value for name, value in hardware.items()}
-        if "gpus" in named:
-            named = {"GPU": "; ".join(map(_gpu_in_words, named.pop("gpus"))), **named}
-        rows.append([f"{environment['trials']:,} trials on", _in_words(named) or "–"])
-        rows.append(["with", _in_words(environment.get("versions", {})) or "–"])
+        hardware = _hardware(environment.get("hardware", {}))
+        rows.append([f"{environment['trials']:,} trials on", hardware or "–"])
+        rows.append(["with", _named(environment.get("versions", {})) or "–"])
     rows += [
         ["study", f"{results.name}, {results.kind}, scale {results.scale}"],
         ["record", f"{results.study} in {results.storage or 'trials.db'}"],

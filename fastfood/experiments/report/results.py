@@ -170,8 +170,8 @@ def _environments(rows: list[dict], entries: dict) -> list[dict]:
         if not environment:
             continue
         hardware = environment.get("hardware", {})
-        if row.get("accelerator") and "gpus" not in hardware:
-            hardware = {"gpu": row["accelerator"], **hardware}
+        if row.get("accelerator") and not hardware.get("gpus"):
+            hardware = {"gpus": [{"name": row["accelerator"]}], **hardware}
             environment = environment | {"hardware": hardware}
         name = json.dumps(environment, sort_keys=True)
         environments.setdefault(name, {"trials": 0, **environment})["trials"] += 1
