@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 from study_folders import TEXT, facts, measures_of, score, write_study
+from trials import trial_of
 
 from fastfood.experiments.report import display, figures, writer
 from fastfood.experiments.report.results import MeasureResults
-from fastfood.experiments.settings import measurement
 from fastfood.experiments.settings.measurement import Settings
+from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.trials import curves
 
 STATES = {
@@ -124,10 +125,8 @@ def test_a_panel_without_points_has_the_axis_of_a_share(tmp_path):
 # where a d90 is drawn
 
 
-def _point(method="did", d=10, **changes):
-    score = {"validation": 0.5, "test": 0.5} | changes
-    trial = {"method": method, "d": d, "learning_rate": 0.1, "seed": 0}
-    return curves.curve_points([trial], [score])[0]
+def _point(method="did", d=10):
+    return curves.curve_points([trial_of(method, d)], [Score(0.5, 0.5)])[0]
 
 
 def _measure(value, low, high, tested=(10, 100, 1000), so_far=False):
@@ -173,7 +172,7 @@ def test_relative_gaps_are_of_accuracies_by_seed():
     ],
 )
 def test_models_are_named_so_that_they_differ(model, revision, name):
-    assert measurement.model_name({"model": model, "revision": revision}) == name
+    assert Settings(model=model, revision=revision).model_name == name
 
 
 @pytest.mark.parametrize(

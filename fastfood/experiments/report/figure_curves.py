@@ -5,7 +5,6 @@ import textwrap
 
 import numpy as np
 
-from ..settings.measurement import model_name
 from ..trials.curves import Point
 from . import display
 from .results import MeasureResults, Results
@@ -88,7 +87,7 @@ def _title(measure: MeasureResults, alone: bool) -> str:
     seeds = display.seeds_done(partial) if partial else f"{count} seed{'s' if count > 1 else ''}"
     single = max((len(point.seeds) for point in partial), default=count) == 1
     shown = seeds if single else f"mean and range of {seeds}"
-    name = f"{measure.settings.task}, {model_name(vars(measure.settings))}"
+    name = f"{measure.settings.task}, {measure.settings.model_name}"
     return f"{display.literal(name)}, $D$ = {D:,}; {shown}"
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import whole
-from ..settings.measurement import model_name
 from ..trials.curves import Point
 from . import display, figure_curves
 from .figure_curves import STYLES
@@ -273,7 +272,7 @@ def _figure3(pyplot, results: Results):
             _draw_d90(axes, size, mark, styles[key], vertical=True)
             taken += [(y, x) for x, y in _along((mark.low, size), (mark.high, size))]
             taken.append((size, mark.value))
-            name = display.literal(model_name(vars(measure.settings)))
+            name = display.literal(measure.settings.model_name)
             tops[name] = max(tops.get(name, (0, 0)), (mark.value, size))
     if not taken:
         _say_nothing_yet(axes, "d90")

@@ -1,7 +1,6 @@
 """The report of a study as blocks: its words, figures and tables, made from its results alone."""
 
 import math
-from dataclasses import asdict
 
 from ..settings.trial import TrialState
 from ..trials.curves import Point
@@ -226,7 +225,7 @@ def _point_row(point: Point) -> list[str]:
 
 
 def _settings(results: Results) -> list[Block]:
-    settings = [asdict(measure.settings) for measure in results.measures]
+    settings = [measure.settings.model_dump() for measure in results.measures]
     first = settings[0]
     same = [name for name in first if all(other.get(name) == first[name] for other in settings)]
     differing = [name for name in first if name not in same]

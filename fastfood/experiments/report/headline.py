@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-from ..settings.measurement import model_name
 from ..trials.curves import D90, Point
 from . import display
 from .results import MeasureResults, Results
@@ -120,7 +119,7 @@ def _at_step(measure: MeasureResults) -> str:
 
 def _for_model(measure: MeasureResults) -> str:
     size = display.short(measure.facts.D)
-    return f"for {model_name(vars(measure.settings))} (D = {size})"
+    return f"for {measure.settings.model_name} (D = {size})"
 
 
 def _rank_text(pairs: list[tuple[float, float]]) -> str:

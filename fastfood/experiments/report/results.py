@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..settings.measurement import Settings
 from ..settings.study import Measurement
-from ..settings.trial import Facts, TrialState
+from ..settings.trial import Facts, Score, Trial, TrialState
 from ..trials.curves import Point, Summary, curve_points, summarise
 from ..trials.folder import Description
 from ..trials.plan import trials
@@ -111,9 +111,9 @@ def _measure_results(measurement: Measurement, record) -> tuple[MeasureResults, 
     scores = [known.get(key) for key in keys]
     to_come = [key not in decided for key in keys]
     rows = [
-        {"key": key, "measure": measurement.label, "state": _state(entries.get(key)).value}
-        | asdict(trial)
-        | (asdict(score) if score else {})
+        {"key": key, "measure": measurement.label, "state": _state(entries.get(key))}
+        | _flat(trial)
+        | (_flat(score) if score else {})
         for key, trial, score in zip(keys, asked, scores, strict=True)
     ]
     points = curve_points(asked, scores, to_come)
@@ -130,11 +130,15 @@ def _measure_results(measurement: Measurement, record) -> tuple[MeasureResults, 
     return measured, rows
 
 
-def _state(entry) -> TrialState:
-    """The state of a trial; `entry` is what the record knows of it, None before any attempt."""
-    if entry is None:
-        return TrialState.WAITING
-    return entry.state
+def _state(entry) -> str:
+    """The state of a trial in a word; `entry` is what the record knows of it, None before any
+    attempt."""
+    return TrialState.WAITING.value if entry is None else entry.state.value
+
+
+def _flat(row: Trial | Score) -> dict[str, object]:
+    """The fields by name; `asdict` would copy each value, which takes seconds for many trials."""
+    return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
 def _progress(rows: list[dict], entries: list, prune: bool) -> Progress:
@@ -199,7 +203,17 @@ def results_json(results: Results) -> str:
     """The results as JSON, a line a trial; what is not finite becomes null."""
     head = {field.name: getattr(results, field.name) for field in fields(results)}
     head["progress"] = asdict(results.progress)
-    head["measures"] = [asdict(measure) for measure in results.measures]
+    head["measures"] = [
+        {field.name: getattr(measure, field.name) for field in fields(measure)}
+        | {
+            "settings": measure.settings.model_dump(),
+            "facts": asdict(measure.facts),
+            "summary": asdict(measure.summary),
+            "points": [asdict(point) for point in measure.points],
+            "progress": asdict(measure.progress),
+        }
+        for measure in results.measures
+    ]
     rows = ",\n".join("    " + json.dumps(_finite(row)) for row in head.pop("trials"))
     text = json.dumps(_finite(head), indent=2, allow_nan=False)
     return f'{text[:-2]},\n  "trials": [\n{rows}\n  ]\n}}\n'

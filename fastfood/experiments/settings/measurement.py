@@ -227,11 +227,6 @@ def check(settings: Settings) -> None:
         require(getattr(settings, name) is not None, name, "a value", None)
 
 
-def model_name(settings: Mapping[str, object]) -> str:
-    """`Settings.model_name` of settings that are a table."""
-    return _name_of_checkpoint(settings.get("model"), settings.get("revision"))
-
-
 def _name_of_checkpoint(model: str | None, revision: str | None) -> str:
     """The model without the folder or owner before it, and its revision after it; a checkpoint
     NAME/step-N of a pre-training with its NAME."""
