@@ -9,6 +9,7 @@ import json
 import sqlite3
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,14 +17,15 @@ import optuna
 
 from fastfood.experiments.report import figures, writer
 from fastfood.experiments.settings.measurement import complete, read_settings
+from fastfood.experiments.settings.trial import Facts, Trial
 from fastfood.experiments.trials.folder import DATABASE, DESCRIPTION, STUDY, open_record
-from fastfood.experiments.trials.plan import trial_key, trials
+from fastfood.experiments.trials.plan import trials
 
 MODELS = {"bert-base-cased": 108, "bert-large-cased": 333, "roberta-base": 124}
 ENVIRONMENT = "environment of the benchmark"
 
 
-def describe(folder: Path, count: int) -> list[dict]:
+def describe(folder: Path, count: int) -> list[Trial]:
     """Writes the study.json of a table with about `count` trials and returns the trials."""
     measures, asked = [], []
     for task in ("glue/mrpc", "glue/qqp"):
@@ -32,13 +34,22 @@ def describe(folder: Path, count: int) -> list[dict]:
             values = {"task": task, "model": model, "dims": f"10:10000:{dims}", "seeds": 5}
             values |= {"lr_factors": "2,4,8,16", "full_lrs": "1e-5,2e-5", "out": str(folder)}
             settings = complete(read_settings(values))
-            facts = {"device": "cpu", "D": 10**6 * millions, "m": 14, "splits": {}, "majority": 0.6}
-            facts |= {"sizes": {"train": 3000, "validation": 400, "test": 1700}}
-            facts |= {"model_hash": model, "data_hash": task, "num_labels": 2}
-            facts |= {"overlap": 0, "contamination": [], "counts": {}}
-            label = f"{model}, {task}"
-            told = {"label": label, "x": None, "settings": settings.model_dump(), "facts": facts}
-            measures.append(told)
+            facts = Facts(
+                device="cpu",
+                D=10**6 * millions,
+                m=14,
+                num_labels=2,
+                splits={},
+                sizes={"train": 3000, "validation": 400, "test": 1700},
+                majority=0.6,
+                overlap=0,
+                contamination=[],
+                data_hash=task,
+                model_hash=model,
+                counts={},
+            )
+            measure = {"label": f"{model}, {task}", "x": None, "facts": asdict(facts)}
+            measures.append(measure | {"settings": settings.model_dump()})
             asked += trials(settings, facts, {})
     described = {"name": "benchmark", "title": "10,000 trials", "kind": "table1", "scale": "full"}
     described |= {"command": "benchmarks/report.py", "storage": None, "study": STUDY}
@@ -46,7 +57,7 @@ def describe(folder: Path, count: int) -> list[dict]:
     return asked
 
 
-def fill(folder: Path, asked: list[dict]) -> None:
+def fill(folder: Path, asked: list[Trial]) -> None:
     """Writes a finished row for each trial, as a driver would have, in one transaction."""
     settings = read_settings(
         json.loads((folder / DESCRIPTION).read_text())["measures"][0]["settings"]
@@ -57,16 +68,16 @@ def fill(folder: Path, asked: list[dict]) -> None:
     start = datetime(2026, 1, 1)
     rows, attributes = [], []
     for number, trial in enumerate(asked):
-        noise = int(trial_key(trial)[:4], 16) / 0xFFFF * 0.02
-        rise = trial["d"] / (trial["d"] + 400)
+        noise = int(trial.key[:4], 16) / 0xFFFF * 0.02
+        rise = trial.d / (trial.d + 400)
         score = 0.6 + 0.3 * rise + noise
         result = {"validation": score, "test": score, "test_accuracy": score}
-        result |= {"train_accuracy": None, "trained": trial["d"], "head_trained": 0}
+        result |= {"train_accuracy": None, "trained": trial.d, "head_trained": 0}
         result |= {"halfway": None, "seconds": 60.0, "seconds_per_step": 0.2, "accelerator": None}
         rows.append((number + 1, number, 1, "COMPLETE", start, start + timedelta(seconds=61)))
         for name, value in {
-            "key": trial_key(trial),
-            "config": trial,
+            "key": trial.key,
+            "config": asdict(trial),
             "result": result | {"environment": ENVIRONMENT},
         }.items():
             attributes.append((number + 1, name, json.dumps(value)))
