@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     Field,
-    PlainValidator,
     ValidationError,
     model_validator,
 )
@@ -63,7 +63,7 @@ class DescribedMeasurement(BaseModel):
 
     label: _Text
     x: Annotated[int | float, AfterValidator(_number)] | None
-    settings: Annotated[Settings, PlainValidator(_settings)]
+    settings: Annotated[Settings, BeforeValidator(_settings)]
     facts: Facts
 
     @model_validator(mode="after")
