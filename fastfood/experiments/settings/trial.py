@@ -4,7 +4,7 @@ data (`Facts`), what it scored (`Score`) or that it was stopped (`Pruned`), and 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cached_property
 
@@ -59,9 +59,10 @@ class Trial:
     @cached_property
     def key(self) -> str:
         """A hash of the trial; the paths are left out, the hashes of their contents are in."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
         identity = {
             name: value
-            for name, value in asdict(self).items()
+            for name, value in named.items()
             if name not in ("model", "data") and value is not None
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ OnEvent = Callable[[int, int, Measurement | None, Trial | None, str], None]
 
 
 @dataclass(eq=False)
-class _Plan:
+class _Sweep:
     """A measurement and the trials that it asks for so far, by key."""
 
     measurement: Measurement
@@ -50,37 +50,37 @@ class _Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A trial, and of the plans that ask for it the first."""
+    """A trial, and of the sweeps that ask for it the first."""
 
-    plan: _Plan
+    sweep: _Sweep
     trial: Trial
 
 
 class _Agenda:
-    """What the plans of all measurements ask for, and what of it this driver may still have to do.
+    """What the sweeps of all measurements ask for, and what of it this driver may still have to do.
 
     `jobs` and `open`, those that are not done with, are in the order in which they run, by key.
     """
 
     def __init__(self, measurements: Iterable[Measurement], record: Record) -> None:
         self._record = record
-        self._plans = [_Plan(measurement) for measurement in measurements]
+        self._sweeps = [_Sweep(measurement) for measurement in measurements]
         self.jobs: dict[str, _Job] = {}
         self.open: dict[str, _Job] = {}
         record.changed()
-        self._extend(self._plans)
+        self._extend(self._sweeps)
 
-    def _extend(self, plans: list[_Plan]) -> None:
-        for plan_ in plans:
-            plan_.extend(self._record)
+    def _extend(self, sweeps: list[_Sweep]) -> None:
+        for sweep in sweeps:
+            sweep.extend(self._record)
         self.jobs = {}
-        for plan_ in self._plans:
-            for key, trial in plan_.asked.items():
-                self.jobs.setdefault(key, _Job(plan_, trial))
+        for sweep in self._sweeps:
+            for key, trial in sweep.asked.items():
+                self.jobs.setdefault(key, _Job(sweep, trial))
         self.open = {key: job for key, job in self.jobs.items() if self._is_open(key, job)}
 
     def _state(self, key: str, job: _Job) -> TrialState:
-        return self._record.state(key, job.plan.prune)
+        return self._record.state(key, job.sweep.prune)
 
     def _is_open(self, key: str, job: _Job) -> bool:
         return self._state(key, job) in (TrialState.WAITING, TrialState.RUNNING)
@@ -95,7 +95,11 @@ class _Agenda:
         }
         for key in closed:
             del self.open[key]
-        grown = [p for p in self._plans if p.grows and not closed.keys().isdisjoint(p.asked)]
+        grown = [
+            sweep
+            for sweep in self._sweeps
+            if sweep.grows and not closed.keys().isdisjoint(sweep.asked)
+        ]
         if grown:
             self._extend(grown)
         return list(closed.values())
@@ -109,9 +113,9 @@ class _Agenda:
 
     def floor(self, job: _Job) -> float | None:
         """The score below which the trial is stopped half-way."""
-        if not job.plan.prune:
+        if not job.sweep.prune:
             return None
-        settings, asked = job.plan.measurement.settings, list(job.plan.asked.values())
+        settings, asked = job.sweep.measurement.settings, list(job.sweep.asked.values())
         return plan.floor(settings, job.trial, asked, self._record.decided(True))
 
     def counts(self) -> tuple[int, int]:
@@ -179,11 +183,11 @@ class Driver:
     def _start_trials(self) -> None:
         """Gives every free worker a trial, as long as there are any."""
         while self._workers.free() > 0 and (job := self._agenda.next()) is not None:
-            settings, floor = job.plan.measurement.settings, self._agenda.floor(job)
+            settings, floor = job.sweep.measurement.settings, self._agenda.floor(job)
             start = partial(self._workers.submit, self._train, settings, job.trial, floor)
             # Nobody competes with a lone driver, so its workers need not wait for the database.
             future = start() if self._record.alone else None
-            number = self._record.claim(job.trial, job.plan.prune)
+            number = self._record.claim(job.trial, job.sweep.prune)
             if number is not None:
                 self._running[future or start()] = (number, job)
             self._report()
@@ -236,7 +240,7 @@ class Driver:
                 self._tell(job, f"failed: {entry.error}")
 
     def _tell(self, job: _Job, outcome: str) -> None:
-        self._on_event(*self._agenda.counts(), job.plan.measurement, job.trial, outcome)
+        self._on_event(*self._agenda.counts(), job.sweep.measurement, job.trial, outcome)
 
     @contextmanager
     def _heartbeats(self) -> Iterator[None]:
