@@ -22,15 +22,15 @@ def conduct(planned: Planned) -> int:
     shared = settings.storage is not None
     try:
         if not planned.pretrainings:  # before anything is written
-            measures = _inspect(console, planned)
+            measurements = _inspect(console, planned)
             record = open_record(planned.out, settings) if shared else None
         with locked_folder(planned.out, shared):
             if planned.pretrainings:
                 _pretrain(console, planned)
-                measures = _inspect(console, planned)
+                measurements = _inspect(console, planned)
             record = record or open_record(planned.out, settings)
-            describe(planned, measures)
-            failed = _run(console, measures, record)
+            describe(planned, measurements)
+            failed = _run(console, measurements, record)
             _report(console, planned.out, record)
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from here", style="yellow")
@@ -49,16 +49,16 @@ def _pretrain(console: Console, planned: Planned) -> None:
 
 
 def _inspect(console: Console, planned: Planned) -> list[Measurement]:
-    measures = []
+    measurements = []
     for measurement in planned.measurements:
         with console.status(f"loading the data and the model of {escape(measurement.label)} ..."):
             from .trials.facts import inspect  # takes seconds, the first time
 
-            measures.append(replace(measurement, facts=inspect(measurement.settings)))
-    return measures
+            measurements.append(replace(measurement, facts=inspect(measurement.settings)))
+    return measurements
 
 
-def _run(console: Console, measures: list[Measurement], record) -> int:
+def _run(console: Console, measurements: list[Measurement], record) -> int:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -94,14 +94,14 @@ def _run(console: Console, measures: list[Measurement], record) -> int:
                     console.print(f"{done} of {asked} trials are already done")
                 return
             name = f"{trial.method} d = {trial.d} rate {trial.learning_rate:g} seed {trial.seed}"
-            if len(measures) > 1:
+            if len(measurements) > 1:
                 name = f"{measure.label}: {name}"
             if outcome.startswith("failed"):
                 console.print(f"{name}: {outcome}", style="red", markup=False)
             elif not console.is_terminal:  # a log file shows no bar
                 print(f"{done}/{asked} {name}: {outcome}", flush=True)
 
-        return run_study(measures, record, on_event)
+        return run_study(measurements, record, on_event)
 
 
 def _report(console: Console, out: Path, record) -> None:

@@ -178,7 +178,7 @@ def test_the_gradient_goes_straight_through_and_its_sums_to_the_levels():
     assert torch.allclose(on_levels.books[0], torch.tensor([-1.51, 2.01]))
     optimizer.step()
     on_levels.on_step_end(None, None, None)
-    assert torch.allclose(on_levels.behind[0], torch.tensor([-2.1, -1.2, 1.2, 2.9]))
+    assert torch.allclose(on_levels.unrounded[0], torch.tensor([-2.1, -1.2, 1.2, 2.9]))
 
 
 def test_fine_tuning_on_levels_ends_on_them_and_lowers_the_loss(text, adapter):

@@ -193,6 +193,15 @@ def test_the_password_of_a_database_is_not_kept(tmp_path, monkeypatch):
     assert described["command"] == "fastfood d90 --storage=postgresql://me@host/db"
 
 
+def test_what_no_report_could_read_is_refused_before_the_first_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fastfood", "study", "a\x07.toml"])
+    settings = complete(Settings(out=str(tmp_path)))
+    measurement = Measurement(label="one", settings=settings, facts=study_driver.facts())
+    with pytest.raises(ValueError, match="^study: wanted what study.json can .* command: ") as e:
+        folder.describe(recipes.single(settings), [measurement])
+    assert "\n" not in str(e.value) and list(tmp_path.iterdir()) == []
+
+
 def test_help_and_version_are_quick_and_light():
     heavy = ["torch", "transformers", "datasets", "matplotlib", "optuna", "sklearn", "ray", "peft"]
     code = f"import fastfood.experiments.cli, sys; print([m for m in {heavy} if m in sys.modules])"

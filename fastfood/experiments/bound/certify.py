@@ -73,7 +73,7 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
         "levels": levels,
         "message": message.data.hex(),
         "ledger": message.ledger,
-        **_found(len(rows), errors, file.header["d"], message, options.delta),
+        **_bounds(len(rows), errors, file.header["d"], message, options.delta),
         "majority_error": {"train": _majority_error(rows), "test": _majority_error(task.test)},
         "test_error": test_errors / len(task.test),
         "test_rows": len(task.test),
@@ -132,7 +132,7 @@ def _errors(settings: Settings, options: Options, task: Task, rows, message: Mes
     return sum(answer != label for answer, label in zip(predicted, labels, strict=True))
 
 
-def _found(m: int, k: int, d: int, message: Message, delta: float) -> dict:
+def _bounds(m: int, k: int, d: int, message: Message, delta: float) -> dict:
     bounds = all_bounds(m, k, message.bits, delta)
     best = best_bound(bounds)
     return {

@@ -59,7 +59,7 @@ _Text = Annotated[str, AfterValidator(_plain)]
 
 
 class DescribedMeasurement(BaseModel):
-    """What study.json says of a measurement."""
+    """What study.json says of a measurement whose data and model were looked at."""
 
     label: _Text
     x: Annotated[int | float, AfterValidator(_number)] | None
@@ -142,16 +142,26 @@ def open_record(out: Path, settings: Settings):
     return record.open_record(settings.storage, settings.name or out.name, settings.heartbeat)
 
 
-def describe(planned: Planned, measures: list[Measurement]) -> None:
-    """Writes OUT/study.json in one step."""
+def describe(planned: Planned, measurements: list[Measurement]) -> None:
+    """Writes OUT/study.json in one step; raises ValueError for what no reader would take."""
+    try:
+        description = _description(planned, measurements)
+    except ValidationError as error:
+        wanted = f"what {DESCRIPTION} can say"
+        raise ValueError(f"study: wanted {wanted}, got {_reason(error)}") from None
+    with whole(planned.out / DESCRIPTION) as partial:
+        partial.write_text(json.dumps(description.model_dump(), indent=2) + "\n")
+
+
+def _description(planned: Planned, measurements: list[Measurement]) -> Description:
     from .database import without_password
 
-    settings = measures[0].settings
+    settings = measurements[0].settings
     storage = settings.storage and without_password(settings.storage)
     command = shlex.join(["fastfood", *sys.argv[1:]])
     if settings.storage and storage:
         command = command.replace(settings.storage, storage)
-    description = Description(
+    return Description(
         name=planned.name,
         title=planned.title,
         kind=planned.kind,
@@ -163,16 +173,14 @@ def describe(planned: Planned, measures: list[Measurement]) -> None:
         pretrainings=[pretraining.model_dump() for pretraining in planned.pretrainings],
         measures=[
             DescribedMeasurement(
-                label=measure.label,
-                x=measure.x,
-                settings=measure.settings.replaced(storage=storage),
-                facts=measure.known_facts,
+                label=measurement.label,
+                x=measurement.x,
+                settings=measurement.settings.replaced(storage=storage),
+                facts=measurement.known_facts,
             )
-            for measure in measures
+            for measurement in measurements
         ],
     )
-    with whole(planned.out / DESCRIPTION) as partial:
-        partial.write_text(json.dumps(description.model_dump(), indent=2) + "\n")
 
 
 def read_description(folder: Path) -> Description:
