@@ -16,6 +16,8 @@ from ..trials.curves import Point, Summary, curve_points, summarise
 from ..trials.folder import Description
 from ..trials.plan import trials
 
+FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in (Trial, Score)}
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -138,7 +140,7 @@ def _state(entry) -> str:
 
 def _flat(row: Trial | Score) -> dict[str, object]:
     """The fields by name; `asdict` would copy each value, which takes seconds for many trials."""
-    return {field.name: getattr(row, field.name) for field in fields(row)}
+    return {name: getattr(row, name) for name in FIELDS[type(row)]}
 
 
 def _progress(rows: list[dict], entries: list, prune: bool) -> Progress:

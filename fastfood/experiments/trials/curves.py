@@ -5,11 +5,12 @@ of the runs is marked as such."""
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..settings.trial import Score, Trial
 
@@ -82,7 +83,9 @@ def curve_points(
     have (of equals the smallest), and those without it wait. Of equal rates the smallest wins. The
     point then holds all seeds that the chosen rate has so far.
     """
-    cells: dict[tuple, dict[float, list[_Run]]] = defaultdict(lambda: defaultdict(list))
+    cells: dict[tuple[str, int, int | None], dict[float, list[_Run]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     waiting = [False] * len(trials) if to_come is None else to_come
     for trial, score, waits in zip(trials, scores, waiting, strict=True):
         cell = trial.method, trial.d, trial.size
@@ -94,42 +97,45 @@ def curve_points(
 def _point(method: str, d: int, size: int | None, rates: dict[float, list[_Run]]) -> Point | None:
     """The point of one method and d from the runs of each rate; None where no rate has a score."""
     possible = {
-        r: runs for r, runs in rates.items() if all(run.score or run.to_come for run in runs)
+        rate: runs
+        for rate, runs in rates.items()
+        if all(run.score is not None or run.to_come for run in runs)
     }
-    scored = {rate: [run for run in runs if run.score] for rate, runs in possible.items()}
-    compared = _compared_seeds([runs for runs in scored.values() if runs])
+    scored = {
+        rate: {run.seed: run.score for run in runs if run.score is not None}
+        for rate, runs in possible.items()
+    }
+    compared = _compared_seeds([set(scores) for scores in scored.values() if scores])
     means = {
-        rate: _mean(run.score.validation for run in runs if run.seed in compared)
-        for rate, runs in scored.items()
-        if compared and compared <= {run.seed for run in runs}
+        rate: _mean(score.validation for seed, score in scores.items() if seed in compared)
+        for rate, scores in scored.items()
+        if scores and compared <= scores.keys()
     }
     if not means:
         return None
     rate = max(sorted(means), key=means.__getitem__)
-    chosen = [run.score for run in scored[rate]]
-    by_seed = {
-        name: tuple(getattr(score, name) for score in chosen)
-        for name in ("test", "test_accuracy", "train_accuracy", "seconds")
-    }
+    chosen = list(scored[rate].values())
     return Point(
         method=method,
         d=d,
         size=size,
         learning_rate=rate,
         rates=tuple(sorted(r for r, runs in rates.items() if not all(run.to_come for run in runs))),
-        seeds=tuple(run.seed for run in scored[rate]),
+        seeds=tuple(scored[rate]),
         validation=_mean(score.validation for score in chosen),
-        mean=_mean(by_seed["test"]),
+        test=tuple(score.test for score in chosen),
+        mean=_mean(score.test for score in chosen),
+        test_accuracy=tuple(score.test_accuracy for score in chosen),
+        train_accuracy=tuple(score.train_accuracy for score in chosen),
+        seconds=tuple(score.seconds for score in chosen),
         trained=next((score.trained for score in chosen if score.trained), None),
         seeds_asked=len(rates[rate]),
         whole=not any(run.to_come for runs in possible.values() for run in runs),
-        **by_seed,
     )
 
 
-def _compared_seeds(scored: list[list[_Run]]) -> set[int]:
-    """The seeds that rates with these runs, at least one each, are compared over."""
-    seeds = [{run.seed for run in runs} for runs in scored]
+def _compared_seeds(seeds: list[set[int]]) -> set[int]:
+    """The seeds over which rates are compared that have these, at least one each."""
     shared = set.intersection(*seeds) if seeds else set()
     if seeds and not shared:
         counts = Counter(seed for some in seeds for seed in some)
@@ -137,11 +143,11 @@ def _compared_seeds(scored: list[list[_Run]]) -> set[int]:
     return shared
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def first_reaching(dims: Sequence[int], means: np.ndarray, line: np.ndarray) -> np.ndarray:
+def first_reaching(dims: Sequence[int], means: ArrayLike, line: ArrayLike) -> np.ndarray:
     """The smallest of the ascending `dims` whose isotonic fit reaches `line`; inf if none does.
 
     `means` (..., len(dims)) and `line` (...) may hold many curves. The fit first reaches `line` at
@@ -169,7 +175,8 @@ def d90(
     """
     rng = np.random.default_rng(0)
     line = LINE_SHARE * float(np.mean(full))
-    value = low = high = _as_count(first_reaching(dims, [np.mean(seeds) for seeds in scores], line))
+    means = [np.mean(seeds) for seeds in scores]
+    value = low = high = _as_count(float(first_reaching(dims, means, line)))
     text, unstable = describe(dims, value), False
     if has_interval(scores, full):
         full_means = _resampled_means(rng, full)
