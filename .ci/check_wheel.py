@@ -16,6 +16,13 @@ from elftools.elf.elffile import ELFFile
 SYSTEM = {"libc", "libm", "libstdc++", "libgcc_s", "librt", "libdl", "libpthread", "ld-linux"}
 FOREIGN = ("Py", "_Py", "_ZN2at", "_ZN3c10", "_ZN5torch", "_ZNK2at", "_ZNK3c10", "cuda", "cu")
 FATBIN = struct.pack("<IHH", 0xBA55ED50, 1, 16)  # magic, version, bytes of the header
+DATA = (  # read by the package when it runs; one name for each line of package data
+    "fastfood/py.typed",
+    "fastfood/experiments/recipes/table1.toml",
+    "fastfood/experiments/report/page.css",
+    "fastfood/experiments/report/page.html.jinja",
+    "fastfood/guides/format_1.md",
+)
 CPU, CUDA = "libfastfood_cpu.so", "libfastfood_cuda.so"
 
 
@@ -122,6 +129,10 @@ def metadata_faults(folder):
     ]
 
 
+def data_faults(folder):
+    return [f"{name} is missing" for name in DATA if not Path(folder, name).is_file()]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path)
@@ -147,7 +158,7 @@ def main():
             found = gpu_code(libraries[names.index(CUDA)])
             print(f"  machine code for {found['elf']}, PTX of {found['ptx']}")
             faults += gpu_faults(found)
-        faults += metadata_faults(Path(folder))
+        faults += metadata_faults(Path(folder)) + data_faults(Path(folder))
     if faults:
         sys.exit("\n".join(faults))
     print("  no faults")

@@ -17,14 +17,23 @@ import optuna
 
 from fastfood.experiments.report import figures, writer
 from fastfood.experiments.settings.measurement import complete, read_settings
-from fastfood.experiments.trials.folder import DATABASE, DESCRIPTION, STUDY, open_record
-from fastfood.experiments.trials.plan import trial_key, trials
+from fastfood.experiments.settings.trial import Facts, Score, Trial
+from fastfood.experiments.trials.folder import (
+    DATABASE,
+    DESCRIPTION,
+    STUDY,
+    DescribedMeasurement,
+    Description,
+    open_record,
+    read_description,
+)
+from fastfood.experiments.trials.plan import trials
 
 MODELS = {"bert-base-cased": 108, "bert-large-cased": 333, "roberta-base": 124}
 ENVIRONMENT = "environment of the benchmark"
 
 
-def describe(folder: Path, count: int) -> list[dict]:
+def describe(folder: Path, count: int) -> list[Trial]:
     """Writes the study.json of a table with about `count` trials and returns the trials."""
     measures, asked = [], []
     for task in ("glue/mrpc", "glue/qqp"):
@@ -33,41 +42,52 @@ def describe(folder: Path, count: int) -> list[dict]:
             values = {"task": task, "model": model, "dims": f"10:10000:{dims}", "seeds": 5}
             values |= {"lr_factors": "2,4,8,16", "full_lrs": "1e-5,2e-5", "out": str(folder)}
             settings = complete(read_settings(values))
-            facts = {"device": "cpu", "D": 10**6 * millions, "m": 14, "splits": {}, "majority": 0.6}
-            facts |= {"sizes": {"train": 3000, "validation": 400, "test": 1700}}
-            facts |= {"model_hash": model, "data_hash": task, "num_labels": 2}
-            label = f"{model}, {task}"
-            told = {"label": label, "x": None, "settings": asdict(settings), "facts": facts}
-            measures.append(told)
+            facts = Facts(
+                device="cpu",
+                D=10**6 * millions,
+                m=14,
+                num_labels=2,
+                splits={},
+                sizes={"train": 3000, "validation": 400, "test": 1700},
+                majority=0.6,
+                overlap=0,
+                contamination=[],
+                data_hash=task,
+                model_hash=model,
+                counts={},
+            )
+            measures.append({"label": f"{model}, {task}", "settings": settings, "facts": facts})
             asked += trials(settings, facts, {})
-    described = {"name": "benchmark", "title": "10,000 trials", "kind": "table1", "scale": "full"}
-    described |= {"command": "benchmarks/report.py", "storage": None, "study": STUDY}
-    (folder / DESCRIPTION).write_text(json.dumps(described | {"measures": measures}))
+    description = Description(
+        name="benchmark",
+        title="10,000 trials",
+        kind="table1",
+        scale="full",
+        command="benchmarks/report.py",
+        storage=None,
+        study=STUDY,
+        measures=[DescribedMeasurement(x=None, **given) for given in measures],
+    )
+    (folder / DESCRIPTION).write_text(description.model_dump_json())
     return asked
 
 
-def fill(folder: Path, asked: list[dict]) -> None:
+def fill(folder: Path, asked: list[Trial]) -> None:
     """Writes a finished row for each trial, as a driver would have, in one transaction."""
-    settings = read_settings(
-        json.loads((folder / DESCRIPTION).read_text())["measures"][0]["settings"]
-    )
-    open_record(folder, settings)  # makes the tables
+    open_record(folder, read_description(folder).measures[0].settings)  # makes the tables
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{folder / DATABASE}")
     study.set_user_attr(ENVIRONMENT, {"versions": {"torch": "2.10"}, "hardware": {"cores": 2}})
     start = datetime(2026, 1, 1)
     rows, attributes = [], []
     for number, trial in enumerate(asked):
-        noise = int(trial_key(trial)[:4], 16) / 0xFFFF * 0.02
-        rise = trial["d"] / (trial["d"] + 400)
-        score = 0.6 + 0.3 * rise + noise
-        result = {"validation": score, "test": score, "test_accuracy": score}
-        result |= {"train_accuracy": None, "trained": trial["d"], "head_trained": 0}
-        result |= {"halfway": None, "seconds": 60.0, "seconds_per_step": 0.2, "accelerator": None}
+        noise = int(trial.key[:4], 16) / 0xFFFF * 0.02
+        share = 0.6 + 0.3 * trial.d / (trial.d + 400) + noise
+        score = Score(share, share, share, trained=trial.d, seconds=60.0, seconds_per_step=0.2)
         rows.append((number + 1, number, 1, "COMPLETE", start, start + timedelta(seconds=61)))
         for name, value in {
-            "key": trial_key(trial),
-            "config": trial,
-            "result": result | {"environment": ENVIRONMENT},
+            "key": trial.key,
+            "config": asdict(trial),
+            "result": asdict(score) | {"environment": ENVIRONMENT},
         }.items():
             attributes.append((number + 1, name, json.dumps(value)))
     with sqlite3.connect(folder / DATABASE) as database:
@@ -84,9 +104,9 @@ def fill(folder: Path, asked: list[dict]) -> None:
 
 def measure(folder: Path) -> dict[str, float]:
     """Seconds of each part of one report, of the processor: others may use it too."""
-    described = json.loads((folder / DESCRIPTION).read_text())
+    settings = read_description(folder).measures[0].settings
     times = [time.process_time()]
-    record = open_record(folder, read_settings(described["measures"][0]["settings"]))
+    record = open_record(folder, settings)
     times.append(time.process_time())
     results = writer.gather(folder, record)
     times.append(time.process_time())

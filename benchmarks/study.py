@@ -11,25 +11,38 @@ import os
 import sqlite3
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 from fastfood.experiments.settings.measurement import Settings, complete
-from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.settings.study import Measurement
+from fastfood.experiments.settings.trial import Facts, Score
 from fastfood.experiments.trials.database import sqlite_url
-from fastfood.experiments.trials.plan import trial_key
+from fastfood.experiments.trials.plan import cell_trials
 from fastfood.experiments.trials.record import open_record
 from fastfood.experiments.trials.run import run_study
 
-FACTS = {"D": 10**6, "m": 4, "device": "cpu", "model_hash": "aa", "data_hash": "bb"}
-FACTS |= {"majority": 0.1, "counts": {}}
-SCORES = {"validation": 0.5, "test": 0.5}
+FACTS = Facts(
+    device="cpu",
+    D=10**6,
+    m=4,
+    num_labels=2,
+    splits={},
+    sizes={},
+    majority=0.1,
+    overlap=0,
+    contamination=[],
+    data_hash="bb",
+    model_hash="aa",
+    counts={},
+)
+SCORE = Score(validation=0.5, test=0.5)
 
 
 def pause(settings, trial, floor):
     """Stands for training on another device; its seconds are those asked for."""
     time.sleep(settings.lambda_lr)
-    return SCORES
+    return SCORE
 
 
 def burn(settings, trial, floor):
@@ -37,27 +50,25 @@ def burn(settings, trial, floor):
     total = 0
     for number in range(int(settings.lambda_lr * 2e7)):
         total += number
-    return SCORES
+    return SCORE
 
 
-def _measure(folder: Path, trials: int, workers: int, seconds: float) -> list[Measure]:
+def _measure(folder: Path, trials: int, workers: int, seconds: float) -> list[Measurement]:
     """A grid of one method and rate with `trials` values of d, and one full run."""
     dims = tuple(range(1, trials))
     settings = Settings(methods=("did",), dims=dims, lrs=(0.1,), seeds=1, lambda_lr=seconds)
-    settings = complete(replace(settings, workers=workers, out=str(folder)))
-    return [Measure("made up", settings, FACTS)]
+    settings = complete(settings.replaced(workers=workers, out=str(folder)))
+    return [Measurement("made up", settings, facts=FACTS)]
 
 
 def _fill(path: Path, rows: int) -> None:
     """Adds complete trials of other settings to an empty record, in one transaction."""
-    config = {"method": "did", "learning_rate": 0.1, "seed": 0} | {
-        f"other{i}": i for i in range(20)
-    }
+    settings = complete(Settings(lrs=(0.1,)))
     now = "2026-01-01 00:00:00.000000"
     with sqlite3.connect(path) as connection:
         for number in range(rows):
-            trial = config | {"d": -number}
-            attributes = {"key": trial_key(trial), "config": trial, "result": SCORES}
+            (trial,) = cell_trials(settings, FACTS, "did", -number, seed=0)
+            attributes = {"key": trial.key, "config": asdict(trial), "result": asdict(SCORE)}
             row = (number + 1, number, 1, "COMPLETE", now, now)
             connection.execute("insert into trials values (?, ?, ?, ?, ?, ?)", row)
             connection.executemany(

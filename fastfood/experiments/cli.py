@@ -1,5 +1,5 @@
 """The command line. `fastfood d90` and `fastfood study` run measurements, `fastfood report` shows
-them; their options are the settings of `config`. The other commands live with what they do.
+them; their options are the fields of `Settings`. Each other command stands beside what it does.
 Nothing heavy is imported before the arguments have been read."""
 
 import sys
@@ -57,8 +57,8 @@ def fastfood(
 
 
 @app.command()
-@with_options("given", Settings)
-def d90(given: dict) -> None:
+@with_options("options", Settings)
+def d90(options: dict) -> None:
     """Measures d90: how many trained parameters reach 90 % of the full fine-tuning score.
 
     Examples:
@@ -77,17 +77,17 @@ def d90(given: dict) -> None:
     failed, 2 bad input, 130 interrupted.
     """
     with one_line("d90"):
-        planned = recipes.single(complete(read_settings(given)))
+        planned = recipes.single(complete(read_settings(options)))
     raise typer.Exit(_conduct("d90", planned))
 
 
 @app.command()
-@with_options("given", Settings)
+@with_options("options", Settings)
 def study(
     recipe: Annotated[
         str, typer.Argument(help=f"A TOML file, or one of {', '.join(recipes.names())}.")
     ],
-    given: dict,
+    options: dict,
     scale: Annotated[
         str, typer.Option(help="full: as published; small: what two CPU cores do in an hour.")
     ] = "full",
@@ -104,7 +104,7 @@ def study(
     start it on as many machines as there are. Exit codes as for `fastfood d90`.
     """
     with one_line("study"):
-        planned = recipes.read(recipe, scale, given)
+        planned = recipes.read(recipe, scale, options)
     raise typer.Exit(_conduct("study", planned))
 
 

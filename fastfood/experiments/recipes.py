@@ -1,13 +1,21 @@
-"""Studies as TOML files: the settings of several measurements, each stated, and the models that are
-to be pre-trained for them. The folder `recipes` holds those of the paper's table and figures
-(Aghajanyan, Gupta, Zettlemoyer, 2021).
+"""Recipes: studies as TOML files. A recipe states the settings of several measurements and the
+models to pre-train for them; the folder `recipes` has one for each figure and for the table of the
+paper (Aghajanyan, Gupta, Zettlemoyer, 2021).
 
-A recipe has `title`, `kind` (which figure its report draws), `note`, a table `settings`, a table
-`vary` and tables `pretrain`. The measurements are the product of the lists in `vary`, whose entries
-are values of a setting or tables of several. A table `small` holds the same keys once more, which
-replace those above at `--scale small`. `base` names a recipe of the package, or a file beside this
-one, whose keys hold where this one has none. `settings` and `small` are replaced key by key, all
-else as a whole. A model "pretrained/NAME/*" stands for all checkpoints of the pre-training NAME."""
+The keys of a recipe are `title`, `kind` (the figure that its report draws), `note`, a table
+`settings`, a table `vary` and tables `pretrain`:
+
+- `settings` are those of every measurement.
+- `vary` has lists, and the measurements are their product. An entry is a value of the setting that
+  the list is named after, or a table of several settings.
+- Each `pretrain` makes a model, named by its key `name`. The model "pretrained/NAME/*" stands for
+  all of its checkpoints, each a measurement of its own.
+- `small` is a table of the same keys. At `--scale small` they override those above.
+- `base` is another recipe, by its name in the package or as a file beside this one. The keys here
+  override it.
+
+Wherever keys override others, `settings` and `small` are merged key by key; every other key
+replaces the whole value."""
 
 import itertools
 import math
@@ -15,14 +23,15 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
-from .settings import options
-from .settings.measurement import KINDS, Settings, check_folder, complete, model_name, read_settings
+from .settings.measurement import KINDS, Settings, complete, read_settings
+from .settings.options import is_plain, require
+from .settings.options import read as read_options
 from .settings.pretraining import Pretraining
 from .settings.pretraining import complete as complete_pretraining
-from .settings.study import Planned
+from .settings.study import Measurement, Planned
+from .settings.task import TaskSettings, check_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,16 +51,23 @@ def names() -> list[str]:
 
 def single(settings: Settings) -> Planned:
     """The study of `fastfood d90`: one measurement of completed settings."""
-    title = f"d90 of {model_name(asdict(settings))} on {settings.task}"
-    measures = [(_label(settings), None, settings)]
     out = Path(settings.out)
-    return Planned(out.name, title, "d90", "full", "", out, measures, [])
+    return Planned(
+        name=out.name,
+        title=f"d90 of {settings.model_name} on {settings.task}",
+        kind="d90",
+        scale="full",
+        note="",
+        out=out,
+        measurements=[Measurement(_label(settings), settings)],
+        pretrainings=[],
+    )
 
 
-def read(recipe: str, scale: str, given: Mapping[str, object]) -> Planned:
+def read(recipe: str, scale: str, options: Mapping[str, object]) -> Planned:
     """Reads a recipe, by its file or its name here, at scale "full" or "small".
 
-    `given` are settings that replace the recipe's. Raises ValueError naming the key, what was
+    `options` are settings that replace the recipe's. Raises ValueError naming the key, what was
     wanted and what was got; writes nothing.
     """
     if scale not in ("full", "small"):
@@ -63,28 +79,47 @@ def read(recipe: str, scale: str, given: Mapping[str, object]) -> Planned:
             raise ValueError(f"scale: wanted full, because {path.name} has no small, got 'small'")
         parsed = _replaced(parsed, small)
     name = path.stem + ("-small" if scale == "small" else "")
-    out = Path(given.get("out") or name)
+    out = Path(options.get("out") or name)
     check_folder(out)
-    pretrainings = [_pretraining(table, out, given) for table in parsed["pretrain"]]
+    pretrainings = [_pretraining(table, out, options) for table in parsed["pretrain"]]
     folders = [pretraining.out for pretraining in pretrainings]
-    once = len(set(folders)) == len(folders)
-    options.require(once, "pretrain", "another name in each table", folders)
-    measures = []
-    for varied in _product(parsed["vary"], pretrainings):
-        for key in set(varied) & set(given):
-            wanted = "nothing, because the recipe varies it"
-            raise ValueError(f"{key}: wanted {wanted}, got {given[key]!r}")
-        values = parsed["settings"] | varied | dict(given) | {"out": str(out)}
-        if values.get("task", Settings.task) == "digits":
-            values.pop("data", None)  # given for the other tasks
-        model = values.get("model")
-        if str(model).startswith(PRETRAINED + "/"):
-            values["model"] = str(out / model)
-        settings = complete(read_settings(values))
-        measures.append((_label(settings), _place(varied), settings))
+    require(len(set(folders)) == len(folders), "pretrain", "another name in each table", folders)
     return Planned(
-        name, parsed["title"], parsed["kind"], scale, parsed["note"], out, measures, pretrainings
+        name=name,
+        title=parsed["title"],
+        kind=parsed["kind"],
+        scale=scale,
+        note=parsed["note"],
+        out=out,
+        measurements=[
+            _measurement(parsed["settings"], varied, options, out)
+            for varied in _product(parsed["vary"], pretrainings)
+        ],
+        pretrainings=pretrainings,
     )
+
+
+def _measurement(
+    common: Mapping[str, object],
+    varied: Mapping[str, object],
+    options: Mapping[str, object],
+    out: Path,
+) -> Measurement:
+    """One measurement of a study: its settings are those of all, its own, and the options."""
+    for key in set(varied) & set(options):
+        require(False, key, "nothing, because the recipe varies it", options[key])
+    values = {**common, **varied, **options, "out": str(out)}
+    if _is_digits(values):
+        values.pop("data", None)  # given for the other tasks
+    model = values.get("model")
+    if str(model).startswith(PRETRAINED + "/"):
+        values["model"] = str(out / model)
+    settings = complete(read_settings(values))
+    return Measurement(_label(settings), settings, x=_step_along_pretraining(varied))
+
+
+def _is_digits(values: Mapping[str, object]) -> bool:
+    return values.get("task", TaskSettings.model_fields["task"].default) == "digits"
 
 
 def _parse(recipe: str) -> tuple[Path, dict]:
@@ -93,7 +128,7 @@ def _parse(recipe: str) -> tuple[Path, dict]:
     parsed.setdefault("title", path.stem)
     for table in (parsed, {"kind": parsed.get("kind"), **parsed.get("small", {})}):
         wanted = f"kind = one of {', '.join(KINDS)} in {path}"
-        options.require(table.get("kind") in KINDS, "recipe", wanted, table.get("kind"))
+        require(table.get("kind") in KINDS, "recipe", wanted, table.get("kind"))
     return path, parsed
 
 
@@ -136,36 +171,36 @@ def _replaced(tables: dict, by: dict) -> dict:
 
 def _check_tables(parsed: dict, path: Path) -> None:
     base, small = parsed.get("base", ""), parsed.get("small", {})
-    plain = isinstance(base, str) and options.is_plain(base)
-    options.require(plain, "base", f"a recipe's name or file in {path}", base)
-    options.require(isinstance(small, dict), "recipe", f"a table small in {path}", small)
+    plain = isinstance(base, str) and is_plain(base)
+    require(plain, "base", f"a recipe's name or file in {path}", base)
+    require(isinstance(small, dict), "recipe", f"a table small in {path}", small)
     for table, keys in ((parsed, (*KEYS, "small", "base")), (small, KEYS)):
         wanted = f"keys among {', '.join(keys)} in {path}"
-        options.require(set(table) <= set(keys), "recipe", wanted, sorted(set(table) - set(keys)))
+        require(set(table) <= set(keys), "recipe", wanted, sorted(set(table) - set(keys)))
         for key in ("title", "note"):
             text = table.get(key, "")
-            fits = isinstance(text, str) and options.is_plain(text.replace("\n", ""))
-            options.require(fits, "recipe", f"a text {key} in {path}", text)
+            fits = isinstance(text, str) and is_plain(text.replace("\n", ""))
+            require(fits, "recipe", f"a text {key} in {path}", text)
         for key in ("settings", "vary"):
             inner = table.get(key, {})
-            options.require(isinstance(inner, dict), "recipe", f"a table {key} in {path}", inner)
+            require(isinstance(inner, dict), "recipe", f"a table {key} in {path}", inner)
         many = table.get("pretrain", [])
         fits = isinstance(many, list) and all(isinstance(one, dict) for one in many)
-        options.require(fits, "recipe", f"tables pretrain in {path}", many)
+        require(fits, "recipe", f"tables pretrain in {path}", many)
 
 
 def _pretraining(
-    table: Mapping[str, object], out: Path, given: Mapping[str, object]
+    table: Mapping[str, object], out: Path, options: Mapping[str, object]
 ) -> Pretraining:
     """One pre-training, which goes into OUT/pretrained/NAME."""
     name = str(table.get("name", ""))
     fits = re.fullmatch(r"[\w.+ -]+", name) and name.strip(". ") == name
-    options.require(bool(fits), "pretrain", "a name in each table, of one folder", dict(table))
+    require(bool(fits), "pretrain", "a name in each table, of one folder", dict(table))
     arguments = {key: value for key, value in table.items() if key != "name"}
-    if "data" in given and arguments.get("task", Pretraining.task) != "digits":
-        arguments["data"] = given["data"]
+    if "data" in options and not _is_digits(arguments):
+        arguments["data"] = options["data"]
     arguments["out"] = str(out / PRETRAINED / name)
-    return complete_pretraining(options.read(Pretraining, arguments))
+    return complete_pretraining(read_options(Pretraining, arguments))
 
 
 def _product(vary: Mapping[str, list], pretrainings: list[Pretraining]) -> list[dict]:
@@ -173,11 +208,11 @@ def _product(vary: Mapping[str, list], pretrainings: list[Pretraining]) -> list[
     lists = []
     for key, values in vary.items():
         full = isinstance(values, list) and values
-        options.require(bool(full), "vary", f"a list for {key}", values)
+        require(bool(full), "vary", f"a list for {key}", values)
         tables = [value if isinstance(value, dict) else {key: value} for value in values]
         lists.append([e for table in tables for e in _checkpoints(table, pretrainings)])
     count = math.prod(map(len, lists))
-    options.require(count <= MOST, "vary", f"at most {MOST:,} measurements", count)
+    require(count <= MOST, "vary", f"at most {MOST:,} measurements", count)
     return [
         {name: value for table in choice for name, value in table.items()}
         for choice in itertools.product(*lists)
@@ -201,14 +236,14 @@ def _checkpoints(table: dict, pretrainings: list[Pretraining]) -> list[dict]:
 
 def _label(settings: Settings) -> str:
     """What a measurement is called in the report: its model and task."""
-    return f"{model_name(asdict(settings))}, {settings.task}"
+    return f"{settings.model_name}, {settings.task}"
 
 
-def _place(varied: Mapping[str, object]) -> float | None:
+def _step_along_pretraining(varied: Mapping[str, object]) -> float | None:
     """The number at the end of a varied revision or model, such as 200 of "step-200" or 20000 of
-    "step_20k": where a measurement stands along pre-training."""
+    "step_20k": after how many steps of pre-training the model was saved."""
     for key in ("revision", "model"):
-        found = re.search(r"step[-_]?(\d+)(k?)$", str(varied.get(key)))
-        if found:
-            return int(found[1]) * (1000 if found[2] else 1)
+        step = re.search(r"step[-_]?(\d+)(k?)$", str(varied.get(key)))
+        if step:
+            return int(step[1]) * (1000 if step[2] else 1)
     return None

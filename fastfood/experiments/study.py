@@ -1,12 +1,14 @@
 """Conducts a study: pre-trains what it needs, looks at every model and data set, runs the trials
 with a bar of progress, and reports. What a study is stands in OUT/study.json from then on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from .settings.study import Measure, Planned
+from .settings.study import Measurement, Planned
+from .settings.trial import Trial
 from .trials.folder import describe, locked_folder, open_record
 
 
@@ -16,18 +18,19 @@ def conduct(planned: Planned) -> int:
     Raises ValueError naming the argument for what can be seen before training.
     """
     console = Console()
-    shared, record = planned.measures[0][2].storage is not None, None
+    settings, record = planned.measurements[0].settings, None
+    shared = settings.storage is not None
     try:
         if not planned.pretrainings:  # before anything is written
-            measures = _inspect(console, planned)
-            record = open_record(planned.out, planned.measures[0][2]) if shared else None
+            measurements = _inspect(console, planned)
+            record = open_record(planned.out, settings) if shared else None
         with locked_folder(planned.out, shared):
             if planned.pretrainings:
                 _pretrain(console, planned)
-                measures = _inspect(console, planned)
-            record = record or open_record(planned.out, planned.measures[0][2])
-            describe(planned, measures)
-            failed = _run(console, measures, record)
+                measurements = _inspect(console, planned)
+            record = record or open_record(planned.out, settings)
+            describe(planned, measurements)
+            failed = _run(console, measurements, record)
             _report(console, planned.out, record)
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from here", style="yellow")
@@ -45,17 +48,17 @@ def _pretrain(console: Console, planned: Planned) -> None:
             run(pretraining)
 
 
-def _inspect(console: Console, planned: Planned) -> list[Measure]:
-    measures = []
-    for label, x, settings in planned.measures:
-        with console.status(f"loading the data and the model of {escape(label)} ..."):
+def _inspect(console: Console, planned: Planned) -> list[Measurement]:
+    measurements = []
+    for measurement in planned.measurements:
+        with console.status(f"loading the data and the model of {escape(measurement.label)} ..."):
             from .trials.facts import inspect  # takes seconds, the first time
 
-            measures.append(Measure(label, settings, inspect(settings), x))
-    return measures
+            measurements.append(replace(measurement, facts=inspect(measurement.settings)))
+    return measurements
 
 
-def _run(console: Console, measures: list[Measure], record) -> int:
+def _run(console: Console, measurements: list[Measurement], record) -> int:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -81,28 +84,31 @@ def _run(console: Console, measures: list[Measure], record) -> int:
     with progress:
         bar = progress.add_task("training", total=None)
 
-        def on_event(done: int, asked: int, measure, trial: dict | None, outcome: str) -> None:
+        def on_event(
+            done: int, asked: int, measure: Measurement | None, trial: Trial | None, outcome: str
+        ) -> None:
             progress.update(bar, completed=done, total=asked)
-            if trial is None:  # the start
+            if measure is None or trial is None:  # the start
                 progress.advance(bar, 0)  # the time left is judged from here on
                 if done:
                     console.print(f"{done} of {asked} trials are already done")
                 return
-            name = "{method} d = {d} rate {learning_rate:g} seed {seed}".format(**trial)
-            if len(measures) > 1:
+            name = f"{trial.method} d = {trial.d} rate {trial.learning_rate:g} seed {trial.seed}"
+            if len(measurements) > 1:
                 name = f"{measure.label}: {name}"
             if outcome.startswith("failed"):
                 console.print(f"{name}: {outcome}", style="red", markup=False)
             elif not console.is_terminal:  # a log file shows no bar
                 print(f"{done}/{asked} {name}: {outcome}", flush=True)
 
-        return run_study(measures, record, on_event)
+        return run_study(measurements, record, on_event)
 
 
 def _report(console: Console, out: Path, record) -> None:
     from .report import writer
 
-    written = writer.write_report(out, record)
-    writer.print_report(console, out)
+    results = writer.gather(out, record)
+    written = writer.write_results(results, out)
+    writer.print_report(console, results)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False)

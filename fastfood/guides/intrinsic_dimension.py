@@ -55,7 +55,7 @@ def measure(out, args):
     recipe = out / "recipe.toml"
     recipe.write_text(RECIPE.format(dims=f"[{args.dims}]", steps=args.steps, seeds=args.seeds))
     planned = recipes.read(str(recipe), scale="full", given={"out": str(out)})
-    print(f"{len(planned.measures)} measurements of {planned.title!r}")
+    print(f"{len(planned.measurements)} measurements of {planned.title!r}")
     study.conduct(planned)
 
     results = json.loads((out / "results.json").read_text())

@@ -12,17 +12,22 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-FACTS = {"D": 5000, "m": 4, "device": "cpu", "model_hash": "aa", "data_hash": "bb"}
-FACTS |= {"majority": 0.1, "counts": {}}
+
+def facts(**changes):
+    from fastfood.experiments.settings.trial import Facts
+
+    given = {"device": "cpu", "D": 5000, "m": 4, "num_labels": 2, "majority": 0.1, "overlap": 0}
+    given |= {"splits": {}, "sizes": {}, "contamination": [], "counts": {}}
+    return Facts(**given | {"model_hash": "aa", "data_hash": "bb"} | changes)
 
 
 def measures(folder, **changes):
     from fastfood.experiments.settings.measurement import Settings, complete
-    from fastfood.experiments.settings.study import Measure
+    from fastfood.experiments.settings.study import Measurement
 
     given = {"dims": (10, 100), "lrs": (0.1, 0.2), "workers": 2, "out": str(folder)}
     given |= {name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()}
-    return [Measure("made up", complete(Settings(**given)), FACTS)]
+    return [Measurement(label="made up", settings=complete(Settings(**given)), facts=facts())]
 
 
 def behave(folder, changes=None, **behaviour):
@@ -33,11 +38,13 @@ def behave(folder, changes=None, **behaviour):
 
 
 def name_of(trial):
-    return "{method}-{d}-{learning_rate}-{seed}".format(**trial)
+    return f"{trial.method}-{trial.d}-{trial.learning_rate}-{trial.seed}"
 
 
 def pretend(settings, trial, floor):
     """Stands for training: notes its start, may sleep, fail or die, and scores by a formula."""
+    from fastfood.experiments.settings.trial import Pruned, Score
+
     folder, name = Path(settings.out), name_of(trial)
     behaviour = json.loads((folder / "behaviour.json").read_text())
     _note(folder / "started", f"{name} {os.getpid()}")
@@ -47,18 +54,14 @@ def pretend(settings, trial, floor):
     if name.startswith(behaviour.get("diverge", "nothing")):
         raise FloatingPointError("diverged: the loss is nan")
     if name.startswith(behaviour.get("prune", "nothing")):
-        import optuna
-
-        error = optuna.TrialPruned("below the floor")
-        error.halfway, error.step = 0.25, 150
-        raise error
+        raise Pruned(0.25, floor or 0.5, 150)
     runs = [run for run, _ in started(folder)].count(name)
     if name.startswith(behaviour.get("die", "nothing")) and runs <= behaviour.get("deaths", 99):
         os.kill(os.getpid(), signal.SIGKILL)
-    score = 0.95 if trial["method"] == "full" else 0.95 * trial["d"] / (trial["d"] + 30)
-    score += 0.001 * trial["seed"]
+    score = 0.95 if trial.method == "full" else 0.95 * trial.d / (trial.d + 30)
+    score += 0.001 * trial.seed
     _note(folder / "ended", f"{name} {os.getpid()}")
-    return {"validation": score - 0.1 * trial["learning_rate"], "test": score, "seconds": 1.0}
+    return Score(validation=score - 0.1 * trial.learning_rate, test=score, seconds=1.0)
 
 
 def _note(path, line):

@@ -26,7 +26,7 @@ from fastfood.experiments.cli import app
 from fastfood.experiments.data.tasks import load_task
 from fastfood.experiments.settings.measurement import Settings, complete
 from fastfood.experiments.training.models import build_base
-from fastfood.experiments.training.train import predict, some_rows
+from fastfood.experiments.training.train import Schedule, predict, some_rows
 from fastfood.quantize import encode, quantize
 
 REPOSITORY = Path(__file__).parents[2]
@@ -180,13 +180,12 @@ def test_the_gradient_goes_straight_through_and_its_sums_to_the_levels():
     assert torch.allclose(on_levels.books[0], torch.tensor([-1.51, 2.01]))
     optimizer.step()
     on_levels.on_step_end(None, None, None)
-    assert torch.allclose(on_levels.behind[0], torch.tensor([-2.1, -1.2, 1.2, 2.9]))
+    assert torch.allclose(on_levels.unrounded[0], torch.tensor([-2.1, -1.2, 1.2, 2.9]))
 
 
 def test_fine_tuning_on_levels_ends_on_them_and_lowers_the_loss(text, adapter):
     task = load_task(text)
-    trial = {"method": "said", "learning_rate": 0.3, "lambda_lr": 0.01, "max_steps": 30, "seed": 0}
-    trial |= {"batch_size": 8, "warmup": 0.0, "bf16": False, "device": "cpu"}
+    schedule = Schedule(30, 8, warmup=0.0, bf16=False, device="cpu", seed=0)
 
     def loss(model):
         with torch.no_grad():
@@ -198,7 +197,7 @@ def test_fine_tuning_on_levels_ends_on_them_and_lowers_the_loss(text, adapter):
         for p, values in zip((model.theta, model.lambda_), rounded, strict=True):
             p.copy_(values)
     before = loss(model)
-    fine_tune(trial, task, model, 4)
+    fine_tune(schedule, 0.3, 0.01, task, model, 4)
     for p in (model.theta, model.lambda_):
         assert len(p.unique()) <= 4 and torch.equal(p.half().float(), p)
     assert loss(model) < 0.9 * before
@@ -282,10 +281,9 @@ def test_fine_tuned_levels_are_what_is_sent(text, adapter):
     _, theta, lambda_ = decode_message(bytes.fromhex(found["message"]))
     task = load_task(text)
     model = SubspaceModel.from_pretrained(build_base(text, task.num_labels, 3), adapter)
-    trial = {"method": "said", "learning_rate": 0.5, "lambda_lr": 0.002, "max_steps": 5, "seed": 3}
-    trial |= {"batch_size": 8, "warmup": text.warmup, "bf16": False, "device": "cpu"}
+    schedule = Schedule(5, 8, warmup=text.warmup, bf16=False, device="cpu", seed=3)
     before = quantize(model.theta, 2).dequantize()
-    fine_tune(trial, task, model, 2)
+    fine_tune(schedule, 0.5, 0.002, task, model, 2)
     assert torch.equal(theta, model.theta) and torch.equal(lambda_, model.lambda_)
     assert not torch.equal(theta, before)
 

@@ -26,6 +26,7 @@ from fastfood.experiments.bound import certify, command
 from fastfood.experiments.report import figures, writer
 from fastfood.experiments.settings import measurement
 from fastfood.experiments.settings.measurement import Settings
+from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.trials import facts as look
 from fastfood.experiments.trials import plan
 from fastfood.experiments.trials import record as records
@@ -129,16 +130,17 @@ def test_on_a_full_disk_the_record_says_so_and_loses_one_trial(tmp_path, monkeyp
     monkeypatch.setattr(records, "PATIENCE", 0.0)
     url = sqlite_url(tmp_path / "trials.db")
     record = records.open_record(url, "s")
-    asked = plan.trials(*study_driver.measures(tmp_path)[0][1:3], {})
-    assert record.finish(record.claim(asked[0]), {"validation": 0.5, "test": 0.25})
+    measure = study_driver.measures(tmp_path)[0]
+    asked = plan.trials(measure.settings, measure.facts, {})
+    assert record.finish(record.claim(asked[0]), Score(0.5, 0.25))
     number = record.claim(asked[1])
     with full_disk(4096), pytest.raises(ValueError, match="^storage: wanted .*got "):
-        record.finish(number, {"validation": 0.5, "test": 0.25, "text": 20_000 * "x"})
+        record.finish(number, Score(0.5, 0.25, accelerator=20_000 * "x"))
     assert not list(tmp_path.glob("*.tmp"))
     later = records.open_record(url, "s")
     later.free_stale()
-    assert list(later.known()) == [plan.trial_key(asked[0])]
-    assert later.finish(later.claim(asked[1]), {"validation": 0.5, "test": 0.25})
+    assert list(later.known()) == [asked[0].key]
+    assert later.finish(later.claim(asked[1]), Score(0.5, 0.25))
 
 
 @pytest.mark.parametrize("room", [20, 2000])
@@ -218,7 +220,7 @@ def test_a_model_s_folder_without_rights_is_enough(read_only, model_folder, data
     given = {"task": "glue/sst2", "model": str(read_only / "model"), "data": str(data)}
     settings = measurement.complete(Settings(**given, dims=(20,), out=str(data / "out")))
     with without_rights():
-        assert look.inspect(settings)["num_labels"] == 2
+        assert look.inspect(settings).num_labels == 2
 
 
 # the clock
@@ -240,12 +242,13 @@ def test_a_clock_that_is_set_back_makes_no_time_negative_and_no_driver_dead(tmp_
     monkeypatch.setattr(storage, "datetime", Clock)
     url = sqlite_url(tmp_path / "trials.db")
     record, other = records.open_record(url, "s", 60), records.open_record(url, "s", 60)
-    asked = plan.trials(*study_driver.measures(tmp_path)[0][1:3], {})
+    measure = study_driver.measures(tmp_path)[0]
+    asked = plan.trials(measure.settings, measure.facts, {})
     number, running = record.claim(asked[0]), record.claim(asked[1])
-    assert record.finish(number, {"validation": 0.5, "test": 0.25}) and Clock.hours
-    assert record.states()[plan.trial_key(asked[0])].seconds == 0.0
+    assert record.finish(number, Score(0.5, 0.25)) and Clock.hours
+    assert record.states()[asked[0].key].seconds == 0.0
     other.free_stale()
-    assert other.claim(asked[1]) is None and record.finish(running, {"validation": 1, "test": 1})
+    assert other.claim(asked[1]) is None and record.finish(running, Score(1, 1))
 
 
 # terminals and homes

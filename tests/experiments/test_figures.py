@@ -1,14 +1,20 @@
 """Tests of the figures: every kind in every state of a study, what is drawn where, and that texts
 cover neither each other nor leave the picture."""
 
+import itertools
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from study_folders import TEXT, facts, measures_of, score, write_study
+from trials import trial_of
 
 from fastfood.experiments.report import display, figures, writer
-from fastfood.experiments.settings import measurement
+from fastfood.experiments.report.results import MeasureResults
+from fastfood.experiments.settings.measurement import Settings
+from fastfood.experiments.settings.trial import Score
+from fastfood.experiments.trials import curves
 
 STATES = {
     "complete": {},
@@ -96,8 +102,9 @@ def test_steps_far_apart_are_named_on_their_axis(tmp_path):
     from matplotlib import pyplot
 
     results = _results(tmp_path / "study", "figure2", {"dims": (10, 100, 1000)})
-    for place, measure in enumerate(results["measures"]):
-        measure["x"] = (0, 50, 200, 3200)[place % 4]
+    steps = itertools.cycle((0, 50, 200, 3200))
+    measures = [replace(measure, x=next(steps)) for measure in results.measures]
+    results = replace(results, measures=measures)
     with pyplot.rc_context(figures.SHAPE):
         axes = figures._figure2(pyplot, results).axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "50", "200", "3,200"]
@@ -118,20 +125,26 @@ def test_a_panel_without_points_has_the_axis_of_a_share(tmp_path):
 # where a d90 is drawn
 
 
-def _measure(value, low, high, text="", tested=(10, 100, 1000)):
-    result = {"value": value, "low": low, "high": high, "text": text}
-    points = [{"method": "did", "d": d} for d in tested]
-    return {"summary": {"d90": {"did": result}}, "points": points}
+def _point(method="did", d=10):
+    return curves.curve_points([trial_of(method, d)], [Score(0.5, 0.5)])[0]
+
+
+def _measure(value, low, high, tested=(10, 100, 1000), so_far=False):
+    d90 = curves.D90(0.45, value, low, high, False, "", so_far)
+    summary = curves.Summary(0.5, 0.45, {"did": d90}, ())
+    points = [_point(d=d) for d in tested]
+    return MeasureResults("one", None, {}, {}, summary, points, None)
 
 
 @pytest.mark.parametrize(
     ("d90", "mark"),
     [
-        ((100, 10, 1000), (100, 10, 1000, None, False)),
-        ((100, 100, math.inf), (100, 100, 1000, None, True)),
-        ((math.inf, 100, math.inf), (1000, 100, 1000, "above", True)),
-        ((10, 10, 100), (10, 10, 100, "below", False)),
+        ((100, 10, 1000), (100, 10, 1000, None, False, False)),
+        ((100, 100, math.inf), (100, 100, 1000, None, True, False)),
+        ((math.inf, 100, math.inf), (1000, 100, 1000, "above", True, False)),
+        ((10, 10, 100), (10, 10, 100, "below", False, False)),
         ((None, None, None), None),
+        ((100, 10, 1000, (10, 1000), True), (100, 10, 1000, None, False, True)),
     ],
 )
 def test_a_d90_is_cut_to_the_tested_d(d90, mark):
@@ -140,10 +153,10 @@ def test_a_d90_is_cut_to_the_tested_d(d90, mark):
 
 
 def test_relative_gaps_are_of_accuracies_by_seed():
-    point = {"test": [0.5], "test_accuracy": [0.8, 0.6], "train_accuracy": [0.9, 1.0]}
+    point = replace(_point(), test_accuracy=(0.8, 0.6), train_accuracy=(0.9, 1.0))
     assert display.gaps(point) == pytest.approx([0.5, 1.0])  # 0.1 / 0.2 and 0.4 / 0.4
-    assert display.gaps(point | {"train_accuracy": [None, None]}) == []
-    assert display.gaps(point | {"test_accuracy": [1.0, 0.6]}) == []
+    assert display.gaps(replace(point, train_accuracy=(None, None))) == []
+    assert display.gaps(replace(point, test_accuracy=(1.0, 0.6))) == []
 
 
 @pytest.mark.parametrize(
@@ -159,7 +172,7 @@ def test_relative_gaps_are_of_accuracies_by_seed():
     ],
 )
 def test_models_are_named_so_that_they_differ(model, revision, name):
-    assert measurement.model_name({"model": model, "revision": revision}) == name
+    assert Settings(model=model, revision=revision).model_name == name
 
 
 @pytest.mark.parametrize(
@@ -177,17 +190,17 @@ def test_models_are_named_so_that_they_differ(model, revision, name):
     ],
 )
 def test_models_agree_with_the_papers_by_their_whole_name(model, name):
-    assert display.paper_model({"model": model, "revision": None}) == name
-    assert display.paper_model({"model": model, "revision": "step-10"}) is None
+    assert display.paper_model(Settings(model=model)) == name
+    assert display.paper_model(Settings(model=model, revision="step-10")) is None
 
 
 def test_the_papers_d90s_are_those_of_its_table():
-    settings = {"task": "glue/mrpc", "model": "roberta-large", "metric": "accuracy"}
-    assert display.paper_d90(settings) == {"said": 207, "did": 322}
-    assert display.paper_d90(settings | {"metric": "f1"}) == {}
-    assert display.paper_d90(settings | {"task": "glue/sst2"}) == {}
-    qqp = settings | {"task": "glue/qqp", "model": "bert-base-cased"}
-    assert display.paper_d90(qqp) == {"said": 8030, "did": 9295}
+    given = {"task": "glue/mrpc", "model": "roberta-large", "metric": "accuracy"}
+    assert display.paper_d90(Settings(**given)) == {"said": 207, "did": 322}
+    assert display.paper_d90(Settings(**given | {"metric": "f1"})) == {}
+    assert display.paper_d90(Settings(**given | {"task": "glue/sst2"})) == {}
+    qqp = given | {"task": "glue/qqp", "model": "bert-base-cased"}
+    assert display.paper_d90(Settings(**qqp)) == {"said": 8030, "did": 9295}
 
 
 def test_every_method_has_a_style_of_its_own():
@@ -209,6 +222,6 @@ def test_the_figure_names_each_d90(tmp_path):
     texts = [text.get_text() for text in figure.axes[0].texts]
     pyplot.close(figure)
     for method, name in (("did", "DID"), ("lora", "LoRA")):
-        d90 = results["measures"][0]["summary"]["d90"][method]["text"]
+        d90 = results.measures[0].summary.d90[method].text
         assert f"{name}: {d90}" in texts
     assert any(re.fullmatch(r"90 % of full, \d\d\.\d", text) for text in texts)

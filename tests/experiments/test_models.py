@@ -1,8 +1,6 @@
 """Tests of the models of a study: base models, heads, what each method trains and how many numbers
 that is."""
 
-import dataclasses
-
 import pytest
 import torch
 import transformers
@@ -66,7 +64,7 @@ def test_the_base_model_depends_on_the_seed_alone(model_folder, data, digits):
 def test_digits_model_has_the_size_that_it_should(digits):
     base = build_base(digits, 10, seed=0)
     assert _numel(base.parameters()) == 102_218
-    settings = dataclasses.replace(digits, methods=("lora",), sizes=(4,))
+    settings = digits.replaced(methods=("lora",), sizes=(4,))
     # two layers: four of attention, 64 to 64, and two of an MLP, 64 to 256; 650 in the head
     assert trained_counts(settings, 10, base) == {"lora": {"4": 4 * 2 * (4 * 128 + 2 * 320) + 650}}
 
@@ -75,7 +73,7 @@ def test_digits_take_a_pretrained_image_model_and_a_new_head(digits, tmp_path):
     config = build_base(digits, 10, seed=5).config
     pretrained = transformers.ViTForMaskedImageModeling(config)
     pretrained.save_pretrained(tmp_path)
-    settings = dataclasses.replace(digits, model=str(tmp_path))
+    settings = digits.replaced(model=str(tmp_path))
     first, other = (build_base(settings, 10, seed) for seed in (0, 1))
     body = pretrained.vit.state_dict()
     for name, tensor in first.vit.state_dict().items():
@@ -97,7 +95,7 @@ def test_the_revision_is_asked_for(model_folder, data, monkeypatch):
     with pytest.raises(ValueError, match=r"^model: wanted .*, got '\S+' \(no such revision\)"):
         build_base(settings, 2, seed=0)
     with pytest.raises(ValueError, match="at revision 'step1'"):
-        build_base(dataclasses.replace(settings, revision="step1"), 2, seed=0)
+        build_base(settings.replaced(revision="step1"), 2, seed=0)
     assert asked == ["main", "step1"]
 
 

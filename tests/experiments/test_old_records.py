@@ -11,10 +11,10 @@ from study_folders import draw_nothing
 
 from fastfood.experiments.report import figures, writer
 from fastfood.experiments.settings.measurement import read_settings
-from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.settings.study import Measurement
+from fastfood.experiments.settings.trial import Facts, Trial
 from fastfood.experiments.trials import database, record, run
 from fastfood.experiments.trials.folder import DATABASE, DESCRIPTION, STUDY
-from fastfood.experiments.trials.plan import trial_key
 
 RECORDS = Path(__file__).parents[1] / "fixtures" / "record_0.1.json"
 KEPT = json.loads(RECORDS.read_text())
@@ -39,16 +39,22 @@ def write(folder, kept, rows):
     return url
 
 
+def key(config):
+    """The key of the trial that a row's JSON is of."""
+    as_read = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
+    return Trial(**as_read).key
+
+
 def resumed(kept, url):
     """The trials that a driver still runs, by key, when their training fails at once."""
     asked = []
 
     def train(settings, trial, floor):
-        asked.append(trial_key(trial))
+        asked.append(trial.key)
         raise RuntimeError("not in this test")
 
     measures = [
-        Measure(m["label"], read_settings(m["settings"]), m["facts"], m["x"])
+        Measurement(m["label"], read_settings(m["settings"]), m["x"], Facts(**m["facts"]))
         for m in kept["study.json"]["measures"]
     ]
     run.run_study(measures, record.open_record(url, STUDY), lambda *event: None, train)
@@ -66,10 +72,10 @@ def in_this_process(monkeypatch):
 def test_the_keys_of_trials_are_those_of_version_0_1():
     assert len(KEPT["keys"]) == 17
     for kept in KEPT["keys"]:
-        assert trial_key(kept["config"]) == kept["key"]
+        assert key(kept["config"]) == kept["key"]
     for study in KEPT["studies"].values():
         for row in study["rows"]:
-            assert trial_key(row["attributes"]["config"]) == row["attributes"]["key"]
+            assert key(row["attributes"]["config"]) == row["attributes"]["key"]
 
 
 @pytest.mark.parametrize("name", KEPT["studies"])

@@ -10,7 +10,7 @@ from text_rows import write_rows
 from typer.testing import CliRunner
 
 from fastfood.experiments.cli import app
-from fastfood.experiments.settings.pretraining import Pretraining, task_settings
+from fastfood.experiments.settings.pretraining import Pretraining
 from fastfood.experiments.training import masked, pretrain
 from fastfood.experiments.training.pretrain import run
 
@@ -171,8 +171,7 @@ def test_only_training_rows_are_seen(tmp_path, data, tokenizer):
     """Carved validation rows are left out, and labels are not given to the model."""
     (data / "glue" / "sst2" / "validation.jsonl").unlink()
     pretraining = pretrain.complete(_text(tmp_path / "out", data, tokenizer))
-    settings = task_settings(pretraining)
-    model, made, examples, collate = masked.masked_parts(pretraining, settings)
+    model, made, examples, collate = masked.masked_parts(pretraining)
     assert len(examples) == 36 and "labels" not in examples[0]
     batch = collate(examples[:8])
     wanted = batch["labels"] != -100

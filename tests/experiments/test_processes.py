@@ -148,7 +148,7 @@ def test_a_stopped_bound_and_a_stopped_watcher_end(tmp_path, monkeypatch, number
     assert stopped(process, number, log) in codes and not (tmp_path / "bound.json").exists()
 
     held, out = written_study(tmp_path / "study"), tmp_path / "study"
-    monkeypatch.setattr(study, "open_record", lambda out, settings: held)
+    monkeypatch.setattr(writer, "open_record", lambda out, settings: held)
     monkeypatch.setattr(figures, "draw", study_folders.draw_nothing)
     process = in_process(started_by, ["report", out, "--watch"], log)
     wait_for((out / "report.html").exists)

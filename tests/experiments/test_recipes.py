@@ -49,28 +49,32 @@ def test_the_recipes_of_the_paper_state_every_setting(name, scale, tmp_path, mon
         stated |= {key for value in values if isinstance(value, dict) for key in value}
     planned = recipes.read(name, scale, {})
     assert planned.kind == name and planned.scale == scale and planned.title and planned.note
-    unstated = UNSTATED | SEARCHES[planned.measures[0][2].search]
+    unstated = UNSTATED | SEARCHES[planned.measurements[0].settings.search]
     assert set(kinds(Settings)) - set(stated) <= unstated
-    labels = [label for label, _, _ in planned.measures]
+    labels = [one.label for one in planned.measurements]
     assert len(set(labels)) == len(labels)
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
 def test_the_papers_recipes_have_its_sweeps():
     table = recipes.read("table1", "full", {})
-    settings = [settings for _, _, settings in table.measures]
+    settings = [one.settings for one in table.measurements]
     assert len(settings) == 4 * 2 and len({(s.model, s.task) for s in settings}) == 8
     assert all(len(s.lr_factors) == 4 and s.dims[0] == 10 and s.dims[-1] == 10000 for s in settings)
-    figure = recipes.read("figure2", "full", {}).measures
-    assert all(s.bracket == (100, 4_000_000) and s.search == "bisect" for _, _, s in figure)
-    assert {x for _, x, _ in figure} >= {0, 20_000, 2_000_000}
-    assert len({s.task for _, _, s in figure}) == 6
+    figure = recipes.read("figure2", "full", {}).measurements
+    settings = [one.settings for one in figure]
+    assert all(s.bracket == (100, 4_000_000) and s.search == "bisect" for s in settings)
+    assert {one.x for one in figure} >= {0, 20_000, 2_000_000}
+    assert len({s.task for s in settings}) == 6
 
 
 def test_measurements_are_the_product_of_what_varies(recipe):
     planned = recipes.read(recipe, "full", {})
     assert (planned.name, planned.kind, planned.out.name) == ("mine", "figure1", "mine")
-    assert [(x, s.model, s.lambda_lr, s.max_steps) for _, x, s in planned.measures] == [
+    assert [
+        (one.x, one.settings.model, one.settings.lambda_lr, one.settings.max_steps)
+        for one in planned.measurements
+    ] == [
         (0, "mine/pretrained/vit/step-0", 0.1, 5),
         (0, "mine/pretrained/vit/step-0", 0.2, 300),
         (50, "mine/pretrained/vit/step-50", 0.1, 5),
@@ -80,16 +84,17 @@ def test_measurements_are_the_product_of_what_varies(recipe):
     ]
     (pretraining,) = planned.pretrainings
     assert (pretraining.out, pretraining.checkpoints) == ("mine/pretrained/vit", (0, 50))
-    assert {s.seeds for _, _, s in planned.measures} == {1}
-    assert {s.out for _, _, s in planned.measures} == {"mine"}
+    assert {one.settings.seeds for one in planned.measurements} == {1}
+    assert {one.settings.out for one in planned.measurements} == {"mine"}
 
 
 def test_the_small_scale_replaces_settings_one_by_one_and_the_rest_as_a_whole(recipe):
     planned = recipes.read(recipe, "small", {})
     assert planned.name == "mine-small" and planned.out.name == "mine-small"
-    ((_, _, settings),) = planned.measures
+    (measurement,) = planned.measurements
+    settings = measurement.settings
     assert (settings.model, settings.seeds, settings.dims) == ("other", 3, (10, 100))
-    assert settings.lambda_lr == Settings.lambda_lr
+    assert settings.lambda_lr == Settings().lambda_lr
 
 
 def test_a_recipe_builds_on_another_key_by_key(recipe, tmp_path):
@@ -98,13 +103,16 @@ def test_a_recipe_builds_on_another_key_by_key(recipe, tmp_path):
     (tmp_path / "below" / "built.toml").write_text(text)
     planned = recipes.read("below/built.toml", "full", {})
     assert (planned.name, planned.title, planned.kind) == ("built", "two tasks", "figure1")
-    assert len(planned.measures) == len(recipes.read(recipe, "full", {}).measures) == 6
-    assert {(s.seeds, s.dims) for _, _, s in planned.measures} == {(7, (10, 100))}
-    ((_, _, settings),) = recipes.read("below/built.toml", "small", {}).measures
+    assert len(planned.measurements) == len(recipes.read(recipe, "full", {}).measurements) == 6
+    settings = [one.settings for one in planned.measurements]
+    assert {(s.seeds, s.dims) for s in settings} == {(7, (10, 100))}
+    (measurement,) = recipes.read("below/built.toml", "small", {}).measurements
+    settings = measurement.settings
     assert (settings.model, settings.seeds, settings.lambda_lr) == ("other", 3, 0.3)
     text = 'base = "figure2"\n[vary]\nmodel = ["one"]\ntask = ["glue/mrpc"]'
     (tmp_path / "short.toml").write_text(text)
-    ((_, _, settings),) = recipes.read("short.toml", "full", {}).measures
+    (measurement,) = recipes.read("short.toml", "full", {}).measurements
+    settings = measurement.settings
     assert settings.search == "bisect" and settings.bracket == (100, 4_000_000)
 
 
@@ -130,18 +138,19 @@ def test_a_bad_base_is_refused(tmp_path, monkeypatch, base, message):
 
 def test_given_settings_replace_those_of_the_recipe(recipe):
     planned = recipes.read(recipe, "small", {"dims": "7", "out": "there", "seeds": 2})
-    ((_, _, settings),) = planned.measures
+    (measurement,) = planned.measurements
+    settings = measurement.settings
     assert (settings.dims, settings.seeds, settings.out) == ((7,), 2, "there")
     assert planned.pretrainings[0].out == "there/pretrained/vit"
     with pytest.raises(ValueError, match="^model: wanted nothing, because the recipe varies it"):
         recipes.read(recipe, "full", {"model": "mine"})
 
 
-def test_checkpoints_have_their_place_along_pretraining():
-    for name, place in {"a/step-200": 200, "a-step_20k": 20_000, "step200": 200, "a": None}.items():
-        assert recipes._place({"model": name}) == place
-    assert recipes._place({"model": "b", "revision": "step3000"}) == 3000
-    assert recipes._place({"task": "step3"}) is None
+def test_checkpoints_have_their_step_along_pretraining():
+    for name, step in {"a/step-200": 200, "a-step_20k": 20_000, "step200": 200, "a": None}.items():
+        assert recipes._step_along_pretraining({"model": name}) == step
+    assert recipes._step_along_pretraining({"model": "b", "revision": "step3000"}) == 3000
+    assert recipes._step_along_pretraining({"task": "step3"}) is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +165,10 @@ def test_checkpoints_have_their_place_along_pretraining():
         ("kind = 'd90'\n[vary]\nseeds = 3", "vary: wanted a list for seeds, got 3"),
         ("kind = 'd90'\n[vary]\nmodel = ['pretrained/a/*']", "vary: wanted a model of a table"),
         ("kind = 'd90'\n[[pretrain]]\ntask = 'digits'", "pretrain: wanted a name in each table"),
-        ("kind = 'd90'\n[[pretrain]]\nname = 'a'\nstep = 1", "step: wanted a setting, one of out"),
+        (
+            "kind = 'd90'\n[[pretrain]]\nname = 'a'\nstep = 1",
+            "step: wanted a setting, one of task, .*, out, ",
+        ),
         (
             "kind = 'd90'\n[[pretrain]]\nname = 'a'\nlayers = 0",
             "layers: wanted at least 1, at most 1,000, got 0",
@@ -231,7 +243,7 @@ vocabulary = 100
     )
     given = {"data": str(tmp_path), "out": str(tmp_path / "out")}
     planned = recipes.read(str(tmp_path / "mine.toml"), "full", given)
-    assert {(s.task, s.data) for _, _, s in planned.measures} == {
+    assert {(one.settings.task, one.settings.data) for one in planned.measurements} == {
         ("digits", None),
         ("glue/sst2", str(tmp_path)),
     }

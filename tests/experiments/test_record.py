@@ -2,19 +2,21 @@
 
 import shutil
 import sqlite3
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import optuna
 import pytest
 import study_driver
 
+from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.training.environment import environment
 from fastfood.experiments.trials import database
 from fastfood.experiments.trials.database import sqlite_url
-from fastfood.experiments.trials.plan import trial_key, trials
+from fastfood.experiments.trials.plan import trials
 from fastfood.experiments.trials.record import open_record
 
-RESULT = {"validation": 0.5, "test": 0.25, "seconds": 3.0}
+SCORE = Score(validation=0.5, test=0.25, seconds=3.0)
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +34,8 @@ def url(tmp_path, empty):
 
 @pytest.fixture
 def asked(tmp_path):
-    _, settings, facts, _ = study_driver.measures(tmp_path)[0]
-    return trials(settings, facts, {})
+    measure = study_driver.measures(tmp_path)[0]
+    return trials(measure.settings, measure.facts, {})
 
 
 def _rows(url):
@@ -48,14 +50,14 @@ def _execute(tmp_path, statement):
 def test_a_trial_is_kept_with_its_full_configuration(url, asked):
     record = open_record(url, "s")
     for trial in asked:
-        assert record.finish(record.claim(trial), RESULT, environment())
+        assert record.finish(record.claim(trial), SCORE, environment())
     kept = _rows(url)
-    assert [row.user_attrs["config"] for row in kept] == asked
+    assert [row.user_attrs["config"] for row in kept] == [asdict(trial) for trial in asked]
     assert all(row.value == 0.5 and row.state.name == "COMPLETE" for row in kept)
-    assert [row.user_attrs["key"] for row in kept] == [trial_key(trial) for trial in asked]
+    assert [row.user_attrs["key"] for row in kept] == [trial.key for trial in asked]
     for reader in (record, open_record(url, "s")):
-        assert reader.known() == {trial_key(trial): RESULT for trial in asked}
-        entry = reader.states()[trial_key(asked[3])]
+        assert reader.known() == {trial.key: SCORE for trial in asked}
+        entry = reader.states()[asked[3].key]
         assert entry.trial == asked[3] and entry.state == "complete" and entry.attempts == 1
         assert entry.environment["versions"]["torch"] and entry.environment["hardware"]["cores"]
 
@@ -63,11 +65,11 @@ def test_a_trial_is_kept_with_its_full_configuration(url, asked):
 def test_a_claimed_trial_is_not_claimed_again_and_a_finished_one_neither(url, asked):
     first, second = open_record(url, "s", 60), open_record(url, "s", 60)
     number = first.claim(asked[0])
-    key = trial_key(asked[0])
-    assert second.claim(asked[0]) is None and second.status(key, False) == "running"
+    key = asked[0].key
+    assert second.claim(asked[0]) is None and second.state(key, False) == "running"
     assert first.claim(asked[0]) is None
-    assert first.finish(number, RESULT) and second.claim(asked[0]) is None
-    assert second.known() == {key: RESULT} and second.claim(asked[1]) is not None
+    assert first.finish(number, SCORE) and second.claim(asked[0]) is None
+    assert second.known() == {key: SCORE} and second.claim(asked[1]) is not None
     assert len(_rows(url)) == 2  # whoever saw it taken wrote nothing
 
 
@@ -82,22 +84,22 @@ def test_of_two_claims_at_once_the_earlier_row_has_the_trial(url, asked, monkeyp
     monkeypatch.setattr(second._storage, "create_new_trial", create_late)
     assert second.claim(asked[0]) is None and numbers[0] is not None
     assert [row.state.name for row in _rows(url)] == ["RUNNING", "FAIL"]
-    assert first.finish(numbers[0], RESULT)
+    assert first.finish(numbers[0], SCORE)
     second.read()
-    entry = second.states()[trial_key(asked[0])]
+    entry = second.states()[asked[0].key]
     assert entry.state == "complete" and entry.attempts == 1
 
 
 def test_a_failed_trial_has_no_score_and_is_open_at_the_next_start_only(url, asked):
-    record, key = open_record(url, "s"), trial_key(asked[0])
+    record, key = open_record(url, "s"), asked[0].key
     record.fail(record.claim(asked[0]), "RuntimeError: broken")
-    assert record.claim(asked[0]) is None and record.status(key, False) == "closed"
+    assert record.claim(asked[0]) is None and record.state(key, False) == "failed"
     assert record.known() == record.decided(True) == {} and _rows(url)[0].values is None
     later = open_record(url, "s")
     assert later.states()[key].state == "failed"
     assert later.states()[key].error == "RuntimeError: broken"
-    assert later.finish(later.claim(asked[0]), RESULT) and later.states()[key].attempts == 2
-    assert later.known() == {key: RESULT} and later.states()[key].error is None
+    assert later.finish(later.claim(asked[0]), SCORE) and later.states()[key].attempts == 2
+    assert later.known() == {key: SCORE} and later.states()[key].error is None
 
 
 def test_a_trial_that_fails_elsewhere_after_this_start_is_closed(url, asked):
@@ -105,32 +107,32 @@ def test_a_trial_that_fails_elsewhere_after_this_start_is_closed(url, asked):
     number, record = other.claim(asked[0]), open_record(url, "s", 60)
     other.fail(number, "RuntimeError: broken")
     assert record.claim(asked[0]) is None
-    assert record.status(trial_key(asked[0]), False) == "closed"
+    assert record.state(asked[0].key, False) == "failed"
 
 
 def test_diverged_trials_never_run_again_and_pruned_ones_without_pruning_only(url, asked):
     record = open_record(url, "s")
     record.fail(record.claim(asked[0]), "FloatingPointError: diverged", final=True)
     record.prune(record.claim(asked[1], prune=True), 0.25, 150)
-    diverged, pruned = map(trial_key, asked[:2])
+    diverged, pruned = (trial.key for trial in asked[:2])
     for later in (record, open_record(url, "s")):
         assert later.known() == {} and later.decided(False) == {diverged: None}
         assert later.decided(True) == {diverged: None, pruned: None}
-        assert later.states()[diverged].final and later.claim(asked[0]) is None
+        assert later.states()[diverged].state == "diverged" and later.claim(asked[0]) is None
         entry = later.states()[pruned]
         assert (entry.state, entry.halfway, entry.step) == ("pruned", 0.25, 150)
         assert later.claim(asked[1], prune=True) is None
     assert [row.state.name for row in _rows(url)] == ["FAIL", "PRUNED"]
     assert all(row.values is None for row in _rows(url))
-    assert record.finish(record.claim(asked[1]), RESULT)
-    assert record.decided(True) == {diverged: None, pruned: RESULT}
+    assert record.finish(record.claim(asked[1]), SCORE)
+    assert record.decided(True) == {diverged: None, pruned: SCORE}
 
 
 def test_a_killed_trial_is_open_at_once_and_three_times_at_most(url, asked):
-    record, key = open_record(url, "s"), trial_key(asked[0])
+    record, key = open_record(url, "s"), asked[0].key
     record.give_back(record.claim(asked[0]), stopped=True)  # does not count
     for attempts in (1, 2, 3):
-        assert record.status(key, False) == "open"
+        assert record.state(key, False) == "waiting"
         record.give_back(record.claim(asked[0]))
         assert record.states()[key].attempts == attempts
     assert record.claim(asked[0]) is None and record.known() == {}
@@ -141,12 +143,12 @@ def test_a_killed_trial_is_open_at_once_and_three_times_at_most(url, asked):
 
 def test_a_lone_driver_frees_what_a_killed_one_left_and_a_reader_frees_nothing(url, asked):
     open_record(url, "s").claim(asked[0])
-    record, key = open_record(url, "s"), trial_key(asked[0])
+    record, key = open_record(url, "s"), asked[0].key
     assert record.states()[key].state == "running" and record.claim(asked[0]) is None
     record.claim(asked[1])
     record.free_stale()
     assert record.states()[key].state == "waiting"
-    assert record.states()[trial_key(asked[1])].state == "running"  # its own
+    assert record.states()[asked[1].key].state == "running"  # its own
     assert record.claim(asked[0]) is not None
 
 
@@ -159,7 +161,7 @@ def test_rows_without_heartbeats_are_freed_after_the_grace_period(url, asked, tm
     record.free_stale()
     assert record.claim(asked[0]) is None and record.claim(asked[1]) is None
     _execute(tmp_path, late.format(190))
-    dead.beat([2])
+    dead._storage.record_heartbeat(2)  # the second trial's
     record.free_stale()
     assert record.claim(asked[0]) is not None and record.claim(asked[1]) is None
 
@@ -168,7 +170,7 @@ def test_a_row_that_never_had_a_heartbeat_gets_one_and_is_then_freed(
     url, asked, tmp_path, monkeypatch
 ):
     dead, record = open_record(url, "s", 1), open_record(url, "s", 1)
-    monkeypatch.setattr(dead, "beat", lambda numbers: None)
+    monkeypatch.setattr(dead._storage, "record_heartbeat", lambda identifier: None)
     dead.claim(asked[0])
     now = 100.0
     monkeypatch.setattr("fastfood.experiments.trials.record.time.monotonic", lambda: now)
@@ -176,9 +178,9 @@ def test_a_row_that_never_had_a_heartbeat_gets_one_and_is_then_freed(
     now += 3.5
     record.free_stale()
     _execute(tmp_path, "update trial_heartbeats set heartbeat = datetime('now', '-4 seconds')")
-    assert record.status(trial_key(asked[0]), False) == "running"
+    assert record.state(asked[0].key, False) == "running"
     record.free_stale()
-    assert record.status(trial_key(asked[0]), False) == "open"
+    assert record.state(asked[0].key, False) == "waiting"
 
 
 def test_a_driver_that_was_taken_for_dead_records_its_result_once_or_not_at_all(
@@ -188,22 +190,22 @@ def test_a_driver_that_was_taken_for_dead_records_its_result_once_or_not_at_all(
     numbers = [asleep.claim(trial) for trial in asked[:2]]
     _execute(tmp_path, "update trial_heartbeats set heartbeat = datetime('now', '-1 day')")
     other.free_stale()
-    assert other.finish(other.claim(asked[1]), RESULT | {"test": 0.75})
-    assert [asleep.finish(number, RESULT) for number in numbers] == [True, False]
+    assert other.finish(other.claim(asked[1]), replace(SCORE, test=0.75))
+    assert [asleep.finish(number, SCORE) for number in numbers] == [True, False]
     other.read()
-    keys = [trial_key(trial) for trial in asked[:2]]
-    assert other.known() == asleep.known() == {keys[0]: RESULT, keys[1]: RESULT | {"test": 0.75}}
+    keys = [trial.key for trial in asked[:2]]
+    assert other.known() == asleep.known() == {keys[0]: SCORE, keys[1]: replace(SCORE, test=0.75)}
     assert [row.state.name for row in _rows(url)].count("COMPLETE") == 2
 
 
 def test_studies_of_one_database_do_not_mix(url, asked):
     first, second = open_record(url, "s", 60), open_record(url, "t", 60)
-    first.finish(first.claim(asked[0]), RESULT)
+    first.finish(first.claim(asked[0]), SCORE)
     number = second.claim(asked[0])
     assert number is not None and len(second.states()) == 1
-    assert second.finish(number, RESULT | {"test": 0.75})
+    assert second.finish(number, replace(SCORE, test=0.75))
     first.read()
-    assert first.known() == {trial_key(asked[0]): RESULT}
+    assert first.known() == {asked[0].key: SCORE}
 
 
 def test_a_damaged_database_is_refused(tmp_path):
@@ -226,19 +228,43 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        "update trial_user_attributes set value_json = '{' where key = 'config'",
         "update trial_user_attributes set value_json = '[]' where key = 'result'",
         "update trial_user_attributes set value_json = '{}' where key = 'result'",
         "delete from trial_user_attributes where key = 'result'",
         "delete from trial_user_attributes where key = 'config'",
+        "update trial_user_attributes set value_json = '{}' where key = 'config'",
+        """update trial_user_attributes set value_json = replace(value_json, '"seed": 0',
+        '"seed": "0"') where key = 'config'""",
     ],
 )
 def test_rows_that_were_changed_by_hand_are_refused(url, asked, tmp_path, change):
     record = open_record(url, "s")
-    record.finish(record.claim(asked[0]), RESULT)
+    record.finish(record.claim(asked[0]), SCORE)
     _execute(tmp_path, change)
-    with pytest.raises(ValueError, match="^storage: wanted .* row 1, got "):
+    with pytest.raises(ValueError, match="^storage: wanted .* row 0, got "):
         open_record(url, "s")
+
+
+def test_rows_that_are_no_json_are_refused(url, asked, tmp_path):
+    open_record(url, "s").claim(asked[0])
+    _execute(tmp_path, "update trial_user_attributes set value_json = '{' where key = 'config'")
+    with pytest.raises(ValueError, match="^storage: wanted an Optuna database .*got Expecting"):
+        open_record(url, "s")
+
+
+def test_rows_of_other_versions_are_read(url, asked, tmp_path):
+    """A later version may add fields to a trial and its score, an earlier one lacks some."""
+    record = open_record(url, "s")
+    record.finish(record.claim(asked[0]), SCORE)
+    for change in (
+        "json_set(value_json, '$.later', 'a', '$.more', json('[1]'))",
+        "json_remove(value_json, '$.gap_rows', '$.accelerator', '$.text_columns')",
+    ):
+        _execute(tmp_path, f"update trial_user_attributes set value_json = {change} "
+                           "where key in ('config', 'result')")  # fmt: skip
+        later = open_record(url, "s")
+        assert later.known() == {asked[0].key: SCORE}
+        assert later.states()[asked[0].key].trial == asked[0]
 
 
 def test_a_database_out_of_reach_is_refused_without_its_password():

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from study_folders import measures_of, score, write_study
 from fastfood.experiments import files
 from fastfood.experiments.report import display, figures, headline, writer
 from fastfood.experiments.settings.measurement import read_settings
+from fastfood.experiments.settings.trial import Facts
 from fastfood.experiments.trials import curves
 from fastfood.experiments.trials.plan import trials
 
@@ -32,8 +34,8 @@ def undrawn(monkeypatch):
     """Reports whose figures are one pixel."""
 
     def draw(results, folder):
-        own = [results["kind"]] if results["kind"] not in ("d90", "figure1") else []
-        paths = [folder / f"{s}.{form}" for s in [*own, "figure1"] for form in ("png", "svg")]
+        first = [results.kind] if results.kind not in ("d90", "figure1") else []
+        paths = [folder / f"{s}.{form}" for s in [*first, "figure1"] for form in ("png", "svg")]
         for path in paths:
             path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
         return paths
@@ -92,6 +94,21 @@ def test_a_report_holds_the_numbers_of_its_results(tmp_path, kind, undrawn):
     assert f"fastfood study {kind} --scale small" in page and "3 test rows are training" in page
 
 
+def test_the_page_names_the_hardware_before_the_versions(tmp_path, undrawn):
+    record = write_study(tmp_path, "d90", measures_of("d90", dims=(10, 100)))
+    gpu = {"name": "NVIDIA H200", "memory_gib": 139.8, "driver": "580.95.05", "cuda": "13.0"}
+    hardware = {"cpu": "a CPU", "cores": 16, "system": "Linux", "gpus": [gpu | {"count": 2}]}
+    for key, entry in record.entries.items():
+        record.entries[key] = entry._replace(
+            environment={"versions": {"torch": "2.11.0"}, "hardware": hardware}
+        )
+    writer.write_report(tmp_path, record)
+    rows = _rows((tmp_path / "report.html").read_text())
+    on = "2 × NVIDIA H200 (139.8 GiB, driver 580.95.05, CUDA 13.0); a CPU, 16 cores; system Linux"
+    start = rows.index([f"{len(record.trials)} trials on", on])
+    assert rows[start + 1] == ["with", "torch 2.11.0"]
+
+
 def test_results_keep_every_trial_and_no_infinity(tmp_path, undrawn):
     censored = lambda trial, **shape: score(trial, **shape | {"half": 10**7})  # noqa: E731
     record = write_study(tmp_path / "s", "d90", measures_of("d90"), censored)
@@ -120,12 +137,12 @@ def test_a_report_of_a_running_study_counts_every_state(tmp_path, undrawn):
     folder = tmp_path / "<script> | s"  # its name stands in a table
     record = write_study(folder, "d90", measures_of("d90", seeds=1, dims=(10, 100)), share=0.0)
     told = json.loads((folder / "study.json").read_text())["measures"][0]
-    asked = trials(read_settings(told["settings"]), told["facts"], {})
+    asked = trials(read_settings(told["settings"]), Facts(**told["facts"]), {})
     assert len(asked) == 1 + 2 * 2 * 2
     for trial in asked[:5]:
         record.add(trial, score(trial))
     record.add(asked[5], state="failed", error=f"RuntimeError: {HOSTILE}")
-    record.add(asked[6], state="failed", error="FloatingPointError: diverged", final=True)
+    record.add(asked[6], state="diverged", error="FloatingPointError: diverged")
     record.add(asked[7], state="running")
     writer.write_report(folder, record)
     results, page = _read(folder)
@@ -149,8 +166,8 @@ def test_rates_at_the_edge_of_the_grid_are_remarked(tmp_path, undrawn):
     best = {10: 0.4, 100: 0.2}
 
     def scores(trial, **shape):
-        right = best.get(trial["d"]) in (None, trial["learning_rate"])
-        return score(trial, **shape) | {"validation": 0.9 if right else 0.5}
+        right = best.get(trial.d) in (None, trial.learning_rate)
+        return replace(score(trial, **shape), validation=0.9 if right else 0.5)
 
     writer.write_report(tmp_path / "s", write_study(tmp_path / "s", "d90", measures, scores))
     page = (tmp_path / "s" / "report.html").read_text()
@@ -230,14 +247,13 @@ def test_the_terminal_shows_points_and_d90s(tmp_path, undrawn):
     from rich.console import Console
 
     record = write_study(tmp_path / "s", "table1", measures_of("table1", seeds=1))
-    writer.write_report(tmp_path / "s", record)
+    results = writer.gather(tmp_path / "s", record)
     console = Console(record=True, width=100)
-    writer.print_report(console, tmp_path / "s")
+    writer.print_report(console, results)
     text = console.export_text()
-    results, _ = _read(tmp_path / "s")
-    assert text.count("d90 DID: ") == len(results["measures"]) == 4
-    point = results["measures"][0]["points"][0]
-    assert re.search(rf"full .* {point['d']:,} .* {100 * point['mean']:.1f} .* – .* 1e-05", text)
+    assert text.count("d90 DID: ") == len(results.measures) == 4
+    point = results.measures[0].points[0]
+    assert re.search(rf"full .* {point.d:,} .* {100 * point.mean:.1f} .* – .* 1e-05", text)
     assert "note: one seed: no interval" in text
 
 
@@ -280,7 +296,7 @@ def test_the_headline_of_a_relation_is_a_rank_correlation(tmp_path):
 
 def test_the_paper_stands_beside_ours(tmp_path):
     def scores(trial, **shape):  # d90 is 3000 for every model
-        return score(trial) | {"test": 0.9 if trial["d"] >= 3000 else 0.5}
+        return replace(score(trial), test=0.9 if trial.d >= 3000 else 0.5)
 
     sentences = _headline(tmp_path / "s", "table1", scores=scores)
     assert sentences[0].startswith("SAID has the smaller d90 in 0 of 4 measurements, in 0 of them")
@@ -323,7 +339,7 @@ def _watched(folder, monkeypatch, on_sleep):
     """Watches a study of nine trials with `on_sleep(record, trials left, number of sleeps)`."""
     record = write_study(folder, "d90", measures_of("d90", seeds=1, dims=(10, 100)), share=0.0)
     told = json.loads((folder / "study.json").read_text())["measures"][0]
-    left = trials(read_settings(told["settings"]), told["facts"], {})
+    left = trials(read_settings(told["settings"]), Facts(**told["facts"]), {})
     pages, sleeps = [], []
     write = writer.write_results
 

@@ -5,11 +5,13 @@ import os
 import signal
 import sqlite3
 import subprocess
+from dataclasses import replace
 
 import pytest
 import study_driver
 from study_driver import alive, behave, finish, measures, name_of, names, started, wait_for
 
+from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.trials import plan, run
 from fastfood.experiments.trials.database import sqlite_url
 from fastfood.experiments.trials.record import open_record
@@ -63,8 +65,8 @@ def test_a_bisection_grows_until_its_end_and_another_start_adds_nothing(study, d
     given = measures(study, search="bisect", bracket=(10, 4000), lrs=(0.1,), seeds=1)
     _, events, record = drive(given=given)
     asked = plan.trials(given[0].settings, given[0].facts, record.known())
-    assert {plan.trial_key(trial) for trial in asked} == set(record.known())
-    tried = sorted({trial["d"] for trial in asked if trial["method"] == "did"})
+    assert {trial.key for trial in asked} == set(record.known())
+    tried = sorted({trial.d for trial in asked if trial.method == "did"})
     assert len(tried) > 4 and tried[0] < 270 < tried[-1]  # 0.95 d / (d + 30) is 0.855 at 270
     assert len(names(study)) == len(set(names(study))) == len(asked)
     drive(given=given)
@@ -90,7 +92,7 @@ def test_pruned_trials_have_no_score_and_stop_their_rate(study, drive):
     entries = {name_of(entry.trial): entry for entry in record.states().values()}
     pruned = entries["did-100-0.2-0"]
     assert failed == 0 and (pruned.state, pruned.halfway, pruned.step) == ("pruned", 0.25, 150)
-    assert pruned.result is None and "did-100-0.2-1" not in entries
+    assert pruned.score is None and "did-100-0.2-1" not in entries
     assert "pruned" in [event[4] for event in events] and events[-1][:2] == (TRIALS - 1, TRIALS - 1)
     behave(study)
     failed, events, record = drive()  # without pruning they are missing
@@ -103,7 +105,7 @@ def test_a_floor_is_given_to_trials_that_may_be_pruned(study, drive):
 
     def train(settings, trial, floor):
         floors[name_of(trial)] = floor
-        return study_driver.pretend(settings, trial, floor) | {"halfway": 0.5}
+        return replace(study_driver.pretend(settings, trial, floor), halfway=0.5)
 
     drive(train=train)
     assert set(floors.values()) == {None} and len(floors) == TRIALS
@@ -129,14 +131,15 @@ def test_a_trial_whose_worker_dies_is_tried_three_times(study, drive):
 def test_a_driver_waits_for_trials_of_others_and_takes_over_what_they_leave(study, drive):
     url = sqlite_url(study / "trials.db")
     other = open_record(url, "made up", 60)
-    asked = plan.trials(*measures(study)[0][1:3], {})
+    measure = measures(study)[0]
+    asked = plan.trials(measure.settings, measure.facts, {})
     held = [other.claim(trial) for trial in asked[:3]]
     turns = []
 
     def look(read=run.Record.read):
         turns.append(1)
         if len(turns) == 5:
-            other.finish(held[0], {"validation": 0.5, "test": 0.25})
+            other.finish(held[0], Score(0.5, 0.25))
             other.fail(held[1], "RuntimeError: broken")
             other.give_back(held[2])
         read(record)

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import study_driver
 from text_rows import write_rows
 from typer.testing import CliRunner
 
 from fastfood.experiments import recipes
 from fastfood.experiments.cli import app
 from fastfood.experiments.settings.measurement import Settings, complete
-from fastfood.experiments.settings.study import Measure
+from fastfood.experiments.settings.study import Measurement
 from fastfood.experiments.trials import folder
 
 LEFT = {"figure1.png", "figure1.svg", "report.html", "report.md", "results.json", "study.json"}
@@ -183,13 +184,25 @@ def test_the_password_of_a_database_is_not_kept(tmp_path, monkeypatch):
     url = "postgresql://me:secret@host/db"
     monkeypatch.setattr(sys, "argv", ["fastfood", "d90", f"--storage={url}"])
     settings = complete(Settings(storage=url, out=str(tmp_path)))
-    folder.describe(recipes.single(settings), [Measure("one", settings, {})])
+    folder.describe(
+        recipes.single(settings),
+        [Measurement(label="one", settings=settings, facts=study_driver.facts())],
+    )
     kept = (tmp_path / "study.json").read_text()
     assert "secret" not in kept
     described = json.loads(kept)
     for text in (described["storage"], described["measures"][0]["settings"]["storage"]):
         assert text == "postgresql://me@host/db"
     assert described["command"] == "fastfood d90 --storage=postgresql://me@host/db"
+
+
+def test_what_no_report_could_read_is_refused_before_the_first_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fastfood", "study", "a\x07.toml"])
+    settings = complete(Settings(out=str(tmp_path)))
+    measurement = Measurement(label="one", settings=settings, facts=study_driver.facts())
+    with pytest.raises(ValueError, match="^study: wanted what study.json can .* command: ") as e:
+        folder.describe(recipes.single(settings), [measurement])
+    assert "\n" not in str(e.value) and list(tmp_path.iterdir()) == []
 
 
 def test_help_and_version_are_quick_and_light():

@@ -4,17 +4,23 @@ pruning, what is scored and how, and trainings that diverge."""
 import math
 import pickle
 import warnings
+from dataclasses import replace
 
-import optuna
 import pytest
 import torch
 from trials import PEFT, text_settings, trial_of
 
 from fastfood.experiments.data import tasks
+from fastfood.experiments.settings.trial import Pruned
 from fastfood.experiments.training import train
 from fastfood.experiments.training.models import build_model, parameter_groups
-from fastfood.experiments.training.train import make_trainer, predict, some_rows, train_trial
-from fastfood.experiments.trials.plan import trial_key
+from fastfood.experiments.training.train import (
+    Schedule,
+    make_trainer,
+    predict,
+    some_rows,
+    train_trial,
+)
 
 METHODS = ("full", "did", "said", *PEFT)
 SCORES = ("validation", "test", "test_accuracy", "train_accuracy", "trained", "head_trained")
@@ -22,7 +28,7 @@ SCORES = ("validation", "test", "test_accuracy", "train_accuracy", "trained", "h
 
 @pytest.fixture
 def settings(model_folder, data, tmp_path):
-    return text_settings(model_folder, data, out=str(tmp_path / "study"), gap_rows=9)
+    return text_settings(model_folder, data, out=str(tmp_path / "study"))
 
 
 def _changed(settings, **changes):
@@ -30,13 +36,18 @@ def _changed(settings, **changes):
 
 
 def _trainer(settings, trial):
-    return make_trainer(trial, tasks.load_task(settings), build_model(settings, trial, 2))
+    return _trainer_of(build_model(settings, trial, 2), settings, trial)
+
+
+def _trainer_of(model, settings, trial):
+    groups = parameter_groups(model, trial)
+    return make_trainer(Schedule.of(trial), groups, tasks.load_task(settings), model)
 
 
 def test_lambda_moves_at_its_own_rate(settings):
     trial = trial_of("said")
     model = build_model(settings, trial, 2)
-    trainer = make_trainer(trial, tasks.load_task(settings), model)
+    trainer = _trainer_of(model, settings, trial)
     trainer.train()
     assert [group["initial_lr"] for group in trainer.optimizer.param_groups] == [0.1, 0.02]
     # theta = 0 gives lambda no gradient in the first step; Adam then moves by 0.744 of the rate
@@ -87,9 +98,9 @@ def _final_weights(monkeypatch):
     """Keeps what each later call of train_trial trained: a list with a list of tensors for each."""
     kept, scores = [], train._scores
 
-    def keep(settings, trial, task, model):
+    def keep(trial, task, model):
         kept.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
-        return scores(settings, trial, task, model)
+        return scores(trial, task, model)
 
     monkeypatch.setattr(train, "_scores", keep)
     return kept
@@ -98,28 +109,29 @@ def _final_weights(monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trial_has_the_same_bits_with_and_without_a_look_halfway(settings, method, monkeypatch):
     kept = _final_weights(monkeypatch)
-    trial = trial_of(method, d=60, max_steps=7, batch_size=20)  # across epochs of two batches
+    # The steps go across epochs of two batches.
+    trial = trial_of(method, d=60, max_steps=7, batch_size=20, gap_rows=9)
     first = train_trial(settings, trial)
     again = train_trial(_changed(settings, prune=True), trial, floor=0.0)
-    assert [first[name] for name in SCORES] == [again[name] for name in SCORES]
+    assert [getattr(first, name) for name in SCORES] == [getattr(again, name) for name in SCORES]
     assert kept[0] and all(map(torch.equal, kept[0], kept[1]))
-    assert first["halfway"] is None and 0 <= again["halfway"] <= 1
+    assert first.halfway is None and 0 <= again.halfway <= 1
     for name in ("validation", "test", "test_accuracy", "train_accuracy"):
-        assert 0 <= first[name] <= 1
-    assert (first["head_trained"] > 0) == (method in PEFT)
-    assert first["accelerator"] is None
-    assert 0 < 7 * first["seconds_per_step"] < first["seconds"]
+        assert 0 <= getattr(first, name) <= 1
+    assert (first.head_trained > 0) == (method in PEFT)
+    assert first.accelerator is None
+    assert 0 < 7 * first.seconds_per_step < first.seconds
 
 
 def test_a_trial_below_the_floor_halfway_is_pruned(settings):
     pruning, trial = _changed(settings, prune=True), trial_of("did", max_steps=5)
-    halfway = train_trial(pruning, trial, floor=None)["halfway"]
-    assert train_trial(pruning, trial, floor=halfway)["halfway"] == halfway
-    with pytest.raises(optuna.TrialPruned, match=r"at step 3$") as caught:
+    halfway = train_trial(pruning, trial, floor=None).halfway
+    assert train_trial(pruning, trial, floor=halfway).halfway == halfway
+    with pytest.raises(Pruned, match=r"at step 3$") as caught:
         train_trial(pruning, trial, floor=halfway + 1e-9)
     error = pickle.loads(pickle.dumps(caught.value))  # as it leaves a worker
     assert (error.halfway, error.step) == (halfway, 3)
-    assert train_trial(settings, trial, floor=1.0)["halfway"] is None  # no pruning was asked for
+    assert train_trial(settings, trial, floor=1.0).halfway is None  # no pruning was asked for
 
 
 @pytest.mark.parametrize(
@@ -148,10 +160,10 @@ def test_a_loss_that_is_not_finite_has_no_score(settings, monkeypatch):
 @pytest.mark.parametrize(("method", "rate"), [("full", 3e-3), ("did", 0.5), ("lora", 3e-2)])
 def test_training_learns(settings, method, rate):
     """The label is a word: enough steps find it, so data, labels and optimizer fit together."""
-    trial = trial_of(method, d=200, max_steps=60, learning_rate=rate, batch_size=20)
+    trial = trial_of(method, d=200, max_steps=60, learning_rate=rate, batch_size=20, gap_rows=9)
     result = train_trial(settings, trial)
-    assert result["test"] == result["test_accuracy"] == 1.0
-    assert result["train_accuracy"] > 0.7  # chance is 0.5
+    assert result.test == result.test_accuracy == 1.0
+    assert result.train_accuracy > 0.7  # chance is 0.5
 
 
 def test_scores_are_in_the_trial_s_metric(settings, monkeypatch):
@@ -162,7 +174,7 @@ def test_scores_are_in_the_trial_s_metric(settings, monkeypatch):
         return 0.25
 
     monkeypatch.setattr(train, "score", score)
-    trial = trial_of(metric="f1")
+    trial = trial_of(metric="f1", gap_rows=9)
     result = train_trial(_changed(settings, prune=True), trial)
     assert asked == [
         ("f1", 10, 10),
@@ -171,9 +183,9 @@ def test_scores_are_in_the_trial_s_metric(settings, monkeypatch):
         ("accuracy", 12, 12),
         ("accuracy", 9, 9),
     ]
-    assert result["halfway"] == 0.25
-    result = train_trial(_changed(settings, gap_rows=0), trial)
-    assert result["train_accuracy"] is None and len(asked) == 8
+    assert result.halfway == 0.25
+    result = train_trial(settings, replace(trial, gap_rows=None))
+    assert result.train_accuracy is None and len(asked) == 8
 
 
 def test_prediction_is_in_eval_mode_and_leaves_no_trace(settings, monkeypatch):
@@ -204,7 +216,7 @@ def test_prediction_is_in_eval_mode_and_leaves_no_trace(settings, monkeypatch):
 
 def test_parts_are_tokenized_once_and_by_length(settings):
     task, batches = tasks.load_task(settings), []
-    train._own_batches.cache_clear()  # another test may have looked at this part
+    train._kept_batches.cache_clear()  # another test may have looked at this part
     collate = task.collate
     object.__setattr__(task, "collate", lambda rows: batches.append(rows) or collate(rows))
     try:
@@ -244,7 +256,7 @@ def test_a_trial_writes_nothing_but_the_adapter_that_was_asked_for(settings, cap
     trials = [trial_of("did", model_hash=name) for name in "ab"]  # of two measures in one folder
     for trial in (*trials, trial_of("full"), trial_of("lora")):
         train_trial(_changed(settings, save_adapters=True), trial)
-    names = {f"did-d20-rate0.1-seed0-{trial_key(trial)}" for trial in trials}
+    names = {f"did-d20-rate0.1-seed0-{trial.key}" for trial in trials}
     assert {path.name for path in out.glob("adapters/*")} == names and len(names) == 2
 
 
@@ -252,7 +264,7 @@ def test_adapter_and_head_train_in_one_group(settings):
     trial = trial_of("lora")
     model = build_model(settings, trial, 2)
     before = [p.detach().clone() for p in parameter_groups(model, trial)[0]["params"]]
-    make_trainer(trial, tasks.load_task(settings), model).train()
+    _trainer_of(model, settings, trial).train()
     after = parameter_groups(model, trial)[0]["params"]
     # LoRA's A has no gradient while B is 0, which is in the first step alone
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))

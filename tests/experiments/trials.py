@@ -1,6 +1,7 @@
 """Settings and trials of tiny studies, with every entry that a score depends on."""
 
 from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.settings.trial import Trial
 
 PEFT = {"lora": 4, "vera": 8, "tinylora": 13, "unilora": None}  # method: size
 
@@ -12,7 +13,8 @@ def text_settings(model_folder, data, **changes):
 
 
 def trial_of(method="said", d=20, seed=0, **changes):
-    trial = {"method": method, "d": d, "size": PEFT.get(method), "head": "outside", "seed": seed}
+    trial = {"task": "glue/sst2", "model_hash": "aa", "data_hash": "bb", "metric": "accuracy"}
+    trial |= {"method": method, "d": d, "size": PEFT.get(method), "head": "outside", "seed": seed}
     trial |= {"learning_rate": 0.1, "lambda_lr": 0.02, "normalization": "global"}
     trial |= {"max_steps": 2, "batch_size": 8, "warmup": 0.0, "bf16": False, "device": "cpu"}
-    return trial | {"metric": "accuracy", "model": None} | changes
+    return Trial(**trial | changes)

@@ -34,6 +34,7 @@ from fastfood.experiments.cli import app
 from fastfood.experiments.report import figures, writer
 from fastfood.experiments.settings.measurement import Settings
 from fastfood.experiments.settings.pretraining import Pretraining
+from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.training import pretrain
 from fastfood.experiments.trials import record, run
 from fastfood.experiments.trials.database import _parse, sqlite_url
@@ -225,7 +226,7 @@ def check_database(place, path, damage):
         found.free_stale()
         number = found.claim(next(iter(held.trials)))
         if number is not None:
-            found.finish(number, {"validation": 0.5, "test": 0.5})
+            found.finish(number, Score(0.5, 0.5))
     except ValueError as error:
         assert "storage: wanted" in str(error)
     place.renew()
@@ -267,7 +268,7 @@ bound_names = [name for name in command.TASK if name not in ("task", "model", "d
 @given(
     one_in(2, paths, st.just("adapter")),
     option_lists(Settings, bound_names),
-    option_lists(Options, list(Options.__dataclass_fields__)),
+    option_lists(Options, list(Options.model_fields)),
     machines,
 )
 def test_lines_of_bound(place, adapter, arguments, own, options):
@@ -317,7 +318,7 @@ def database(tmp_path_factory):
     )
     found = open_record(sqlite_url(folder / "trials.db"), STUDY)
     first, second = list(held.trials)[:2]
-    found.finish(found.claim(first), {"validation": 0.5, "test": 0.5})
+    found.finish(found.claim(first), Score(0.5, 0.5))
     found.claim(second)
     return folder / "trials.db"
 

@@ -7,9 +7,10 @@ import sqlite3
 from hypothesis import strategies as st
 
 from fastfood.experiments import recipes
-from fastfood.experiments.settings.measurement import METHODS, TASKS, Settings
+from fastfood.experiments.settings.measurement import METHODS, Settings
 from fastfood.experiments.settings.options import kinds
 from fastfood.experiments.settings.pretraining import Pretraining
+from fastfood.experiments.settings.task import TASKS
 
 TEXTS = ["", " ", "\0", "a\0b", "\udcff", "ü\u202e\u200b", "x" * 300, "x/" * 3000, "9" * 5000]
 TEXTS += ["[/red]", "[bold", "$x_{$", "{name}", "%s%n", "-", "--", ",", ",,1,", "a,b", "a:b:c"]

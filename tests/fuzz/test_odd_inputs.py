@@ -55,7 +55,7 @@ def test_names_may_look_like_markup_and_formulas(tmp_path, monkeypatch):
     held = study_folders.write_study(out, "d90", measures, title=odd)
     writer.write_report(out, held)
     console = Console(file=io.StringIO(), width=200)
-    writer.print_report(console, out)
+    writer.print_report(console, writer.gather(out, held))
     assert odd in console.file.getvalue() and "&lt;i&gt;" in (out / "report.html").read_text()
     monkeypatch.setattr(facts, "inspect", lambda settings: {})
     settings = complete(Settings(**given, out=str(out)))

@@ -184,6 +184,15 @@ def test_sdist_holds_all_sources(tmp_path):
     assert not [name for name in held if name.endswith(".so")]
 
 
+def test_a_build_holds_the_files_that_the_package_reads(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build_py"]
+    built = tmp_path / "built"
+    subprocess.run([*command, "--build-lib", built], cwd=ROOT, check=True, capture_output=True)
+    assert CHECK.data_faults(built) == []
+    (built / CHECK.DATA[0]).unlink()
+    assert CHECK.data_faults(built) == [f"{CHECK.DATA[0]} is missing"]
+
+
 def test_there_is_a_library():
     assert LIBRARIES
 

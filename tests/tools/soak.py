@@ -136,6 +136,7 @@ def adapters():
 
 
 def record_of_trials():
+    from fastfood.experiments.settings.trial import Score, Trial
     from fastfood.experiments.trials.database import sqlite_url
     from fastfood.experiments.trials.record import open_record
 
@@ -143,9 +144,17 @@ def record_of_trials():
     url = sqlite_url(Path(folder.name) / "trials.db")
 
     record = open_record(url, "soak")
+    given = {
+        "task": "soak",
+        "model_hash": "",
+        "data_hash": "",
+        "metric": "accuracy",
+        "method": "did",
+    }
+    given |= {"max_steps": 1, "batch_size": 1, "warmup": 0.0, "bf16": False, "device": "cpu"}
     for seed in range(20):
-        number = record.claim({"seed": seed})
-        record.finish(number, {"validation": 0.5, "test": 0.5})
+        number = record.claim(Trial(**given, d=1, seed=seed, learning_rate=0.1))
+        record.finish(number, Score(0.5, 0.5))
     reader = open_record(url, "soak")
     reader.folder = folder
     return reader.read

@@ -5,7 +5,6 @@ tensors, random numbers) can enter the bound unpaid."""
 
 import math
 import platform
-from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from fastfood.quantize import quantize
 from ..data.tasks import Task, load_task, use_cache_without_network
 from ..settings.measurement import Settings
 from ..training.models import build_base
-from ..training.train import predict, some_rows
+from ..training.train import Schedule, predict, some_rows
 from .formulas import all_bounds, best_bound, kl_of_bits, paper_order
 from .message import Message, decode_message, encode_message
 from .options import Options
@@ -43,18 +42,15 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     Raises FileNotFoundError, or ValueError naming the argument, what was wanted and what was got;
     ValueError also if the adapter was trained on another base model.
     """
-    options.check()
     file = read(adapter)
     if file.header["groups"] == "custom":
         raise ValueError('adapter: wanted groups "layer" or "tensor", got a function\'s')
     use_cache_without_network(settings)
     settings = _on_device(settings)
     task = load_task(settings)
-    options = replace(
-        options,
-        choices=_candidates(file.path) if options.choices is None else options.choices,
-        head_seed=file.header["seed"] if options.head_seed is None else options.head_seed,
-    )
+    derived = {"choices": _candidates(file.path), "head_seed": file.header["seed"]}
+    unset = {name: value for name, value in derived.items() if getattr(options, name) is None}
+    options = options.model_copy(update=unset)
     rows = some_rows(task.train, options.train_rows or len(task.train))
     screen = some_rows(rows, options.screen_rows or len(rows))
 
@@ -78,7 +74,7 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
         "levels": levels,
         "message": message.data.hex(),
         "ledger": message.ledger,
-        **_found(len(rows), errors, file.header["d"], message, options.delta),
+        **_bounds(len(rows), errors, file.header["d"], message, options.delta),
         "majority_error": {"train": _majority_error(rows), "test": _majority_error(task.test)},
         "test_error": test_errors / len(task.test),
         "test_rows": len(task.test),
@@ -93,11 +89,12 @@ def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
     """
     config, theta, lambda_ = decode_message(data)
     model = fastfood.get_subspace_model(base, config)
-    own = [p.numel() for p in (model.theta, model.lambda_) if p is not None]
+    wanted = [p.numel() for p in (model.theta, model.lambda_) if p is not None]
     values = [t for t in (theta, lambda_) if t is not None]
-    if own != [len(t) for t in values]:
+    if wanted != [len(t) for t in values]:
         model.unload()
-        raise ValueError(f"data: wanted vectors of {own} numbers, got {[len(t) for t in values]}")
+        lengths = [len(t) for t in values]
+        raise ValueError(f"data: wanted vectors of {wanted} numbers, got {lengths}")
     with torch.no_grad():
         for p, t in zip((model.theta, model.lambda_), values, strict=False):
             p.copy_(t)
@@ -112,11 +109,15 @@ def _message(
     config = model.subspace_config
     if options.qat_steps:
         lr = options.lr or LR_FACTORS[config.normalization] / math.sqrt(config.d)
-        trial = {"method": config.method, "learning_rate": lr, "lambda_lr": options.lambda_lr}
-        trial |= {"max_steps": options.qat_steps, "batch_size": settings.batch_size}
-        trial |= {"warmup": settings.warmup, "bf16": settings.bf16, "device": settings.device}
-        trial["seed"] = config.seed % 2**32
-        fine_tune(trial, task, model, levels)
+        schedule = Schedule(
+            max_steps=options.qat_steps,
+            batch_size=settings.batch_size,
+            warmup=settings.warmup,
+            bf16=settings.bf16,
+            device=settings.device,
+            seed=config.seed % 2**32,
+        )
+        fine_tune(schedule, lr, options.lambda_lr, task, model, levels)
     q = {name: quantize(p, levels) for name, p in model.state_dict().items()}
     return encode_message(config, q["theta"], q.get("lambda_"), options.choices)
 
@@ -132,7 +133,7 @@ def _errors(settings: Settings, options: Options, task: Task, rows, message: Mes
     return sum(answer != label for answer, label in zip(predicted, labels, strict=True))
 
 
-def _found(m: int, k: int, d: int, message: Message, delta: float) -> dict:
+def _bounds(m: int, k: int, d: int, message: Message, delta: float) -> dict:
     bounds = all_bounds(m, k, message.bits, delta)
     best = best_bound(bounds)
     return {
@@ -152,8 +153,8 @@ def _origin(settings: Settings, options: Options, task: Task, file: AdapterFile)
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
         "adapter": {"path": str(file.path), **file.header},
-        "options": asdict(options),
-        "settings": asdict(settings),
+        "options": options.model_dump(),
+        "settings": settings.model_dump(),
         "data_hash": task.data_hash,
         "splits": task.splits,
         "contamination": list(task.contamination),
@@ -187,4 +188,4 @@ def _on_device(settings: Settings) -> Settings:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # sums depend on the number of threads
-    return replace(settings, device=device)
+    return settings.replaced(device=device)

@@ -10,21 +10,21 @@ import typer
 
 from ..files import whole
 from ..refusal import one_line
-from ..settings.measurement import Settings, check_folder, complete, read_settings
+from ..settings.measurement import Settings, complete, read_settings
 from ..settings.options import read, require, with_options
+from ..settings.task import TaskSettings, check_folder
 from .options import Options
 
 MESSAGE = ".message"  # what the file of the bits ends in
-TASK = ("task", "text_columns", "label_column", "splits", "model", "revision", "data")
-TASK += ("max_length", "batch_size", "device")
+TASK = (*TaskSettings.model_fields, "max_length", "batch_size", "device")
 
 
-@with_options("given", Settings, TASK)
-@with_options("chosen", Options)
+@with_options("task_options", Settings, TASK)
+@with_options("bound_options", Options)
 def bound(
     adapter: Annotated[Path, typer.Argument(help="adapter.safetensors or its folder.")],
-    given: dict,
-    chosen: dict,
+    task_options: dict,
+    bound_options: dict,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -47,17 +47,17 @@ def bound(
     Exit codes: 0 done, 2 bad input.
     """
     with one_line("bound"):
-        settings, options = complete(read_settings(given)), read(Options, chosen)
-        options.check()
+        settings = complete(read_settings(task_options))
+        options = read(Options, bound_options)
         if out is not None:
             _check_file(out)
         from .certify import certify
 
-        found = certify(settings, adapter, options)
-    _print(found)
+        certified = certify(settings, adapter, options)
+    _print(certified)
     if out is not None:
         with one_line("bound"):
-            _write(found, out)
+            _write(certified, out)
 
 
 def _check_file(out: Path) -> None:
@@ -67,63 +67,63 @@ def _check_file(out: Path) -> None:
     check_folder(out.parent)
 
 
-def _write(found: dict, out: Path) -> None:
+def _write(certified: dict, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     message = out.with_suffix(MESSAGE)
     with whole(message) as partial:
-        partial.write_bytes(bytes.fromhex(found["message"]))
+        partial.write_bytes(bytes.fromhex(certified["message"]))
     with whole(out) as partial:
-        partial.write_text(json.dumps(found, indent=2) + "\n")
+        partial.write_text(json.dumps(certified, indent=2) + "\n")
     print(f"wrote {out} and {message}")
 
 
-def _print(found: dict) -> None:
+def _print(certified: dict) -> None:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, emoji=False)
     for heading, rows in (
-        ("Levels tried", _tried_rows(found)),
-        ("The message's bits", _ledger_rows(found)),
-        ("Error on new rows", _bound_rows(found)),
+        ("Levels tried", _tried_rows(certified)),
+        ("The message's bits", _ledger_rows(certified)),
+        ("Error on new rows", _bound_rows(certified)),
     ):
         console.print(f"\n{heading}")
         console.print(_table(rows))
     console.print("\nThe bounds hold together with this confidence, if these were fixed before:")
-    for text in found["in_advance"]:
+    for text in certified["in_advance"]:
         console.print(f"- {text}")
-    console.print(f"and if {found['assumed']}.")
-    for note in found["contamination"]:
+    console.print(f"and if {certified['assumed']}.")
+    for note in certified["contamination"]:
         console.print(f"Note: {note}", style="yellow")
 
 
-def _tried_rows(found: dict) -> list[list[str]]:
+def _tried_rows(certified: dict) -> list[list[str]]:
     rows = []
-    for tried in found["tried"]:
-        mark = "chosen" if tried["levels"] == found["levels"] else ""
+    for tried in certified["tried"]:
+        mark = "chosen" if tried["levels"] == certified["levels"] else ""
         error = f"{tried['errors'] / tried['rows']:.2%} of {tried['rows']} rows wrong"
         rows.append([str(tried["levels"]), f"{tried['bits']} bits", error, mark])
     return rows
 
 
-def _ledger_rows(found: dict) -> list[list[str]]:
-    rows = [[name, str(bits)] for name, bits in found["ledger"].items()]
-    return [*rows, ["in all", f"{found['bits']}, KL = {found['kl']:.1f} nats"]]
+def _ledger_rows(certified: dict) -> list[list[str]]:
+    rows = [[name, str(bits)] for name, bits in certified["ledger"].items()]
+    return [*rows, ["in all", f"{certified['bits']}, KL = {certified['kl']:.1f} nats"]]
 
 
-def _bound_rows(found: dict) -> list[list[str]]:
-    best, confidence = found["best"], f"at {found['best']['confidence']:.6g} confidence"
+def _bound_rows(certified: dict) -> list[list[str]]:
+    best, confidence = certified["best"], f"at {certified['best']['confidence']:.6g} confidence"
     rows = [
         [name, f"at most {value:.4f}", confidence + (", the best" if name == best["name"] else "")]
-        for name, value in sorted(found["bounds"].items(), key=lambda entry: -entry[1])
+        for name, value in sorted(certified["bounds"].items(), key=lambda entry: -entry[1])
     ]
     order = "order of magnitude alone: constant 1, no confidence"
-    wrong = f"{found['train_errors']} of m = {found['m']} rows"
-    majority = found["majority_error"]
+    wrong = f"{certified['train_errors']} of m = {certified['m']} rows"
+    majority = certified["majority_error"]
     return [
-        ["Theorem 1's form", f"{found['paper_order']:.4f}", order],
+        ["Theorem 1's form", f"{certified['paper_order']:.4f}", order],
         *rows,
-        ["training error", f"{found['train_error']:.4f}", wrong],
-        ["test error", f"{found['test_error']:.4f}", f"of {found['test_rows']} rows"],
+        ["training error", f"{certified['train_error']:.4f}", wrong],
+        ["test error", f"{certified['test_error']:.4f}", f"of {certified['test_rows']} rows"],
         ["majority class", f"{majority['train']:.4f}", "wrong on the m rows"],
         ["", f"{majority['test']:.4f}", "wrong on the test rows"],
     ]

@@ -1,30 +1,32 @@
 """Fine-tuning on few levels: theta and lambda_ are used as they will be sent, and the gradient goes
-straight through the rounding to the numbers behind (Bengio et al., 2013, the straight-through
-estimator) and, summed over those that share a level, to the level."""
+straight through the rounding to the numbers before it (Bengio et al., 2013, the straight-through
+estimator) and, summed over the numbers that share a level, to the level."""
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from fastfood import SubspaceModel, parameter_groups
 from fastfood.quantize import quantize
 
 from ..data.tasks import Task
-from ..training.train import make_trainer
+from ..training.train import Schedule, make_trainer
 
-BOOK_RATE = 0.1  # of a parameter's: at its own rate two levels soon meet at 0
+# A level's rate as a share of its parameter's: at the same rate two levels soon meet at 0.
+BOOK_RATE = 0.1
 
 
 class OnLevels(TrainerCallback):
     """Keeps `parameters`, each a vector in an optimizer's group of its own, on `levels` levels.
 
     The forward and the backward see the values that quantize() keeps as they are: at most `levels`
-    numbers of float16. The optimizer sees the numbers behind them. The levels are moved by Adam, at
-    a tenth of the rate that the parameter's group has at that step.
+    numbers of float16. The optimizer sees the numbers before rounding. Adam moves the levels, at a
+    tenth of the rate that the parameter's group has at that step.
     """
 
     def __init__(self, parameters: list[nn.Parameter], levels: int):
         self.parameters = parameters
-        self.behind = [p.detach().clone() for p in parameters]
+        self.unrounded = [p.detach().clone() for p in parameters]
         books = [quantize(p, levels).codebook.to(p) for p in parameters]
         self.books = [nn.Parameter(book) for book in books]
         self.optimizer = torch.optim.Adam([{"params": [book]} for book in self.books], lr=0.0)
@@ -32,8 +34,8 @@ class OnLevels(TrainerCallback):
     @torch.no_grad()
     def write(self) -> None:
         """Puts the values on levels into the parameters."""
-        for p, behind, book in zip(self.parameters, self.behind, self.books, strict=True):
-            p.copy_(_half(book)[_nearest(behind, book)])
+        for p, unrounded, book in zip(self.parameters, self.unrounded, self.books, strict=True):
+            p.copy_(_half(book)[_nearest(unrounded, book)])
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.write()
@@ -41,24 +43,27 @@ class OnLevels(TrainerCallback):
     @torch.no_grad()
     def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
         for i, p in enumerate(self.parameters):
-            symbols = _nearest(self.behind[i], self.books[i])
+            symbols = _nearest(self.unrounded[i], self.books[i])
             self.books[i].grad = torch.zeros_like(self.books[i]).index_add_(0, symbols, p.grad)
             self.optimizer.param_groups[i]["lr"] = BOOK_RATE * optimizer.param_groups[i]["lr"]
-            p.copy_(self.behind[i])
+            p.copy_(self.unrounded[i])
         self.optimizer.step()
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
-        for p, behind in zip(self.parameters, self.behind, strict=True):
-            behind.copy_(p)
+        for p, unrounded in zip(self.parameters, self.unrounded, strict=True):
+            unrounded.copy_(p)
 
 
-def fine_tune(trial: dict, task: Task, model: nn.Module, levels: int) -> None:
-    """Trains a SubspaceModel's theta and lambda_ on, with at most `levels` values each, and leaves
-    them at these values. `trial` as for make_trainer; its batches come in an order of its own."""
+def fine_tune(
+    schedule: Schedule, lr: float, lambda_lr: float, task: Task, model: SubspaceModel, levels: int
+) -> None:
+    """Trains a SubspaceModel's theta (at `lr`) and lambda_ (at `lambda_lr`) on, with at most
+    `levels` values each, and leaves them at these values. The batches come in an order of their
+    own, by the schedule's seed."""
     leaves = [model.theta] if model.lambda_ is None else [model.theta, model.lambda_]
     model.accepts_loss_kwargs = False  # the loss is the batch's mean, as in the training before
-    trainer = make_trainer(trial, task, model)
+    trainer = make_trainer(schedule, parameter_groups(model, lr, lambda_lr), task, model)
     on_levels = OnLevels(leaves, levels)
     trainer.add_callback(on_levels)
     trainer.train()

@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 
 from ..settings.measurement import Settings
 from ..settings.sources import KNOWN_TRAINING_DATA, PARTS, SOURCES, Source
+from ..settings.task import TaskSettings
 from .rows import Columns, from_folder, from_hub
 
 DIGITS_TEST, DIGITS_VALIDATION = 500, 200
@@ -83,10 +84,11 @@ def load_task(settings: Settings) -> Task:
         return Task(**_digits_parts(settings.eval_rows), metric=metric)
     collate = _text_collator(settings, source_of(settings).texts)
     notes = contamination(settings)
-    return Task(**text_parts(settings), collate=collate, metric=metric, contamination=notes)
+    parts = text_parts(settings, settings.eval_rows)
+    return Task(**parts, collate=collate, metric=metric, contamination=notes)
 
 
-def source_of(settings: Settings) -> Source:
+def source_of(settings: TaskSettings) -> Source:
     """The data set of a text task: a known one, or the one that the settings describe."""
     if settings.task in SOURCES:
         return SOURCES[settings.task]
@@ -124,11 +126,12 @@ def _name_before(config: Path) -> str:
         return ""
 
 
-def use_cache_without_network(settings: Settings) -> None:
+def use_cache_without_network(settings: TaskSettings, tokenizer: str | None = None) -> None:
     """Where the hub is needed but out of reach, turns its client to the files of its cache, which
     otherwise comes after minutes of retries. To be called before transformers is imported."""
     data_at_hub = settings.task != "digits" and settings.data is None
-    model_at_hub = settings.model is not None and not Path(settings.model).is_dir()
+    read = [name for name in (settings.model, tokenizer) if name is not None]
+    model_at_hub = not all(Path(name).is_dir() for name in read)
     if not (data_at_hub or model_at_hub) or "HF_HUB_OFFLINE" in os.environ:
         return
     hub = Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
@@ -176,13 +179,14 @@ def _digits_parts(eval_rows: int | None) -> dict:
     }
 
 
-def text_parts(settings: Settings) -> dict:
+def text_parts(settings: TaskSettings, eval_rows: int | None = None) -> dict:
     """The parts of a text task, without a model: train, validation, test (with the text columns and
-    int labels), labels, num_labels, splits, data_hash and texts.
+    int labels), labels, num_labels, splits, data_hash and texts. Validation and test have at most
+    `eval_rows` rows.
 
     Raises ValueError as `load_task` does.
     """
-    return _text_parts(settings.task, settings.data, source_of(settings), settings.eval_rows)
+    return _text_parts(settings.task, settings.data, source_of(settings), eval_rows)
 
 
 @lru_cache(maxsize=4)  # models share the rows of a task

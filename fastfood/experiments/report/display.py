@@ -3,8 +3,13 @@ as text, the d90 of a measure with its interval, and the d90s that the paper pub
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from ..settings.measurement import Settings
+from ..trials.curves import Point
+from .results import MeasureResults
 
 METHOD_NAMES = {
     "full": "full",
@@ -15,7 +20,6 @@ METHOD_NAMES = {
     "unilora": "Uni-LoRA",
     "tinylora": "TinyLoRA",
 }
-STATES = ("complete", "failed", "diverged", "pruned", "running", "waiting")  # of a trial
 
 # Aghajanyan, Gupta and Zettlemoyer (ACL 2021), Table 1: {(task, model): {method: d90}}
 PAPER_D90 = {
@@ -57,6 +61,7 @@ class Mark(NamedTuple):
     high: float
     censored: str | None
     open_high: bool  # the interval goes on above the largest tested d
+    so_far: bool = False  # runs are to come that could move it
 
     def shifted(self, factor: float) -> "Mark":
         """The mark at a little larger or smaller d."""
@@ -64,71 +69,73 @@ class Mark(NamedTuple):
         return self._replace(value=value, low=low, high=high)
 
 
-def d90_mark(measure: dict, method: str) -> Mark | None:
+def d90_mark(measure: MeasureResults, method: str) -> Mark | None:
     """The mark of a method's d90; None where there is no d90 to draw."""
-    result = measure["summary"]["d90"].get(method)
-    tested = [point["d"] for point in measure["points"] if point["method"] == method]
-    if result is None or not tested or result["value"] is None or math.isnan(result["value"]):
+    d90 = measure.summary.d90.get(method)
+    tested = [point.d for point in measure.points if point.method == method]
+    if d90 is None or not tested or d90.value is None:
         return None
-    value = min(result["value"], max(tested))
-    ends = [value if result.get(name) is None else result[name] for name in ("low", "high")]
+    value = min(d90.value, max(tested))
     censored = "below" if value <= min(tested) else None
-    if result["value"] == math.inf:
+    if d90.value == math.inf:
         censored = "above"
-    low, high = (min(max(end, min(tested)), max(tested)) for end in ends)
-    return Mark(value, low, high, censored, ends[1] == math.inf)
+    low, high = (min(max(end, min(tested)), max(tested)) for end in (d90.low, d90.high))
+    return Mark(value, low, high, censored, d90.high == math.inf, d90.so_far)
 
 
-def full_point(measure: dict) -> dict | None:
-    """The point of full fine-tuning, None until its runs have finished."""
-    return next((point for point in measure["points"] if point["method"] == "full"), None)
-
-
-def accuracies(point: dict) -> list[float]:
+def accuracies(point: Point) -> list[float]:
     """A point's test accuracies by seed; its test scores where accuracies were not kept."""
-    found = point.get("test_accuracy") or [None]
-    return point["test"] if None in found else found
+    return list(point.test if None in point.test_accuracy else point.test_accuracy)
 
 
-def gaps(point: dict) -> list[float]:
+def gaps(point: Point) -> list[float]:
     """A point's relative generalization gaps by seed, (train - test) / (1 - test) in accuracies
     (Aghajanyan et al. 2021, section 5.1); [] where no training rows were scored."""
-    trained = point.get("train_accuracy") or [None]
-    if None in trained or max(accuracies(point)) == 1:
+    if None in point.train_accuracy or max(accuracies(point)) == 1:
         return []
-    return [(a - b) / (1 - b) for a, b in zip(trained, accuracies(point), strict=True)]
+    pairs = zip(point.train_accuracy, accuracies(point), strict=True)
+    return [(train - test) / (1 - test) for train, test in pairs]
 
 
-def paper_model(settings: dict) -> str | None:
+def seeds(point: Point) -> str:
+    """How many seeds a point rests on, "2 of 3" where runs are to come that could change it."""
+    return f"{len(point.seeds)}" + ("" if point.whole else f" of {point.seeds_asked}")
+
+
+def paper_model(settings: Settings) -> str | None:
     """The paper's name of the model, such as "RoBERTa-base", or None when it is another one.
 
     A hub name counts with its owner (google-bert, FacebookAI) or without one, a folder by its own
     name; a revision is another model.
     """
-    model = settings.get("model")
-    if model is None or settings.get("revision"):
+    if settings.model is None or settings.revision:
         return None
-    path = Path(model)
+    path = Path(settings.model)
     name, owner = _PAPER_MODELS.get(path.name.lower(), (None, None))
     of_owner = str(path.parent) in (".", owner)
     return name if of_owner or path.is_dir() or path.is_absolute() else None
 
 
-def paper_d90(settings: dict) -> dict:
+def paper_d90(settings: Settings) -> dict[str, int]:
     """The paper's d90 by method for a measure's task and model; {} where it has none."""
-    if settings.get("metric") not in (None, "accuracy"):
+    if settings.metric not in (None, "accuracy"):
         return {}
-    return PAPER_D90.get((settings["task"], paper_model(settings)), {})
+    return PAPER_D90.get((settings.task, paper_model(settings)), {})
 
 
-def task_name(settings: dict) -> str:
+def task_name(task: str) -> str:
     """A task as short as it can be told from the others: "mrpc", "digits"."""
-    return Path(settings["task"]).name
+    return Path(task).name
 
 
 def typeset(text: str) -> str:
     """A d90's text with one character for its sign."""
     return text.replace("<= ", "≤ ").replace(">= ", "≥ ")
+
+
+def literal(text: str) -> str:
+    """A text for a figure, with its dollars as characters, which else begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def short(value: float) -> str:
@@ -151,10 +158,19 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def mean(values: list[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def spread(shares: list[float]) -> str:
+def seeds_done(points: Sequence[Point]) -> str:
+    """How many seeds points rest on that are not whole: "1 to 2 of 3 seeds"."""
+    counts = [len(point.seeds) for point in points]
+    least, most = min(counts), max(counts)
+    asked = max(point.seeds_asked for point in points)
+    done = f"{least}" if least == most else f"{least} to {most}"
+    return f"{done} of {asked} seed{'s' if asked > 1 else ''}"
+
+
+def spread(shares: Sequence[float]) -> str:
     """The sample standard deviation of shares over seeds, in percentage points; a dash for one."""
     return f"{100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else "–"

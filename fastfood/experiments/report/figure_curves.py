@@ -1,13 +1,13 @@
 """Figure 1: accuracy against the number of trained parameters, a panel a measure, with full
 fine-tuning, its 90 % line, the majority class and every method's d90 with its interval."""
 
-import math
 import textwrap
 
 import numpy as np
 
-from ..settings.measurement import model_name
+from ..trials.curves import Point
 from . import display
+from .results import MeasureResults, Results
 
 # Okabe and Ito's palette: told apart with colour blindness, and by marker and dash in grey print
 STYLES = {
@@ -18,11 +18,12 @@ STYLES = {
     "unilora": {"color": "#56B4E9", "marker": "v", "linestyle": (0, (6, 1, 1, 1))},
     "tinylora": {"color": "#E69F00", "marker": "P", "linestyle": (0, (2, 2))},
 }
+PARTIAL = "hollow: seeds or learning rates are missing"
 
 
-def draw(pyplot, results: dict):
+def draw(pyplot, results: Results):
     """Returns the figure: one panel, or small multiples when the study has several measures."""
-    measures = results["measures"]
+    measures = results.measures
     alone = len(measures) == 1
     columns = 1 if alone else 2 if len(measures) <= 8 else 3
     rows = -(-len(measures) // columns)
@@ -41,30 +42,34 @@ def draw(pyplot, results: dict):
     )
     for axes in grid.flat[len(measures) :]:
         axes.set_axis_off()
-    for place, (axes, measure) in enumerate(zip(grid.flat, measures, strict=False)):
+    for number, (axes, measure) in enumerate(zip(grid.flat, measures, strict=False)):
         _draw_panel(axes, measure, alone)
-        if place % columns:
+        if number % columns:
             axes.set_ylabel("")
-        if place < len(measures) - columns:
+        if number < len(measures) - columns:
             axes.set_xlabel("")
     return figure
 
 
-def _draw_panel(axes, measure: dict, alone: bool) -> None:
-    methods = list(dict.fromkeys(measure["settings"]["methods"]))
+def _draw_panel(axes, measure: MeasureResults, alone: bool) -> None:
+    methods = list(dict.fromkeys(measure.settings.methods))
     curves = {
         method: sorted(
-            (point for point in measure["points"] if point["method"] == method),
-            key=lambda point: point["d"],
+            (point for point in measure.points if point.method == method),
+            key=lambda point: point.d,
         )
         for method in methods
     }
-    _set_axes(axes, measure, curves, alone)
+    partial = not all(point.whole for curve in curves.values() for point in curve)
+    rows = len(curves) + partial
+    _set_axes(axes, measure, curves, rows, alone)
     _draw_levels(axes, measure, alone)
     for row, (method, curve) in enumerate(reversed(curves.items())):
         if curve:
             _draw_curve(axes, method, curve, alone)
         _draw_d90(axes, measure, method, curve, _row_height(row, alone), alone)
+    if partial:
+        _write_beside(axes, PARTIAL, None, _row_height(rows - 1, alone), "0.4", alone)
 
 
 def _row_height(row: int, alone: bool) -> float:
@@ -72,26 +77,29 @@ def _row_height(row: int, alone: bool) -> float:
     return (0.035 if alone else 0.05) + row * (0.052 if alone else 0.075)
 
 
-def _title(measure: dict, alone: bool) -> str:
-    settings, facts = measure["settings"], measure["facts"]
+def _title(measure: MeasureResults, alone: bool) -> str:
+    D = measure.facts.D
     if not alone:
-        label = textwrap.shorten(measure["label"], 40, placeholder="…")
-        return f"{label}, $D$ = {display.short(facts['D'])}"
-    size = f"$D$ = {facts['D']:,}"
-    count = settings["seeds"]
-    seeds = "1 seed" if count == 1 else f"mean and range of {count} seeds"
-    return f"{settings['task']}, {model_name(settings)}, {size}; {seeds}"
+        label = textwrap.shorten(measure.label, 40, placeholder="…")
+        return f"{display.literal(label)}, $D$ = {display.short(D)}"
+    count = measure.settings.seeds
+    partial = [point for point in measure.points if not point.whole and point.method != "full"]
+    seeds = display.seeds_done(partial) if partial else f"{count} seed{'s' if count > 1 else ''}"
+    single = max((len(point.seeds) for point in partial), default=count) == 1
+    shown = seeds if single else f"mean and range of {seeds}"
+    name = f"{measure.settings.task}, {measure.settings.model_name}"
+    return f"{display.literal(name)}, $D$ = {D:,}; {shown}"
 
 
-def _set_axes(axes, measure: dict, curves: dict, alone: bool) -> None:
-    settings = measure["settings"]
+def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: bool) -> None:
+    """Sets the titles and the ranges, with room for `rows` rows of d90 below the curves."""
     axes.set_title(_title(measure, alone), loc="left", fontsize=9 if alone else 8, pad=8)
     axes.set_xlabel("$d$, number of trained parameters")
-    metric = "accuracy" if settings.get("metric") in (None, "accuracy") else "F1"
+    metric = "accuracy" if measure.settings.metric in (None, "accuracy") else "F1"
     axes.set_ylabel(f"test {metric} (%)")
     axes.set_xscale("log")
-    tested = [point["d"] for curve in curves.values() for point in curve]
-    tested = sorted(set(tested)) or list(settings["dims"])
+    points = [point for curve in curves.values() for point in curve]
+    tested = sorted({point.d for point in points}) or list(measure.settings.dims)
     axes.set_xlim(tested[0] / 1.45, tested[-1] * 1.45)
     if alone and len(tested) <= 8 and min(np.diff(np.log(tested)), default=1) > 0.5:
         axes.set_xticks(tested, [f"{d}" for d in tested])
@@ -99,15 +107,13 @@ def _set_axes(axes, measure: dict, curves: dict, alone: bool) -> None:
     if not alone:
         axes.minorticks_off()
         axes.tick_params(labelsize=7.5)
-    points = [point for curve in curves.values() for point in curve]
-    scores = [100 * score for point in points for score in point["test"]]
-    summary = measure["summary"]
-    levels = (measure["facts"]["majority"], summary["full"], summary["line"])
+    scores = [100 * score for point in points for score in point.test]
+    levels = (measure.facts.majority, measure.summary.full, measure.summary.line)
     scores += [100 * level for level in levels if level is not None]
     scores += [0, 100] if len(set(scores)) == 1 else []
     span = max(scores) - min(scores) + 1
     # room for the rows of d90 below and for the label of the full run above
-    below = _row_height(len(curves), alone) + 0.02
+    below = _row_height(rows, alone) + 0.02
     bottom = min(scores) - span * below / (0.9 - below)
     axes.set_ylim(bottom, max(scores) + 0.08 * span)
     axes.set_yticks([tick for tick in axes.get_yticks() if min(scores) - 1 <= tick <= 100])
@@ -116,26 +122,22 @@ def _set_axes(axes, measure: dict, curves: dict, alone: bool) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_levels(axes, measure: dict, alone: bool) -> None:
-    summary = measure["summary"]
-    reached = any(
-        display.d90_mark(measure, method) and found["value"] != math.inf
-        for method, found in summary["d90"].items()
-    )
-    # where a curve passes the line, the place below it at the largest d stays free
-    under = ("right", "top", -2.5) if reached else ("left", "bottom", 1.5)
+def _draw_levels(axes, measure: MeasureResults, alone: bool) -> None:
+    """Draws the full score, its 90 % line and the majority class, each with its name."""
+    summary = measure.summary
+    marks = [display.d90_mark(measure, method) for method in summary.d90]
+    ends = {mark.censored for mark in marks if mark is not None}
+    full = "full fine-tuning" if alone else "full"
+    if measure.full and not measure.full.whole:
+        full += " so far"
+    # a curve that starts below the line leaves the space above it free at the smallest d, one that
+    # passes it the space below it at the largest
+    below_right = ends and ("above" not in ends or "below" in ends)
+    under = ("right", "top", -2.5) if below_right else ("left", "bottom", 1.5)
     levels = [
-        (
-            summary["full"],
-            "0.15",
-            "-",
-            "full fine-tuning" if alone else "full",
-            "left",
-            "bottom",
-            1,
-        ),
-        (summary["line"], "0.15", (0, (4, 3)), "90 % of full", *under),
-        (measure["facts"]["majority"], "0.4", (0, (1, 2)), "majority class", "right", "bottom", 1),
+        (summary.full, "0.15", "-", full, "left", "bottom", 1),
+        (summary.line, "0.15", (0, (4, 3)), "90 % of full", *under),
+        (measure.facts.majority, "0.4", (0, (1, 2)), "majority class", "right", "bottom", 1),
     ]
     for level, color, linestyle, text, side, edge, up in levels:
         if level is None:
@@ -154,23 +156,31 @@ def _draw_levels(axes, measure: dict, alone: bool) -> None:
         )
 
 
-def _draw_curve(axes, method: str, curve: list[dict], alone: bool) -> None:
-    d = [point["d"] for point in curve]
-    low = [100 * min(point["test"]) for point in curve]
-    high = [100 * max(point["test"]) for point in curve]
+def _draw_curve(axes, method: str, curve: list[Point], alone: bool) -> None:
+    """Draws the means with the range of the seeds; points that are not whole are hollow."""
+    d = [point.d for point in curve]
+    low = [100 * min(point.test) for point in curve]
+    high = [100 * max(point.test) for point in curve]
     style = STYLES[method]
     axes.fill_between(d, low, high, color=style["color"], alpha=0.17, linewidth=0)
+    size = (4.5 if alone else 3.5) * min(1, (25 / len(curve)) ** 0.5)
     axes.plot(
         d,
-        [100 * point["mean"] for point in curve],
+        [100 * point.mean for point in curve],
         linewidth=1.6 if alone else 1.2,
-        markersize=(4.5 if alone else 3.5) * min(1, (25 / len(curve)) ** 0.5),
+        markersize=size,
         markeredgewidth=0,
         **style,
     )
+    partial = [(point.d, 100 * point.mean) for point in curve if not point.whole]
+    if partial:
+        hollow = {"markerfacecolor": "white", "markeredgewidth": 1, "markersize": size}
+        axes.plot(*zip(*partial, strict=True), **(style | hollow | {"linestyle": "none"}))
 
 
-def _draw_d90(axes, measure: dict, method: str, curve: list[dict], height: float, alone) -> None:
+def _draw_d90(
+    axes, measure: MeasureResults, method: str, curve: list[Point], height: float, alone: bool
+) -> None:
     """A row near the axis: a bar over the interval of d90, its text, and a dotted line up to the
     curve where d90 was reached."""
     color, marker = STYLES[method]["color"], STYLES[method]["marker"]
@@ -187,8 +197,8 @@ def _draw_d90(axes, measure: dict, method: str, curve: list[dict], height: float
         axes.plot([mark.value], [height], sign, markersize=4.5, **hollow, **on_axis)
         if mark.censored != "above":
             _join_to_curve(axes, mark.value, height, curve, color)
-    result = measure["summary"]["d90"].get(method)
-    text = "no d90 yet" if result is None else display.typeset(result["text"])
+    d90 = measure.summary.d90.get(method)
+    text = "no d90 yet" if d90 is None else display.typeset(d90.text)
     text = f"{display.METHOD_NAMES[method]}: {textwrap.shorten(text, 46, placeholder='…')}"
     _write_beside(axes, text, mark, height, color, alone)
 
@@ -197,18 +207,18 @@ def _write_beside(axes, text: str, mark, height: float, color: str, alone: bool)
     """Writes a row's text on the side of its bar that has room for it."""
     from matplotlib.colors import to_rgb
 
-    place, side = 0.02, "left"
+    position, side = 0.02, "left"
     if mark is not None:
         left, right = np.log(axes.get_xlim())
         low, high = ((np.log(end) - left) / (right - left) for end in (mark.low, mark.high))
         needed = 0.04 + len(text) * (0.0118 if alone else 0.0175)  # mean width of a letter
         high = 1 if mark.open_high else high
         beside_low = low > needed or low > 1 - high
-        place, side = (low - 0.025, "right") if beside_low else (high + 0.025, "left")
+        position, side = (low - 0.025, "right") if beside_low else (high + 0.025, "left")
         if max(low, 1 - high) < needed:
-            place, side = 0.02, "left"
+            position, side = 0.02, "left"
     axes.text(
-        place,
+        position,
         height,
         text,
         transform=axes.transAxes,
@@ -220,10 +230,10 @@ def _write_beside(axes, text: str, mark, height: float, color: str, alone: bool)
     )
 
 
-def _join_to_curve(axes, value: float, height: float, curve: list[dict], color: str) -> None:
+def _join_to_curve(axes, value: float, height: float, curve: list[Point], color: str) -> None:
     bottom, top = axes.get_ylim()
-    nearest = min(curve, key=lambda point: abs(np.log(point["d"] / value)))
-    score = 100 * nearest["mean"]
+    nearest = min(curve, key=lambda point: abs(np.log(point.d / value)))
+    score = 100 * nearest.mean
     start = bottom + height * (top - bottom)
     axes.plot([value] * 2, [start, score], color=color, lw=0.9, linestyle=(0, (1, 3)), zorder=1)
     axes.plot([value], [score], "o", markersize=9, mfc="none", mec=color, mew=1.1, zorder=4)

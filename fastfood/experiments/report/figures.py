@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import whole
-from ..settings.measurement import model_name
+from ..trials.curves import Point
 from . import display, figure_curves
 from .figure_curves import STYLES
+from .results import MeasureResults, Results
 
 DPI = 300
 TASK_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -22,6 +23,12 @@ SHAPE = {
     "axes.linewidth": 0.8,
     "mathtext.fontset": "dejavusans",
     "svg.hashsalt": "fastfood",  # the same results make the same file
+}
+HALF = {  # a d90 that may change
+    "fillstyle": "bottom",
+    "markerfacecoloralt": "white",
+    "markeredgewidth": 1,
+    "markersize": 6,
 }
 HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1.2, "markersize": 6}
 THIN = {"linewidth": 0.7, "alpha": 0.7, "markersize": 0, "zorder": 1}
@@ -44,7 +51,7 @@ LABEL = {
 GAP_LABEL = "relative generalization gap,\n(train − test) / (1 − test accuracy)"
 
 
-def draw(results: dict, folder: Path) -> list[Path]:
+def draw(results: Results, folder: Path) -> list[Path]:
     """Draws the figures of a study into `folder` and returns their paths, PNG before SVG.
 
     Each of them is `figure1`, the curves of all measures; a study of another kind has its own
@@ -55,15 +62,8 @@ def draw(results: dict, folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    own = {
-        "figure2": _figure2,
-        "figure3": _figure3,
-        "figure4": _figure4,
-        "figure5": _figure5,
-        "table1": _table1,
-    }
-    kind, results = results["kind"], _literal(results)
-    drawings = {kind: own[kind]} if kind in own else {}
+    kind = results.kind
+    drawings = {kind: _DRAWINGS[kind]} if kind in _DRAWINGS else {}
     drawings["figure1"] = figure_curves.draw
     paths = []
     with pyplot.rc_context(SHAPE):
@@ -76,19 +76,6 @@ def draw(results: dict, folder: Path) -> list[Path]:
             finally:
                 pyplot.close(figure)
     return paths
-
-
-def _literal(results: dict) -> dict:
-    """The results with the dollars of names as characters, which else begin a formula."""
-
-    def plain(text):
-        return text.replace("$", r"\$") if isinstance(text, str) else text
-
-    measures = []
-    for measure in results["measures"]:
-        settings = {name: plain(value) for name, value in measure["settings"].items()}
-        measures.append(measure | {"label": plain(measure["label"]), "settings": settings})
-    return results | {"title": plain(results["title"]), "measures": measures}
 
 
 def _save(figure, path: Path) -> Path:
@@ -106,21 +93,21 @@ def _save(figure, path: Path) -> Path:
 # what the figures of several measures share
 
 
-def _series(results: dict) -> dict[tuple[str, str], list[dict]]:
+def _series(results: Results) -> dict[tuple[str, str], list[MeasureResults]]:
     """The measures that have a d90 to draw, by (task, method)."""
-    measures = results["measures"]
-    tasks = dict.fromkeys(measure["settings"]["task"] for measure in measures)
-    methods = dict.fromkeys(m for measure in measures for m in measure["settings"]["methods"])
-    found = {
+    measures = results.measures
+    tasks = dict.fromkeys(measure.settings.task for measure in measures)
+    methods = dict.fromkeys(m for measure in measures for m in measure.settings.methods)
+    series = {
         (task, method): [
             measure
             for measure in measures
-            if measure["settings"]["task"] == task and display.d90_mark(measure, method)
+            if measure.settings.task == task and display.d90_mark(measure, method)
         ]
         for task in tasks
         for method in methods
     }
-    return {key: members for key, members in found.items() if members}
+    return {key: members for key, members in series.items() if members}
 
 
 def _styles(series: dict) -> dict[tuple[str, str], dict]:
@@ -132,14 +119,15 @@ def _styles(series: dict) -> dict[tuple[str, str], dict]:
         name = display.METHOD_NAMES[method]
         if len(tasks) > 1:
             style["color"] = TASK_COLORS[tasks.index(task) % len(TASK_COLORS)]
-            name = f"{Path(task).name}, {name}"
+            name = f"{display.literal(display.task_name(task))}, {name}"
         styles[task, method] = style | {"label": name}
     return styles
 
 
-def _axes(pyplot, results: dict, x: str, y: str, size: tuple[float, float] = (5.8, 4.2)):
+def _axes(pyplot, results: Results, x: str, y: str, size: tuple[float, float] = (5.8, 4.2)):
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-    axes.set_title("\n".join(textwrap.wrap(results["title"], 80)), loc="left", fontsize=9, pad=8)
+    title = "\n".join(textwrap.wrap(display.literal(results.title), 80))
+    axes.set_title(title, loc="left", fontsize=9, pad=8)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="0.93", linewidth=0.6)
@@ -153,11 +141,13 @@ def _say_nothing_yet(axes, what: str) -> None:
     axes.set_yticks([])
 
 
-def _legend(figure, styles: dict, lines: bool, extra: tuple[dict, ...] = ()) -> None:
-    """One legend below the axes: the series, then the `extra` styles."""
+def _legend(figure, results: Results, styles: dict, lines: bool, *extra: dict) -> None:
+    """One legend below the axes: the series, the `extra` styles, and how d90s so far are drawn."""
     from matplotlib.lines import Line2D
 
     dropped = {} if lines else {"linestyle": "none"}
+    if any(d90.so_far for measure in results.measures for d90 in measure.summary.d90.values()):
+        extra += ({"color": "0.3", "marker": "o", "label": "so far: runs are missing"} | HALF,)
     handles = [Line2D([], [], **(style | dropped)) for style in styles.values()]
     handles += [Line2D([], [], linestyle="none", **style) for style in extra]
     options = {"frameon": False, "fontsize": 8, "handlelength": 2.8 if lines else 1.2}
@@ -176,13 +166,14 @@ def _log_ticks(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_d90(axes, place: float, mark: display.Mark, style: dict, vertical: bool) -> None:
-    """A d90 at `place` of the other axis: its interval as a bar, which ends in an open arrow where
-    it goes on, and its marker, a filled arrow where the tested d cut it off."""
+def _draw_d90(axes, other: float, mark: display.Mark, style: dict, vertical: bool) -> None:
+    """A d90 at `other` of the other axis: its interval as a bar, which ends in an open arrow where
+    it goes on, and its marker, a filled arrow where the tested d cut it off; half-filled where the
+    d90 may change."""
 
     def draw(values: list[float], *form, **options) -> None:
-        along = [place] * len(values)
-        axes.plot(*((along, values) if vertical else (values, along)), *form, **options)
+        across = [other] * len(values)
+        axes.plot(*((across, values) if vertical else (values, across)), *form, **options)
 
     arrows = {"above": "^" if vertical else ">", "below": "v" if vertical else "<"}
     look = {"color": style["color"], "zorder": 2}
@@ -190,6 +181,7 @@ def _draw_d90(axes, place: float, mark: display.Mark, style: dict, vertical: boo
     if mark.open_high and mark.censored != "above":
         draw([mark.high], arrows["above"], markersize=5, mfc="white", **look)
     look |= {"markersize": style["markersize"], "markeredgewidth": 0, "zorder": 3}
+    look |= HALF if mark.so_far else {}
     draw([mark.value], arrows.get(mark.censored, style["marker"]), **look)
 
 
@@ -237,21 +229,21 @@ def _place_labels(axes, labels: list[tuple], taken: list[tuple]) -> None:
 # the figures
 
 
-def _figure2(pyplot, results: dict):
+def _figure2(pyplot, results: Results):
     """d90 against the pre-training step."""
     series = _series(results)
     styles = _styles(series)
     figure, axes = _axes(pyplot, results, "pre-training step", "$d_{90}$")
-    steps = sorted({m["x"] for m in results["measures"] if m["x"] is not None})
+    steps = sorted({m.x for m in results.measures if m.x is not None})
     for row, (key, members) in enumerate(series.items()):
-        members = sorted((m for m in members if m["x"] is not None), key=lambda m: m["x"])
+        members = sorted((m for m in members if m.x is not None), key=lambda m: m.x)
         marks = [display.d90_mark(measure, key[1]) for measure in members]
         shift = (row - (len(series) - 1) / 2) * 0.008 * (steps[-1] - steps[0] if steps else 0)
-        places = [measure["x"] + shift for measure in members]
+        shifted = [measure.x + shift for measure in members]
         values = [mark.value for mark in marks]
-        axes.plot(places, values, lw=1.5, **(styles[key] | {"markersize": 0}))
-        for place, mark in zip(places, marks, strict=True):
-            _draw_d90(axes, place, mark, styles[key], vertical=True)
+        axes.plot(shifted, values, lw=1.5, **(styles[key] | {"markersize": 0}))
+        for step, mark in zip(shifted, marks, strict=True):
+            _draw_d90(axes, step, mark, styles[key], vertical=True)
     if not any(axes.lines):
         _say_nothing_yet(axes, "d90")
         return figure
@@ -263,11 +255,11 @@ def _figure2(pyplot, results: dict):
         if len(steps) <= 8:
             axes.set_xticks(steps, [f"{step:,g}" for step in steps])
             axes.tick_params(axis="x", which="minor", bottom=False)
-    _legend(figure, styles, lines=True)
+    _legend(figure, results, styles, lines=True)
     return figure
 
 
-def _figure3(pyplot, results: dict):
+def _figure3(pyplot, results: Results):
     """d90 against the number of parameters of the model."""
     series = _series(results)
     styles = _styles(series)
@@ -276,24 +268,24 @@ def _figure3(pyplot, results: dict):
     for row, (key, members) in enumerate(series.items()):
         for measure in members:
             mark = display.d90_mark(measure, key[1])
-            place = measure["facts"]["D"] * 1.03 ** (row - (len(series) - 1) / 2)
-            _draw_d90(axes, place, mark, styles[key], vertical=True)
-            taken += [(y, x) for x, y in _along((mark.low, place), (mark.high, place))]
-            taken.append((place, mark.value))
-            name = model_name(measure["settings"])
-            tops[name] = max(tops.get(name, (0, 0)), (mark.value, place))
+            size = measure.facts.D * 1.03 ** (row - (len(series) - 1) / 2)
+            _draw_d90(axes, size, mark, styles[key], vertical=True)
+            taken += [(y, x) for x, y in _along((mark.low, size), (mark.high, size))]
+            taken.append((size, mark.value))
+            name = display.literal(measure.settings.model_name)
+            tops[name] = max(tops.get(name, (0, 0)), (mark.value, size))
     if not taken:
         _say_nothing_yet(axes, "d90")
         return figure
     axes.margins(0.15, 0.15)
     _log_ticks(axes.xaxis)
     _log_ticks(axes.yaxis)
-    _legend(figure, styles, lines=False)
+    _legend(figure, results, styles, lines=False)
     _place_labels(axes, [(x, y, name) for name, (y, x) in tops.items()], taken)
     return figure
 
 
-def _figure4(pyplot, results: dict):
+def _figure4(pyplot, results: Results):
     """Test accuracy of full fine-tuning against d90."""
     label = "test accuracy of full fine-tuning (%)"
     return _against_d90(
@@ -301,14 +293,18 @@ def _figure4(pyplot, results: dict):
     )
 
 
-def _figure5(pyplot, results: dict):
+def _figure5(pyplot, results: Results):
     """The relative generalization gap against d90: of full fine-tuning, and, hollow, of the method
     at its d90."""
     return _against_d90(pyplot, results, GAP_LABEL, display.gaps, at_d90=True)
 
 
 def _against_d90(
-    pyplot, results: dict, label: str, by_seed: Callable[[dict], list], at_d90: bool = False
+    pyplot,
+    results: Results,
+    label: str,
+    by_seed: Callable[[Point], list[float]],
+    at_d90: bool = False,
 ):
     """A point a measure and method: d90 across; upward `by_seed` of the full run's point, and with
     `at_d90` of the method's point too. The steps of a pre-training are joined in their order."""
@@ -316,33 +312,33 @@ def _against_d90(
     styles = _styles(series)
     figure, axes = _axes(pyplot, results, "$d_{90}$", label)
     labels, taken = [], []
-    for row, (key, members) in enumerate(series.items()):
-        style, path = styles[key], []
+    for row, ((task, method), members) in enumerate(series.items()):
+        style, path = styles[task, method], []
         # d90s of a grid coincide; a small shift keeps their marks apart
         shift = 1.025 ** (row - (len(series) - 1) / 2)
-        for measure in sorted(members, key=lambda m: (m["x"] is None, m["x"] or 0)):
-            mark = display.d90_mark(measure, key[1])
-            own = [p for p in measure["points"] if (p["method"], p["d"]) == (key[1], mark.value)]
+        for measure in sorted(members, key=lambda m: (m.x is None, m.x or 0)):
+            mark = display.d90_mark(measure, method)
+            point = measure.point(method, mark.value)
             mark = mark.shifted(shift)
-            full = by_seed(display.full_point(measure))
+            full = by_seed(measure.full)
             if full:
                 mean = display.mean(full)
                 axes.plot([mark.value] * 2, [min(full), max(full)], color=style["color"], lw=1)
                 _draw_d90(axes, mean, mark, style, vertical=False)
                 taken += _along((mark.low, mean), (mark.high, mean))
                 path.append((mark.value, mean, measure))
-            values = by_seed(own[0]) if own and at_d90 and mark.censored != "above" else []
+            values = by_seed(point) if point and at_d90 and mark.censored != "above" else []
             if values:
                 hollow = style | HOLLOW | {"linestyle": "none"}
                 axes.plot([mark.value], [display.mean(values)], **hollow)
                 taken.append((mark.value, display.mean(values)))
-        steps = [place for place in path if place[2]["x"] is not None]
+        steps = [stop for stop in path if stop[2].x is not None]
         for before, after in itertools.pairwise(steps):
             ends = before[:2], after[:2]
             axes.plot(*zip(*ends, strict=True), **(style | THIN))
             taken += _along(*ends)
-        labels += [(x, y, m["label"]) for x, y, m in path if m["x"] is None]
-        labels += [(x, y, f"step {m['x']:,g}") for x, y, m in (steps[:1] + steps[1:][-1:])]
+        labels += [(x, y, display.literal(m.label)) for x, y, m in path if m.x is None]
+        labels += [(x, y, f"step {m.x:,g}") for x, y, m in (steps[:1] + steps[1:][-1:])]
     if not taken:
         _say_nothing_yet(axes, "full run with a d90" if not at_d90 else "scored training rows")
         return figure
@@ -350,7 +346,7 @@ def _against_d90(
     _log_ticks(axes.xaxis)
     extra = ({"color": "0.3", "marker": "o", "label": "full fine-tuning", "markersize": 5.5},)
     extra += ({"color": "0.3", "marker": "o", "label": "the method at its $d_{90}$"} | HOLLOW,)
-    _legend(figure, styles, lines=False, extra=extra if at_d90 else ())
+    _legend(figure, results, styles, False, *(extra if at_d90 else ()))
     _place_labels(axes, _once(labels), taken)
     return figure
 
@@ -361,17 +357,17 @@ def _once(labels: list[tuple]) -> list[tuple]:
     return list({(y, text): (x, y, text) for x, y, text in reversed(labels)}.values())
 
 
-def _table1(pyplot, results: dict):
+def _table1(pyplot, results: Results):
     """Our d90s and the paper's, a row a measure."""
-    measures = results["measures"]
-    methods = list(dict.fromkeys(m for measure in measures for m in measure["settings"]["methods"]))
+    measures = results.measures
+    methods = list(dict.fromkeys(m for measure in measures for m in measure.settings.methods))
     size = (5.8, 1.3 + 0.24 * len(measures) * max(2, len(methods)) / 1.5)
     figure, axes = _axes(pyplot, results, "$d_{90}$", "", size)
     compared = False
     for row, measure in enumerate(measures):
-        paper = display.paper_d90(measure["settings"])
-        for place, method in enumerate(methods):
-            height = row + (place - (len(methods) - 1) / 2) * 0.5 / len(methods)
+        paper = display.paper_d90(measure.settings)
+        for number, method in enumerate(methods):
+            height = row + (number - (len(methods) - 1) / 2) * 0.5 / len(methods)
             mark = display.d90_mark(measure, method)
             style = {**STYLES[method], "markersize": 5.5}
             if mark is not None:
@@ -382,13 +378,23 @@ def _table1(pyplot, results: dict):
     if not axes.lines:
         _say_nothing_yet(axes, "d90")
         return figure
-    axes.set_yticks(range(len(measures)), [measure["label"] for measure in measures])
+    labels = [display.literal(measure.label) for measure in measures]
+    axes.set_yticks(range(len(measures)), labels)
     axes.set_ylim(len(measures) - 0.4, -0.6)
     axes.margins(x=0.08)
     _log_ticks(axes.xaxis)
     styles = {
         m: {**STYLES[m], "label": display.METHOD_NAMES[m], "markeredgewidth": 0} for m in methods
     }
-    paper = {"color": "0.3", "marker": "o", "label": "the paper, Table 1"} | HOLLOW
-    _legend(figure, styles, lines=False, extra=(paper,) if compared else ())
+    theirs = {"color": "0.3", "marker": "o", "label": "the paper, Table 1"} | HOLLOW
+    _legend(figure, results, styles, False, *([theirs] if compared else []))
     return figure
+
+
+_DRAWINGS = {
+    "figure2": _figure2,
+    "figure3": _figure3,
+    "figure4": _figure4,
+    "figure5": _figure5,
+    "table1": _table1,
+}

@@ -2,13 +2,17 @@
 
 import math
 
+from ..settings.trial import TrialState
+from ..trials.curves import Point
 from . import display
-from .display import STATES
-from .headline import all_d90, full_accuracy, full_gap, headline, paper_rows
-from .pages import Code, Figure, Folded, Heading, Items, Table, Text
+from .headline import all_d90, full_accuracy, full_gap, headline, paper_rows, partial_points
+from .pages import Block, Code, Figure, Folded, Heading, Items, Table, Text
+from .results import Results
 
 PAPER = "Aghajanyan, Gupta and Zettlemoyer, ACL 2021, arXiv 2012.13255"
 OPEN_ROWS = 40  # tables of points are folded where the study has more rows than this
+MOST_ERRORS = 10  # that are listed, the most frequent first
+NO_POINTS: list[Block] = [Text("No point yet.")]
 CAPTIONS = {
     "figure1": "Test score against the number of trained parameters: the mean over seeds with "
     "their range, full fine-tuning, its 90 % line and the majority class. Circles mark d90, the "
@@ -27,64 +31,80 @@ CAPTIONS = {
 }
 
 
-def report_blocks(results: dict) -> list:
+PARTIAL = {  # what a caption adds where runs are to come
+    "figure1": " Hollow points lack seeds or learning rates so far.",
+    "figure2": " Half-filled d90s may change, for runs are missing.",
+}
+
+
+def report_blocks(results: Results) -> list[Block]:
     """The report: what was found, figures, d90s, data, points, settings, cost and versions."""
-    blocks = [Heading(1, results["title"])]
+    blocks: list[Block] = [Heading(1, results.title)]
     blocks += [Text(sentence, lead=True) for sentence in headline(results)]
-    blocks += [Text(results["note"])] if results.get("note") else []
-    several = len(results["measures"]) > 1
-    own = [results["kind"]] if results["kind"] not in ("d90", "figure1") else []
-    blocks += [Figure(stem, CAPTIONS[stem]) for stem in own]
-    blocks.append(Figure("figure1", CAPTIONS["figure1"], wide=several))
+    blocks += [Text(results.note)] if results.note else []
+    if results.kind not in ("d90", "figure1"):
+        blocks.append(Figure(results.kind, _caption(results, results.kind)))
+    several = len(results.measures) > 1
+    blocks.append(Figure("figure1", _caption(results, "figure1"), wide=several))
     blocks += [Heading(2, "d90"), *_d90_tables(results)]
-    if results["kind"] in ("figure4", "figure5"):
+    if results.kind in ("figure4", "figure5"):
         blocks += [Heading(2, "Full fine-tuning and d90"), _accuracy_table(results)]
     blocks += [Heading(2, "Data"), *_data(results)]
     blocks += [Heading(2, "Points"), *_points(results)]
     blocks += [Heading(2, "Settings"), *_settings(results)]
     blocks += [Heading(2, "Cost"), *_cost(results)]
-    blocks += [Heading(2, "Made with"), *_environment(results)]
+    blocks += [Heading(2, "Made with"), *_made_with(results)]
     return blocks
+
+
+def _caption(results: Results, stem: str) -> str:
+    """What a figure shows, and how it marks what is not whole where there is such."""
+    if stem == "figure1":
+        return CAPTIONS[stem] + (PARTIAL[stem] if partial_points(results) else "")
+    so_far = any(d90.so_far for _, _, d90 in all_d90(results))
+    return CAPTIONS[stem] + (PARTIAL["figure2"] if so_far else "")
 
 
 # d90 and what stands beside it
 
 
-def _d90_tables(results: dict) -> list:
+def _d90_tables(results: Results) -> list[Block]:
     rows = []
     for measure, method, d90 in all_d90(results):
-        size, value = measure["facts"]["D"], d90["value"]
-        measured = value is not None and math.isfinite(value)
+        size = measure.facts.D
+        measured = d90.value is not None and math.isfinite(d90.value)
         rows.append(
             [
-                measure["label"],
+                measure.label,
                 display.METHOD_NAMES[method],
-                display.typeset(d90["text"]),
-                f"{100 * value / size:.2g} %" if measured else "–",
+                display.typeset(d90.text),
+                f"{100 * d90.value / size:.2g} %" if measured else "–",
                 f"{size:,}",
-                display.percent(measure["summary"]["full"]),
-                display.percent(d90["line"]),
-                display.percent(measure["facts"]["majority"]),
+                display.percent(measure.summary.full),
+                display.percent(d90.line),
+                display.percent(measure.facts.majority),
             ]
         )
     header = ["measurement", "method", "d90 [95 % interval]", "of D", "D", "full", "90 % line"]
     blocks = [Table([*header, "majority"], rows, "llrrrrrr")] if rows else [Text("None yet.")]
     remarks = [
-        f"{measure['label']}: {remark}" if len(results["measures"]) > 1 else remark
-        for measure in results["measures"]
-        for remark in measure["summary"]["remarks"]
+        f"{measure.label}: {remark}" if len(results.measures) > 1 else remark
+        for measure in results.measures
+        for remark in measure.summary.remarks
     ]
     remarks += _rate_remarks(results)
     blocks += [Items(remarks)] if remarks else []
     return blocks + _paper_table(results)
 
 
-def _rate_remarks(results: dict) -> list[str]:
-    """Remarks on methods whose best rate was often the first or the last of those tried."""
-    edges = {}
-    for measure in results["measures"]:
-        for point in measure["points"]:
-            edges.setdefault(point["method"], []).append(_edge(point))
+def _rate_remarks(results: Results) -> list[str]:
+    """Remarks on methods whose best rate was often the first or the last of those tried. Only whole
+    points count: the others have rates to come."""
+    edges: dict[str, list[str | None]] = {}
+    for measure in results.measures:
+        for point in measure.points:
+            if point.whole:
+                edges.setdefault(point.method, []).append(_edge(point))
     return [
         f"{display.METHOD_NAMES[method]}: the {side} rate tried was best at "
         f"{sides.count(side)} of {len(sides)} points; a better one may lie beyond it"
@@ -94,22 +114,22 @@ def _rate_remarks(results: dict) -> list[str]:
     ]
 
 
-def _edge(point: dict) -> str | None:
+def _edge(point: Point) -> str | None:
     """Whether the chosen rate lies at an end of those tried; None too where only one was."""
-    rates = point["rates"]
-    if len(rates) == 1 or point["learning_rate"] not in (rates[0], rates[-1]):
+    lowest, highest = point.rates[0], point.rates[-1]
+    if lowest == highest or point.learning_rate not in (lowest, highest):
         return None
-    return "lowest" if point["learning_rate"] == rates[0] else "highest"
+    return "lowest" if point.learning_rate == lowest else "highest"
 
 
-def _paper_table(results: dict) -> list:
+def _paper_table(results: Results) -> list[Block]:
     rows = [
         [
-            measure["label"],
-            display.paper_model(measure["settings"]),
+            measure.label,
+            display.paper_model(measure.settings),
             display.METHOD_NAMES[method],
             f"{theirs:,}",
-            display.typeset(ours["text"]),
+            display.typeset(ours.text),
             "–" if ratio is None else f"{ratio:.2g}",
         ]
         for measure, method, theirs, ours, ratio in paper_rows(results)
@@ -124,16 +144,16 @@ def _paper_table(results: dict) -> list:
     return [Heading(3, "Beside the paper"), Table(header, rows, "lllrrr"), Text(note)]
 
 
-def _accuracy_table(results: dict) -> Table:
+def _accuracy_table(results: Results) -> Table:
     rows = []
     for measure, method, d90 in all_d90(results):
-        own = [p for p in measure["points"] if (p["method"], p["d"]) == (method, d90["value"])]
-        at_d90 = display.mean(display.gaps(own[0])) if own else None
+        point = measure.point(method, d90.value)
+        at_d90 = display.mean(display.gaps(point)) if point else None
         rows.append(
             [
-                measure["label"],
+                measure.label,
                 display.METHOD_NAMES[method],
-                display.typeset(d90["text"]),
+                display.typeset(d90.text),
                 display.percent(full_accuracy(measure)),
                 *("–" if gap is None else f"{gap:.3f}" for gap in (full_gap(measure), at_d90)),
             ]
@@ -145,135 +165,152 @@ def _accuracy_table(results: dict) -> Table:
 # data, points, settings, cost
 
 
-def _data(results: dict) -> list:
+def _data(results: Results) -> list[Block]:
     rows, notes = {}, {}
-    for measure in results["measures"]:
-        settings, facts = measure["settings"], measure["facts"]
-        sizes = [facts["sizes"].get(part) for part in ("train", "validation", "test")]
-        overlap = facts.get("overlap")
-        rows[settings["task"], facts["data_hash"]] = [
-            settings["task"],
+    for measure in results.measures:
+        facts, task = measure.facts, measure.settings.task
+        sizes = [facts.sizes.get(part) for part in ("train", "validation", "test")]
+        rows[task, facts.data_hash] = [
+            task,
             *("–" if size is None else f"{size:,}" for size in sizes),
-            display.percent(facts["majority"]),
-            "–" if overlap is None else f"{overlap:,}",
-            facts["data_hash"],
+            display.percent(facts.majority),
+            f"{facts.overlap:,}",
+            facts.data_hash,
         ]
-        notes |= {
-            f"{settings['task']}, {part}: {text}": None for part, text in facts["splits"].items()
-        }
-        notes |= {f"{settings['task']}: {note}": None for note in facts.get("contamination", [])}
+        notes |= {f"{task}, {part}: {text}": None for part, text in facts.splits.items()}
+        notes |= {f"{task}: {note}": None for note in facts.contamination}
     header = ["task", "train", "validation", "test", "majority", "test rows in train", "hash"]
     return [Table(header, list(rows.values()), "lrrrrrl"), Items(list(notes))]
 
 
-def _points(results: dict) -> list:
-    total = sum(len(measure["points"]) for measure in results["measures"])
-    blocks = []
+def _points(results: Results) -> list[Block]:
+    total = sum(len(measure.points) for measure in results.measures)
+    header = ["method", "size", "d", "trained", "test", "seeds", "± sd", "validation", "rate", ""]
     order = list(display.METHOD_NAMES)
-    for measure in results["measures"]:
-        points = sorted(measure["points"], key=lambda p: (order.index(p["method"]), p["d"]))
-        table = Table(
-            [
-                "method",
-                "size",
-                "d",
-                "trained",
-                "test",
-                "seeds",
-                "± sd",
-                "validation",
-                "rate",
-                "",
-                "s / run",
-            ],
-            [_point_row(point) for point in points],
-            "lrrrrrrrrlr",
-        )
-        title = f"{measure['label']}: {len(points)} points"
-        inner = [table] if points else [Text("No point yet.")]
+    blocks = []
+    for measure in results.measures:
+        points = sorted(measure.points, key=lambda p: (order.index(p.method), p.d))
+        rows = [_point_row(point) for point in points]
+        inner = [Table([*header, "s / run"], rows, "lrrrrrrrrlr")] if rows else NO_POINTS
+        title = f"{measure.label}: {len(points)} points"
         blocks.append(Folded(title, inner, opened=total <= OPEN_ROWS))
     note = (
         "d counts what the method trains (a PEFT baseline's head only where the settings say "
         "inside), trained counts all. Rates are chosen on validation; test is the mean over seeds."
     )
+    if partial_points(results):
+        note += (
+            ' "2 of 3" seeds: runs are to come that could change the point. Its rate is the best '
+            "so far, over the seeds that all rates with a score share."
+        )
     return [Text(note), *blocks]
 
 
-def _point_row(point: dict) -> list[str]:
+def _point_row(point: Point) -> list[str]:
     edge = _edge(point)
-    seconds = [second for second in point["seconds"] if second is not None]
+    seconds = [second for second in point.seconds if second is not None]
     return [
-        display.METHOD_NAMES[point["method"]],
-        "" if point["size"] is None else f"{point['size']}",
-        f"{point['d']:,}",
-        "–" if point["trained"] is None else f"{point['trained']:,}",
-        display.percent(point["mean"]),
-        f"{len(point['test'])}",
-        display.spread(point["test"]),
-        display.percent(point["validation"]),
-        f"{point['learning_rate']:g}",
-        f"{edge} tried" if edge else "only one tried" if len(point["rates"]) == 1 else "",
+        display.METHOD_NAMES[point.method],
+        "" if point.size is None else f"{point.size}",
+        f"{point.d:,}",
+        "–" if point.trained is None else f"{point.trained:,}",
+        display.percent(point.mean),
+        display.seeds(point),
+        display.spread(point.test),
+        display.percent(point.validation),
+        f"{point.learning_rate:g}",
+        f"{edge} tried" if edge else "only one tried" if len(point.rates) == 1 else "",
         f"{display.mean(seconds):.1f}" if seconds else "–",
     ]
 
 
-def _settings(results: dict) -> list:
-    every = [measure["settings"] for measure in results["measures"]]
-    same = [name for name in every[0] if all(s.get(name) == every[0][name] for s in every)]
-    differing = [name for name in every[0] if name not in same]
-    blocks = [Table(["setting", "value"], [[n, _value(every[0][n])] for n in same], "ll")]
+def _settings(results: Results) -> list[Block]:
+    settings = [measure.settings.model_dump() for measure in results.measures]
+    first = settings[0]
+    same = [name for name in first if all(other.get(name) == first[name] for other in settings)]
+    differing = [name for name in first if name not in same]
+    rows = [[name, _in_words(first[name])] for name in same]
+    blocks: list[Block] = [Table(["setting", "value"], rows, "ll")]
     if differing:
         rows = [
-            [m["label"], *(_value(m["settings"][n]) for n in differing)]
-            for m in results["measures"]
+            [measure.label, *(_in_words(values[name]) for name in differing)]
+            for measure, values in zip(results.measures, settings, strict=True)
         ]
         blocks.append(Table(["measurement", *differing], rows, "l" * (1 + len(differing))))
     return blocks
 
 
-def _value(value) -> str:
+def _in_words(value: object) -> str:
+    """A value of a setting as a person reads it."""
     if isinstance(value, list | tuple):
-        return ", ".join(_value(part) for part in value)
+        return ", ".join(map(_in_words, value))
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _cost(results: dict) -> list:
+def _cost(results: Results) -> list[Block]:
     rows = []
-    for place in [*results["measures"], None]:
-        progress = results["progress"] if place is None else place["progress"]
-        mean = progress["seconds"] / max(1, progress["timed"])
+    labelled = [(measure.label, measure.progress) for measure in results.measures]
+    for label, progress in [*labelled, *([("all", results.progress)] if labelled[1:] else [])]:
+        mean = progress.seconds / max(1, progress.timed)
         rows.append(
             [
-                "all" if place is None else place["label"],
-                f"{progress['asked']:,}",
-                *(f"{progress[name]:,}" for name in STATES),
-                display.duration(mean) if progress["timed"] else "–",
-                f"{progress['seconds'] / 3600:.2f}",
+                label,
+                f"{progress.asked:,}",
+                *(f"{progress.count(state):,}" for state in TrialState),
+                display.duration(mean) if progress.timed else "–",
+                f"{progress.seconds / 3600:.2f}",
             ]
         )
-    header = ["measurement", "trials", *STATES, "mean run", "hours"]
-    blocks = [Table(header, rows[:-1] if len(rows) == 2 else rows, "l" + "r" * (len(header) - 1))]
-    errors = {}
-    for measure in results["measures"]:
-        for error, count in measure["progress"]["errors"].items():
-            errors[error] = errors.get(error, 0) + count
-    listed = [
-        f"{count} times: {error}" for error, count in sorted(errors.items(), key=lambda e: -e[1])
-    ]
+    states = [state.value for state in TrialState]
+    header = ["measurement", "trials", *states, "mean run", "hours"]
     note = (
         "Failed, diverged and pruned runs have no score and count for no rate; their time is in "
         "the hours."
     )
-    return [*blocks, Text(note), *([Items(listed[:10])] if listed else [])]
+    errors = sorted(results.progress.errors.items(), key=lambda error: -error[1])
+    listed = [f"{count} times: {error}" for error, count in errors[:MOST_ERRORS]]
+    table = Table(header, rows, "l" + "r" * (len(header) - 1))
+    return [table, Text(note), *([Items(listed)] if listed else [])]
 
 
-def _environment(results: dict) -> list:
-    rows = [["study", f"{results['name']}, {results['kind']}, scale {results['scale']}"]]
-    rows.append(["record", f"{results['study']} in {results['storage'] or 'trials.db'}"])
-    rows += [["commit", results["git_commit"] or "not from a source tree"]]
-    for place in results["environments"]:
-        told = {**place.get("hardware", {}), **place.get("versions", {})}
-        listed = ", ".join(f"{name} {value}" for name, value in told.items())
-        rows.append([f"{place['trials']:,} trials", listed])
-    rows.append(["report written", results["written"]])
-    return [Table(["", ""], rows, "ll"), Text("Made by:"), Code(results["command"])]
+def _hardware(hardware: dict) -> str:
+    """What trials ran on, the GPUs first: "2 × NVIDIA H200 (140 GiB, driver 580, CUDA 13.0); a CPU,
+    16 cores; system Linux". Environments are of any version of this program, so none of it need be
+    there."""
+    gpus = [_gpu(gpu) for gpu in hardware.get("gpus", [])]
+    cpu = [hardware["cpu"]] if "cpu" in hardware else []
+    cpu += [f"{hardware['cores']} cores"] if "cores" in hardware else []
+    rest = {name: hardware[name] for name in hardware if name not in ("gpus", "cpu", "cores")}
+    return "; ".join(filter(None, [*gpus, ", ".join(cpu), _named(rest)]))
+
+
+def _gpu(gpu: dict) -> str:
+    count = gpu.get("count", 1)
+    known = {
+        f"{gpu.get('memory_gib')} GiB": gpu.get("memory_gib"),
+        f"driver {gpu.get('driver')}": gpu.get("driver"),
+        f"CUDA {gpu.get('cuda')}": gpu.get("cuda"),
+    }
+    details = ", ".join(text for text, value in known.items() if value)
+    name = f"{count} × {gpu['name']}" if count > 1 else gpu["name"]
+    return f"{name} ({details})" if details else name
+
+
+def _named(values: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _made_with(results: Results) -> list[Block]:
+    """What the trials ran on and with, and how the study can be made again."""
+    rows = []
+    for environment in results.environments:
+        hardware = _hardware(environment.get("hardware", {}))
+        rows.append([f"{environment['trials']:,} trials on", hardware or "–"])
+        rows.append(["with", _named(environment.get("versions", {})) or "–"])
+    rows += [
+        ["study", f"{results.name}, {results.kind}, scale {results.scale}"],
+        ["record", f"{results.study} in {results.storage or 'trials.db'}"],
+        ["commit", results.git_commit or "not from a source tree"],
+        ["report written", results.written],
+    ]
+    return [Table(["", ""], rows, "ll"), Text("Made by:"), Code(results.command)]

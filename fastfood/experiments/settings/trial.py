@@ -1,9 +1,10 @@
 """A trial as a type: what one training depends on (`Trial`), what was found out of its model and
-data (`Facts`), what it scored (`Score`), and how far it has come (`TrialState`)."""
+data (`Facts`), what it scored (`Score`) or that it was stopped (`Pruned`), and how far it has come
+(`TrialState`)."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cached_property
 
@@ -19,7 +20,7 @@ class TrialState(str, Enum):
     WAITING = "waiting"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One (method, d, learning rate, seed) of a measurement, with everything that its score depends
     on. None stands for what does not apply to it.
@@ -29,38 +30,39 @@ class Trial:
     """
 
     task: str
-    text_columns: tuple[str, ...] | None
-    label_column: str | None
-    splits_asked: tuple[str, ...] | None
-    model: str | None
-    revision: str | None
-    data: str | None
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    splits_asked: tuple[str, ...] | None = None
+    model: str | None = None
+    revision: str | None = None
+    data: str | None = None
     model_hash: str
     data_hash: str
     metric: str
     max_steps: int
     batch_size: int
-    max_length: int | None
+    max_length: int | None = None
     warmup: float
     bf16: bool
     device: str
-    eval_rows: int | None
-    gap_rows: int | None
+    eval_rows: int | None = None
+    gap_rows: int | None = None
     method: str
     d: int
-    size: int | None  # the rank of lora and vera, the length of tinylora
-    normalization: str | None
-    lambda_lr: float | None
-    head: str | None
+    size: int | None = None  # the rank of lora and vera, the length of tinylora
+    normalization: str | None = None
+    lambda_lr: float | None = None
+    head: str | None = None
     seed: int
     learning_rate: float
 
     @cached_property
     def key(self) -> str:
         """A hash of the trial; the paths are left out, the hashes of their contents are in."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
         identity = {
             name: value
-            for name, value in asdict(self).items()
+            for name, value in named.items()
             if name not in ("model", "data") and value is not None
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -98,3 +100,15 @@ class Score:
     seconds: float | None = None
     seconds_per_step: float | None = None
     accelerator: str | None = None
+
+
+class Pruned(Exception):
+    """A trial was stopped at optimizer step `step`, since its validation score there, `halfway`,
+    is below `floor`."""
+
+    def __init__(self, halfway: float, floor: float, step: int) -> None:
+        super().__init__(halfway, floor, step)
+        self.halfway, self.floor, self.step = halfway, floor, step
+
+    def __str__(self) -> str:
+        return f"validation {self.halfway:.4f} is below {self.floor:.4f} at step {self.step}"

@@ -2,6 +2,9 @@
 
 import os
 import platform
+import re
+import sys
+from collections import Counter
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -9,11 +12,13 @@ from pathlib import Path
 import fastfood
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "optuna", "numpy", "scikit-learn")
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @cache
 def environment() -> dict:
-    """The versions and the hardware of this process."""
+    """The versions and the hardware of this process. `gpus` is there only when the process has
+    computed on one before the first call."""
     versions = {"python": platform.python_version(), "fastfood": fastfood.__version__}
     versions |= {name: metadata.version(name) for name in LIBRARIES}
     info = Path("/proc/cpuinfo")
@@ -21,4 +26,28 @@ def environment() -> dict:
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cpu = models[0] if models else platform.processor()
     hardware = {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
-    return {"versions": versions, "hardware": hardware}
+    gpus = _gpus()
+    return {"versions": versions, "hardware": hardware | ({"gpus": gpus} if gpus else {})}
+
+
+def _gpus() -> list[dict]:
+    """The visible GPUs, an entry for each kind: its name, how many there are, GiB of memory of one,
+    the version of the driver (None where it does not say) and that of torch's CUDA runtime."""
+    torch = sys.modules.get("torch")  # a process that has not loaded it computes on no GPU
+    # Looking at a GPU takes memory on it, so a process that uses none does not look.
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    visible = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    kinds = Counter((gpu.name, round(gpu.total_memory / 2**30, 1)) for gpu in visible)
+    made_with = {"driver": _driver(), "cuda": torch.version.cuda}
+    return [
+        {"name": name, "count": count, "memory_gib": memory, **made_with}
+        for (name, memory), count in kinds.items()
+    ]
+
+
+def _driver() -> str | None:
+    """The version of the NVIDIA driver, such as 535.129.03."""
+    text = DRIVER.read_text() if DRIVER.is_file() else ""
+    version = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+    return version[1] if version else None

@@ -11,7 +11,7 @@ from ..settings.measurement import Settings
 from ..settings.pretraining import SIZE_NAMES, Pretraining
 
 
-def masked_parts(pretraining: Pretraining, settings: Settings) -> tuple:
+def masked_parts(pretraining: Pretraining) -> tuple:
     """The model, its tokenizer or None, the rows to train on and their collator."""
     from transformers.utils import logging
 
@@ -19,20 +19,21 @@ def masked_parts(pretraining: Pretraining, settings: Settings) -> tuple:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if settings.task == "digits":
-        train = load_task(settings).train
+    if pretraining.task == "digits":
+        train = load_task(Settings()).train
         rows = [{"index": i, "pixel_values": row["pixel_values"]} for i, row in enumerate(train)]
         model = _new_patch_model(pretraining)
         return model, None, rows, _patch_collator(pretraining, model.config)
     texts = None
     if pretraining.vocabulary or any(pretraining.checkpoints):
-        parts = text_parts(settings)
+        parts = text_parts(pretraining)
         texts = [list(parts["train"][column]) for column in parts["texts"]]
     if pretraining.vocabulary:
         tokenizer = _new_tokenizer(itertools.chain(*texts), pretraining.vocabulary)
     else:
-        revision = None if pretraining.tokenizer else settings.revision
-        tokenizer = load_tokenizer(settings.model, revision)
+        source = pretraining.tokenizer or pretraining.model
+        revision = None if pretraining.tokenizer else pretraining.revision
+        tokenizer = load_tokenizer(source, revision)
     if pretraining.model:
         model = _load_model(pretraining)
     else:
@@ -41,10 +42,10 @@ def masked_parts(pretraining: Pretraining, settings: Settings) -> tuple:
     if not any(pretraining.checkpoints):
         return model, tokenizer, [], None
     if tokenizer.mask_token is None:
-        got = f"{settings.model!r}, which has none"
+        got = f"{pretraining.tokenizer or pretraining.model!r}, which has none"
         raise ValueError(f"tokenizer: wanted one with a mask token, got {got}")
     tokens = tokenizer(
-        *texts, truncation=True, max_length=settings.max_length, return_special_tokens_mask=True
+        *texts, truncation=True, max_length=pretraining.max_length, return_special_tokens_mask=True
     )
     rows = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
     return model, tokenizer, rows, _text_collator(pretraining, tokenizer)

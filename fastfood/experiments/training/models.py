@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..settings.measurement import SIZED_METHODS, SUBSPACE_METHODS, Settings
+from ..settings.trial import Trial
 
 UNILORA_RANK = 4  # of the low-rank matrices that theta is spread over; PEFT's default
 # for from_pretrained: no pickle is loaded and no code of the checkpoint's is run
@@ -77,25 +78,25 @@ def digits_model(num_labels: int) -> nn.Module:
     )
 
 
-def build_model(settings: Settings, trial: dict, num_labels: int) -> nn.Module:
+def build_model(settings: Settings, trial: Trial, num_labels: int) -> nn.Module:
     """The module that a trial trains, on the device that it will stay on.
 
     Raises ValueError when the trial's d does not fit the model or the model cannot be loaded.
     """
-    base = build_base(settings, num_labels, trial["seed"]).to(trial["device"])
+    base = build_base(settings, num_labels, trial.seed).to(trial.device)
     # the Trainer reads it through any wrapper: the loss is the batch's mean, whatever is trained
     base.accepts_loss_kwargs = False
-    if trial["method"] == "full":
+    if trial.method == "full":
         return base
-    if trial["method"] not in SUBSPACE_METHODS:
+    if trial.method not in SUBSPACE_METHODS:
         return _with_adapter(base, trial)
     import fastfood
 
     config = fastfood.SubspaceConfig(
-        trial["d"],
-        method=trial["method"],
-        seed=trial["seed"],
-        normalization=trial["normalization"],
+        trial.d,
+        method=trial.method,
+        seed=trial.seed,
+        normalization=trial.normalization,
     )
     return fastfood.get_subspace_model(base, config)
 
@@ -136,13 +137,13 @@ def _adapted_layers(base: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
-def _with_adapter(base: nn.Module, trial: dict) -> nn.Module:
+def _with_adapter(base: nn.Module, trial: Trial) -> nn.Module:
     """`base` with the adapter and the head to be trained; all random matrices follow the seed."""
     import peft
 
     head = _head_parameters(base)
     config = _adapter_config(base, trial)
-    torch.manual_seed(trial["seed"])
+    torch.manual_seed(trial.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about what PEFT asks transformers
         model = peft.get_peft_model(base, config)
@@ -151,21 +152,19 @@ def _with_adapter(base: nn.Module, trial: dict) -> nn.Module:
     return model
 
 
-def _adapter_config(base: nn.Module, trial: dict):
+def _adapter_config(base: nn.Module, trial: Trial):
     import peft
 
-    targets, seed = list(_adapted_layers(base)), trial["seed"]
-    match trial["method"]:
+    targets, seed = list(_adapted_layers(base)), trial.seed
+    match trial.method:
         case "lora":  # alpha = r: the product of both matrices is added as it is, at every rank
-            size = trial["size"]
+            size = trial.size
             return peft.LoraConfig(r=size, lora_alpha=size, target_modules=targets)
         case "vera":
-            return peft.VeraConfig(
-                r=trial["size"], projection_prng_key=seed, target_modules=targets
-            )
+            return peft.VeraConfig(r=trial.size, projection_prng_key=seed, target_modules=targets)
         case "tinylora":  # one vector of `size` numbers, which all layers share
             return peft.TinyLoraConfig(
-                u=trial["size"],
+                u=trial.size,
                 weight_tying=1.0,
                 projection_seed=seed * LAYERS_AT_MOST,
                 target_modules=targets,
@@ -178,17 +177,17 @@ def _adapter_config(base: nn.Module, trial: dict):
                 target_modules=targets,
             )
     wanted = "full, did, said, lora, vera, unilora or tinylora"
-    raise ValueError(f"method: wanted {wanted}, got {trial['method']!r}")
+    raise ValueError(f"method: wanted {wanted}, got {trial.method!r}")
 
 
-def _unilora_length(base: nn.Module, trial: dict) -> int:
-    head = _numel(_head_parameters(base)) if trial["head"] == "inside" else 0
+def _unilora_length(base: nn.Module, trial: Trial) -> int:
+    head = _numel(_head_parameters(base)) if trial.head == "inside" else 0
     most = head + UNILORA_RANK * _sides(base)
-    if not head < trial["d"] <= most:
+    if not head < trial.d <= most:
         inside = f" and the head's {head} numbers count in it" if head else ""
         wanted = f"from {head + 1} to {most}, since theta has at least 1 number{inside}"
-        raise ValueError(f"d: wanted {wanted}, got {trial['d']}")
-    return trial["d"] - head
+        raise ValueError(f"d: wanted {wanted}, got {trial.d}")
+    return trial.d - head
 
 
 def _sides(base: nn.Module) -> int:
@@ -229,20 +228,20 @@ def trained_counts(
     }
 
 
-def trained_numbers(model: nn.Module, trial: dict) -> tuple[int, int]:
+def trained_numbers(model: nn.Module, trial: Trial) -> tuple[int, int]:
     """How many numbers `build_model`'s module trains: in all, and of a head beside an adapter."""
     trained = _numel(p for p in model.parameters() if p.requires_grad)
-    if trial["method"] in ("full", *SUBSPACE_METHODS):
+    if trial.method in ("full", *SUBSPACE_METHODS):
         return trained, 0
     return trained, _numel(_head_parameters(model.get_base_model()))
 
 
-def parameter_groups(model: nn.Module, trial: dict) -> list[dict]:
+def parameter_groups(model: nn.Module, trial: Trial) -> list[dict]:
     """The optimizer's groups: theta and lambda with their own rates, or one group of all that is
     trained, an adapter and its head alike."""
     import fastfood
 
-    if trial["method"] in SUBSPACE_METHODS:
-        return fastfood.parameter_groups(model, trial["learning_rate"], trial["lambda_lr"])
+    if trial.method in SUBSPACE_METHODS:
+        return fastfood.parameter_groups(model, trial.learning_rate, trial.lambda_lr)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": trained, "lr": trial["learning_rate"]}]
+    return [{"params": trained, "lr": trial.learning_rate}]

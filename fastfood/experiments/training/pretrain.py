@@ -9,13 +9,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from ..files import as_os_errors, whole
 from ..refusal import end, one_line
 from ..settings.options import read, with_options
-from ..settings.pretraining import Pretraining, complete, task_settings
+from ..settings.pretraining import Pretraining, complete
 
 RECORD, RESUME, LOCK = "pretrain.json", "resume", "pretrain.lock"
 RESUME_EVERY = 500  # steps
@@ -50,7 +49,7 @@ def run(pretraining: Pretraining, say: Callable[[str], None] = lambda line: None
 
 def _check_record(pretraining: Pretraining) -> dict:
     """The settings that checkpoints depend on; raises ValueError when the folder has others."""
-    settings = json.loads(json.dumps(asdict(pretraining)))
+    settings = json.loads(json.dumps(pretraining.model_dump()))
     settings = {k: v for k, v in settings.items() if k not in ("out", "checkpoints")}
     path = Path(pretraining.out, RECORD)
     if path.is_file():
@@ -70,12 +69,11 @@ def _train(pretraining: Pretraining, record: dict, say: Callable[[str], None]) -
     from .environment import environment
     from .masked import masked_parts
 
-    settings = task_settings(pretraining)
-    use_cache_without_network(settings)
+    use_cache_without_network(pretraining, pretraining.tokenizer)
     from transformers import set_seed
 
     set_seed(pretraining.seed)
-    model, tokenizer, rows, collate = masked_parts(pretraining, settings)
+    model, tokenizer, rows, collate = masked_parts(pretraining)
     record |= environment()
     out = Path(pretraining.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -170,15 +168,15 @@ def _trainer(pretraining: Pretraining, model, rows: list[dict], collate, save):
 
 def _last_state(folder: Path, before: int) -> str | None:
     """The last whole state of a stopped run from which step `before` can still be reached."""
-    whole = {}
+    states = {}
     for state in folder.glob("checkpoint-*/trainer_state.json"):
         try:  # this file is written last
             step = json.loads(state.read_text())["global_step"]
         except (ValueError, KeyError):
             continue
         if step < before:
-            whole[step] = str(state.parent)
-    return whole[max(whole)] if whole else None
+            states[step] = str(state.parent)
+    return states[max(states)] if states else None
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -186,8 +184,8 @@ def _write_json(path: Path, content: dict) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
-@with_options("given", Pretraining)
-def pretrain(given: dict) -> None:
+@with_options("options", Pretraining)
+def pretrain(options: dict) -> None:
     """Makes checkpoints along a short masked-LM or masked-patch run, for `fastfood study`.
 
     Examples:
@@ -202,7 +200,7 @@ def pretrain(given: dict) -> None:
     """
     with one_line("pretrain"):
         try:
-            run(read(Pretraining, given), say=lambda line: print(line, flush=True))
+            run(read(Pretraining, options), say=lambda line: print(line, flush=True))
         except FloatingPointError as error:
             end("pretrain", error, code=1)
         except KeyboardInterrupt:

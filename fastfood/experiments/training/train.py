@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -14,53 +15,72 @@ from torch import nn
 
 from ..data.tasks import Task, load_task, score
 from ..settings.measurement import SUBSPACE_METHODS, Settings
-from ..trials.plan import trial_key
+from ..settings.trial import Pruned, Score, Trial
 from .models import build_model, parameter_groups, trained_numbers
 
 EVALUATION_BATCH = 128
-KEPT_ROWS = 5000  # of a part that is tokenized once for all trials
+KEPT_ROWS = 5000  # a part of at most so many rows is tokenized once for all trials
 CHECKS = 10  # how often a training looks whether it has diverged
 
 
-def train_trial(settings: Settings, trial: dict, floor: float | None = None) -> dict:
-    """Trains and scores one trial; all scores are shares in [0, 1].
+@dataclass(frozen=True)
+class Schedule:
+    """How a training goes, whatever it trains."""
 
-    Returns `validation` and `test` in the task's metric, `test_accuracy`, `train_accuracy` (over
-    `gap_rows` training rows, None without them), `halfway` (validation at half of the steps, None
-    unless `settings.prune`), `trained` and `head_trained` (numbers), `seconds` in all,
-    `seconds_per_step` of training alone, and the `accelerator`'s name or None.
+    max_steps: int
+    batch_size: int
+    warmup: float  # the share of the steps in which the learning rate rises
+    bf16: bool
+    device: str
+    seed: int  # of the order of the rows
 
-    Raises FloatingPointError when the loss or a parameter is not finite, and with `settings.prune`
-    optuna.TrialPruned, with attributes `halfway` and `step`, when `halfway` is below `floor`.
+    @classmethod
+    def of(cls, trial: Trial) -> "Schedule":
+        return cls(**{name: getattr(trial, name) for name in cls.__dataclass_fields__})
+
+
+def train_trial(settings: Settings, trial: Trial, floor: float | None = None) -> Score:
+    """Trains and scores one trial.
+
+    The score has `halfway` with `settings.prune` alone. Raises FloatingPointError when the loss or
+    a parameter is not finite, and with `settings.prune` Pruned when `halfway` is below `floor`.
     """
     start = time.perf_counter()
     _share_the_machine(settings, trial)
     task = load_task(settings)
     model = build_model(settings, trial, task.num_labels)
     trained, head_trained = trained_numbers(model, trial)
-    result = _fit(settings, trial, task, model, floor)
-    result |= {"trained": trained, "head_trained": head_trained}
-    result |= _scores(settings, trial, task, model)
-    if settings.save_adapters and trial["method"] in SUBSPACE_METHODS:
-        name = f"{trial['method']}-d{trial['d']}-rate{trial['learning_rate']}-seed{trial['seed']}"
-        model.save_pretrained(Path(settings.out, "adapters", f"{name}-{trial_key(trial)}"))
-    on_cpu = trial["device"] == "cpu"
-    result["accelerator"] = None if on_cpu else torch.cuda.get_device_name()
-    return result | {"seconds": time.perf_counter() - start}
+    halfway, seconds_per_step = _fit(settings, trial, task, model, floor)
+    scores = _scores(trial, task, model)
+    if settings.save_adapters and trial.method in SUBSPACE_METHODS:
+        name = f"{trial.method}-d{trial.d}-rate{trial.learning_rate}-seed{trial.seed}"
+        model.save_pretrained(Path(settings.out, "adapters", f"{name}-{trial.key}"))
+    return Score(
+        **scores,
+        halfway=halfway,
+        trained=trained,
+        head_trained=head_trained,
+        seconds=time.perf_counter() - start,
+        seconds_per_step=seconds_per_step,
+        accelerator=None if trial.device == "cpu" else torch.cuda.get_device_name(),
+    )
 
 
-def _share_the_machine(settings: Settings, trial: dict) -> None:
-    if trial["device"] == "cpu":
+def _share_the_machine(settings: Settings, trial: Trial) -> None:
+    if trial.device == "cpu":
         torch.set_num_threads(1)  # sums depend on the number of threads
         return
-    torch.cuda.empty_cache()  # what the trial before kept, a neighbour may need
-    if settings.gpu_share < 1:  # who takes more than its share fails itself, not its neighbour
+    torch.cuda.empty_cache()  # another process may need the memory that the last trial kept
+    if settings.gpu_share < 1:  # a trial that takes more than its share fails itself, not another
         torch.cuda.set_per_process_memory_fraction(settings.gpu_share)
 
 
-def _fit(settings: Settings, trial: dict, task: Task, model: nn.Module, floor) -> dict:
-    """Trains the model in place; returns `halfway` and `seconds_per_step`."""
-    steps = trial["max_steps"]
+def _fit(
+    settings: Settings, trial: Trial, task: Task, model: nn.Module, floor: float | None
+) -> tuple[float | None, float]:
+    """Trains the model in place; returns the score at half of the steps, None without
+    `settings.prune`, and the seconds of a step."""
+    steps = trial.max_steps
     every, half = math.ceil(steps / CHECKS), math.ceil(steps / 2)
     halfway, paused = None, 0.0
 
@@ -71,35 +91,28 @@ def _fit(settings: Settings, trial: dict, task: Task, model: nn.Module, floor) -
             _check_finite(model, step)  # on a GPU this also waits for the step
         if stop:
             start = time.perf_counter()
-            halfway = score(trial["metric"], *predict(model, task, task.validation, trial["bf16"]))
+            halfway = score(trial.metric, *predict(model, task, task.validation, trial.bf16))
             paused = time.perf_counter() - start
             if floor is not None and halfway < floor:
-                raise _pruned(halfway, floor, step)
+                raise Pruned(halfway, floor, step)
 
-    trainer = make_trainer(trial, task, model)
+    trainer = make_trainer(Schedule.of(trial), parameter_groups(model, trial), task, model)
     trainer.add_callback(_step_callback(after_step))
     start = time.perf_counter()
     loss = trainer.train().training_loss
     seconds = time.perf_counter() - start - paused
     if not math.isfinite(loss):
         raise FloatingPointError(f"diverged: the mean loss of {steps} steps is {loss}")
-    return {"halfway": halfway, "seconds_per_step": seconds / steps}
+    return halfway, seconds / steps
 
 
 def _check_finite(model: nn.Module, step: int) -> None:
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
-    # an entry that is not finite makes its tensor's sum so; float64 does not overflow by summing
+    # A tensor with an entry that is not finite has a sum that is not finite either; a sum of finite
+    # entries in float64 does not overflow.
     sums = torch.stack([p.sum(dtype=torch.float64) for p in trained])
     if not sums.isfinite().all():
         raise FloatingPointError(f"diverged: a parameter is not finite after {step} steps")
-
-
-def _pruned(halfway: float, floor: float, step: int) -> Exception:
-    import optuna
-
-    pruned = optuna.TrialPruned(f"validation {halfway:.4f} is below {floor:.4f} at step {step}")
-    pruned.halfway, pruned.step = halfway, step
-    return pruned
 
 
 def _step_callback(act: Callable[[int], None]):
@@ -113,30 +126,30 @@ def _step_callback(act: Callable[[int], None]):
     return AfterStep()
 
 
-def make_trainer(trial: dict, task: Task, model: nn.Module):
-    """A silent Trainer for the trial; the rates rise for `warmup` of the steps, then fall to 0."""
+def make_trainer(schedule: Schedule, groups: list[dict], task: Task, model: nn.Module):
+    """A silent Trainer of a model on a task's training rows. `groups` are the optimizer's groups of
+    parameters with their learning rates, which rise for `warmup` of the steps, then fall to 0."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     arguments = TrainingArguments(
         output_dir=gettempdir(),  # it has to exist; nothing is written there
-        max_steps=trial["max_steps"],
-        per_device_train_batch_size=trial["batch_size"],
+        max_steps=schedule.max_steps,
+        per_device_train_batch_size=schedule.batch_size,
         lr_scheduler_type="linear",
-        warmup_steps=trial["warmup"],
-        bf16=trial["bf16"],
-        use_cpu=trial["device"] == "cpu",
-        seed=trial["seed"],
+        warmup_steps=schedule.warmup,
+        bf16=schedule.bf16,
+        use_cpu=schedule.device == "cpu",
+        seed=schedule.seed,
         label_names=["labels"],
         remove_unused_columns=False,  # the collator makes exactly what the model takes
-        dataloader_pin_memory=trial["device"] != "cpu",
+        dataloader_pin_memory=schedule.device != "cpu",
         logging_strategy="no",
-        logging_nan_inf_filter=False,  # which would hide that a training diverged
+        logging_nan_inf_filter=False,  # the filter would hide that a training diverged
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         log_level="error",
     )
-    groups = parameter_groups(model, trial)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -149,19 +162,18 @@ def make_trainer(trial: dict, task: Task, model: nn.Module):
     return trainer
 
 
-def _scores(settings: Settings, trial: dict, task: Task, model: nn.Module) -> dict:
-    bf16 = trial["bf16"]
-    validation = predict(model, task, task.validation, bf16)
-    test = predict(model, task, task.test, bf16)
+def _scores(trial: Trial, task: Task, model: nn.Module) -> dict[str, float | None]:
+    validation = predict(model, task, task.validation, trial.bf16)
+    test = predict(model, task, task.test, trial.bf16)
     scores = {
-        "validation": score(trial["metric"], *validation),
-        "test": score(trial["metric"], *test),
+        "validation": score(trial.metric, *validation),
+        "test": score(trial.metric, *test),
         "test_accuracy": score("accuracy", *test),
         "train_accuracy": None,
     }
-    if settings.gap_rows:
-        rows = some_rows(task.train, settings.gap_rows)
-        scores["train_accuracy"] = score("accuracy", *predict(model, task, rows, bf16))
+    if trial.gap_rows:
+        rows = some_rows(task.train, trial.gap_rows)
+        scores["train_accuracy"] = score("accuracy", *predict(model, task, rows, trial.bf16))
     return scores
 
 
@@ -180,39 +192,39 @@ def predict(
     """
     device = next(model.parameters()).device
     forked = [device] if device.type == "cuda" else []
-    own = [part for part in ("validation", "test") if rows is getattr(task, part)]
-    keep = own and len(rows) <= KEPT_ROWS
-    batches = _own_batches(task, own[0]) if keep else _batches(task, rows)
-    places, labels, predicted, was_training = [], [], [], model.training
+    parts = [part for part in ("validation", "test") if rows is getattr(task, part)]
+    keep = parts and len(rows) <= KEPT_ROWS
+    batches = _kept_batches(task, parts[0]) if keep else _batches(task, rows)
+    order, labels, predicted, was_training = [], [], [], model.training
     model.eval()
     with (
         torch.random.fork_rng(forked),
         torch.no_grad(),
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
-        for chosen, batch in batches:
+        for numbers, batch in batches:
             inputs = {name: x.to(device) for name, x in batch.items() if name != "labels"}
             predicted.append(model(**inputs).logits.argmax(-1))
             labels.append(batch["labels"])
-            places += chosen
+            order += numbers
     model.train(was_training)
-    back = torch.tensor(places).argsort()
-    return tuple(torch.cat(x).cpu()[back].tolist() for x in (predicted, labels))
+    by_row = torch.tensor(order).argsort()
+    return tuple(torch.cat(x).cpu()[by_row].tolist() for x in (predicted, labels))
 
 
 def _batches(task: Task, rows: Sequence[dict]) -> Iterator[tuple[list[int], dict]]:
-    """Where a batch's rows are among all, and the batch: texts by length, so that little of it is
-    padding."""
+    """The numbers of a batch's rows among all, and the batch. Texts come by length, so that little
+    of a batch is padding."""
     rows = list(rows)
     order = sorted(range(len(rows)), key=lambda i: _length(rows[i]))
     for start in range(0, len(rows), EVALUATION_BATCH):
-        chosen = order[start : start + EVALUATION_BATCH]
-        yield chosen, task.collate([rows[i] for i in chosen])
+        numbers = order[start : start + EVALUATION_BATCH]
+        yield numbers, task.collate([rows[i] for i in numbers])
 
 
 @functools.lru_cache(maxsize=4)
-def _own_batches(task: Task, part: str) -> list[tuple[list[int], dict]]:
-    """Those of a part that every trial of a study is scored on."""
+def _kept_batches(task: Task, part: str) -> list[tuple[list[int], dict]]:
+    """The batches of a part that every trial of a study is scored on."""
     return list(_batches(task, getattr(task, part)))
 
 

@@ -1,64 +1,159 @@
 """Turns the scores of a measurement into curves of accuracy against d and into d90: rates are
 chosen on validation, the curve is made monotone by isotonic regression, and seeds are resampled for
-the interval. What the tested d or the scores cannot tell is said in words."""
+the interval. What the tested d or the scores cannot tell is said in words, and what rests on a part
+of the runs is marked as such."""
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from ..settings.trial import Score, Trial
 
 LINE_SHARE = 0.9
 RESAMPLES, CONFIDENCE = 2000, 0.95
 
 
-def curve_points(trials: list[dict], scores: list[dict | None]) -> list[dict]:
-    """One point for each method and d, at the rate with the best mean validation score.
+@dataclass(frozen=True)
+class Point:
+    """One method at one d, at the learning rate that was best on validation. Scores, accuracies and
+    seconds stand by seed, in the order of `seeds`; None where a score lacks them."""
 
-    `scores` go with `trials` and hold `validation` and `test`, or are None for a missing one; a
-    rate counts only when all its seeds are there, and a point without such a rate is left out. Of
-    equal rates the smallest wins. A point holds method, d, size, learning_rate, rates (all that
-    were tried), seeds, validation (its mean), test (scores by seed), mean (of test), and by seed
-    test_accuracy, train_accuracy and seconds, None where a score lacks them.
+    method: str
+    d: int
+    size: int | None
+    learning_rate: float
+    rates: tuple[float, ...]  # all that were tried, ascending
+    seeds: tuple[int, ...]
+    validation: float  # its mean over the seeds
+    test: tuple[float, ...]
+    mean: float  # of test
+    test_accuracy: tuple[float | None, ...]
+    train_accuracy: tuple[float | None, ...]
+    seconds: tuple[float | None, ...]
+    trained: int | None
+    seeds_asked: int
+    whole: bool  # no run is to come that could change the point
+
+
+@dataclass(frozen=True)
+class D90:
+    """d90 of one method with its bootstrap interval. The numbers are inf where no tested d reaches
+    the line, and None where there is no line."""
+
+    line: float | None
+    value: float | None
+    low: float | None
+    high: float | None
+    unstable: bool  # the interval is open on both sides
+    text: str  # as a person reads it: "300 [300, 1000]", "<= 10", "> 3000 so far"
+    so_far: bool = False  # runs are to come that could change it
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the points of a measurement say: the full score, 90 % of it, d90 by method, and remarks
+    on what makes them doubtful."""
+
+    full: float | None
+    line: float | None
+    d90: dict[str, D90]
+    remarks: tuple[str, ...]
+
+
+class _Run(NamedTuple):
+    seed: int
+    score: Score | None
+    to_come: bool
+
+
+def curve_points(
+    trials: Sequence[Trial], scores: Sequence[Score | None], to_come: Sequence[bool] | None = None
+) -> list[Point]:
+    """One point for each method and d that has a score, at its best rate.
+
+    `scores` go with `trials`, None for a missing one, and `to_come` says which of the missing ones
+    may still come (by default none). A rate with a score that never comes is out. The others are
+    compared by their mean validation score over the seeds that all of them with any score share, so
+    that no rate wins by an easier seed; where they share none, over the one seed that most of them
+    have (of equals the smallest), and those without it wait. Of equal rates the smallest wins. The
+    point then holds all seeds that the chosen rate has so far.
     """
-    cells = defaultdict(lambda: defaultdict(list))
-    for trial, score in zip(trials, scores, strict=True):
-        cell = trial["method"], trial["d"], trial.get("size")
-        cells[cell][trial["learning_rate"]].append((trial["seed"], score))
-    points = []
-    for (method, d, size), rates in cells.items():
-        whole = {rate: runs for rate, runs in rates.items() if all(score for _, score in runs)}
-        means = {
-            rate: float(np.mean([score["validation"] for _, score in runs]))
-            for rate, runs in whole.items()
-        }
-        if not means:
-            continue
-        rate = max(sorted(means), key=means.get)
-        chosen = [score for _, score in whole[rate]]
-        point = {
-            "method": method,
-            "d": d,
-            "size": size,
-            "learning_rate": rate,
-            "rates": sorted(rates),
-            "seeds": [seed for seed, _ in whole[rate]],
-            "validation": means[rate],
-            "test": [score["test"] for score in chosen],
-            "mean": float(np.mean([score["test"] for score in chosen])),
-        }
-        for name in ("test_accuracy", "train_accuracy", "seconds"):
-            point[name] = [score.get(name) for score in chosen]
-        points.append(point)
-    return points
+    cells: dict[tuple[str, int, int | None], dict[float, list[_Run]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    waiting = [False] * len(trials) if to_come is None else to_come
+    for trial, score, waits in zip(trials, scores, waiting, strict=True):
+        cell = trial.method, trial.d, trial.size
+        cells[cell][trial.learning_rate].append(_Run(trial.seed, score, waits))
+    points = (_point(*cell, rates) for cell, rates in cells.items())
+    return [point for point in points if point is not None]
 
 
-def first_reaching(dims: Sequence[int], means: np.ndarray, line: np.ndarray) -> np.ndarray:
+def _point(method: str, d: int, size: int | None, rates: dict[float, list[_Run]]) -> Point | None:
+    """The point of one method and d from the runs of each rate; None where no rate has a score."""
+    possible = {
+        rate: runs
+        for rate, runs in rates.items()
+        if all(run.score is not None or run.to_come for run in runs)
+    }
+    scored = {
+        rate: {run.seed: run.score for run in runs if run.score is not None}
+        for rate, runs in possible.items()
+    }
+    compared = _compared_seeds([set(scores) for scores in scored.values() if scores])
+    means = {
+        rate: _mean(score.validation for seed, score in scores.items() if seed in compared)
+        for rate, scores in scored.items()
+        if scores and compared <= scores.keys()
+    }
+    if not means:
+        return None
+    rate = max(sorted(means), key=means.__getitem__)
+    chosen = list(scored[rate].values())
+    return Point(
+        method=method,
+        d=d,
+        size=size,
+        learning_rate=rate,
+        rates=tuple(sorted(r for r, runs in rates.items() if not all(run.to_come for run in runs))),
+        seeds=tuple(scored[rate]),
+        validation=_mean(score.validation for score in chosen),
+        test=tuple(score.test for score in chosen),
+        mean=_mean(score.test for score in chosen),
+        test_accuracy=tuple(score.test_accuracy for score in chosen),
+        train_accuracy=tuple(score.train_accuracy for score in chosen),
+        seconds=tuple(score.seconds for score in chosen),
+        trained=next((score.trained for score in chosen if score.trained), None),
+        seeds_asked=len(rates[rate]),
+        whole=not any(run.to_come for runs in possible.values() for run in runs),
+    )
+
+
+def _compared_seeds(seeds: list[set[int]]) -> set[int]:
+    """The seeds over which rates are compared that have these, at least one each."""
+    shared = set.intersection(*seeds) if seeds else set()
+    if seeds and not shared:
+        counts = Counter(seed for some in seeds for seed in some)
+        shared = {min(counts, key=lambda seed: (-counts[seed], seed))}
+    return shared
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def first_reaching(dims: Sequence[int], means: ArrayLike, line: ArrayLike) -> np.ndarray:
     """The smallest of the ascending `dims` whose isotonic fit reaches `line`; inf if none does.
 
-    `means` (..., len(dims)) and `line` (...) may hold many curves. The isotonic fit is on the line
-    from right behind the first minimum of the sums of (mean - line) on, since it is the slope of
-    those sums' greatest convex minorant (Barlow et al., 1972).
+    `means` (..., len(dims)) and `line` (...) may hold many curves. The fit first reaches `line` at
+    the index that minimises the running sum of (mean - line): pooled means are below the line
+    before it and not below it from there on, since the fit is the slope of that sum's greatest
+    convex minorant (Barlow et al., 1972).
     """
     # sums of equal accuracies differ in the last bit
     above = np.asarray(means) - (np.asarray(line)[..., None] - 1e-9)
@@ -66,39 +161,42 @@ def first_reaching(dims: Sequence[int], means: np.ndarray, line: np.ndarray) -> 
     return np.append(np.asarray(dims, dtype=float), math.inf)[np.argmin(sums, axis=-1)]
 
 
-def d90(dims: Sequence[int], scores: Sequence[Sequence[float]], full: Sequence[float]) -> dict:
+def d90(
+    dims: Sequence[int],
+    scores: Sequence[Sequence[float]],
+    full: Sequence[float],
+    so_far: bool = False,
+) -> D90:
     """d90 of one method with its 95 % bootstrap interval over seeds.
 
     `dims` ascends, `scores[i]` are the test scores by seed at `dims[i]`, `full` those of full
-    fine-tuning. The full run and every d are resampled on their own. Returns line, value, low and
-    high (numbers, inf when no tested d reaches the line), unstable (whether the interval is open
-    on both sides) and the text a person reads, such as "300 [300, 1000]", "<= 10" or "> 3000".
+    fine-tuning. The full run and every d are resampled on their own. Where one of them has a single
+    seed there is no interval: low and high are the value. `so_far` says that runs are to come.
     """
     rng = np.random.default_rng(0)
     line = LINE_SHARE * float(np.mean(full))
-    value = _whole(first_reaching(dims, [np.mean(seeds) for seeds in scores], line))
-    full_means = _resampled_means(rng, full)
-    curve_means = np.stack([_resampled_means(rng, seeds) for seeds in scores], axis=1)
-    values = first_reaching(dims, curve_means, LINE_SHARE * full_means)
-    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    low, high = map(_whole, np.quantile(values, tails, method="inverted_cdf"))
-    text = describe(dims, value)
-    unstable = len(dims) > 1 and low == dims[0] and high == math.inf
-    if len(full) > 1:
+    means = [np.mean(seeds) for seeds in scores]
+    value = low = high = _as_count(float(first_reaching(dims, means, line)))
+    text, unstable = describe(dims, value), False
+    if has_interval(scores, full):
+        full_means = _resampled_means(rng, full)
+        curve_means = np.stack([_resampled_means(rng, seeds) for seeds in scores], axis=1)
+        values = first_reaching(dims, curve_means, LINE_SHARE * full_means)
+        tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        low, high = map(_as_count, np.quantile(values, tails, method="inverted_cdf"))
+        unstable = len(dims) > 1 and low == dims[0] and high == math.inf
         text += f" [{describe(dims, low)}, {describe(dims, high)}]"
-    if unstable:
-        text = f"unstable: {text}"
-    return {
-        "line": line,
-        "value": value,
-        "low": low,
-        "high": high,
-        "unstable": unstable,
-        "text": text,
-    }
+    text = f"unstable: {text}" if unstable else text
+    text = f"{text} so far" if so_far else text
+    return D90(line, value, low, high, unstable, text, so_far)
 
 
-def _whole(value: float) -> float:
+def has_interval(scores: Sequence[Sequence[float]], full: Sequence[float]) -> bool:
+    """Whether every d and the full run have the two seeds that resampling needs."""
+    return min(len(seeds) for seeds in (full, *scores)) > 1
+
+
+def _as_count(value: float) -> float:
     return math.inf if value == math.inf else int(value)
 
 
@@ -113,40 +211,46 @@ def describe(dims: Sequence[int], value: float) -> str:
     return f"<= {dims[0]}" if value == dims[0] else f"{int(value)}"
 
 
-def summarise(points: list[dict], majority: float) -> dict:
+def summarise(points: list[Point], majority: float, unfinished: Collection[str] = ()) -> Summary:
     """The full score, the 90 % line, d90 by method, and remarks on what makes them doubtful.
 
-    Where the full run does not beat the majority class there is no line and no d90: each method's
-    value, low and high are None, and its text says why.
+    `unfinished` are the methods, "full" among them, that have runs to come; their d90s are marked
+    "so far", all of them where it is the full run. Where the full run does not beat the majority
+    class there is no line and no d90: each method's value, low and high are None, and its text says
+    why.
     """
-    full = next((point for point in points if point["method"] == "full"), None)
+    full = next((point for point in points if point.method == "full"), None)
     if full is None:
-        return {"full": None, "line": None, "d90": {}, "remarks": ["the full runs are missing"]}
-    score = full["mean"]
-    curves = defaultdict(list)
+        return Summary(None, None, {}, ("the full runs are missing",))
+    score = full.mean
+    curves: dict[str, list[Point]] = defaultdict(list)
     for point in points:
         if point is not full:
-            curves[point["method"]].append(point)
+            curves[point.method].append(point)
     if score <= majority:
         remark = (
             f"full fine-tuning ({score:.1%}) does not beat the majority class ({majority:.1%}): "
             "there is no d90; try other full rates or more steps"
         )
-        none = dict.fromkeys(("line", "value", "low", "high"))
-        none |= {"unstable": False, "text": "none: the full run does not beat the majority class"}
-        results = {method: dict(none) for method in curves}
-        return {"full": score, "line": None, "d90": results, "remarks": [remark]}
+        so_far = "full" in unfinished
+        text = f"none{' so far' if so_far else ''}: the full run does not beat the majority class"
+        none = D90(None, None, None, None, False, text, so_far)
+        return Summary(score, None, dict.fromkeys(curves, none), (remark,))
     line, remarks = LINE_SHARE * score, []
     if line <= majority:
         remarks.append(
             f"the 90 % line ({line:.1%}) is not above the majority class ({majority:.1%}): "
             "reaching it takes no learning"
         )
-    results = {}
+    results, single = {}, False
     for method, curve in curves.items():
-        curve.sort(key=lambda point: point["d"])
-        dims = [point["d"] for point in curve]
-        results[method] = d90(dims, [point["test"] for point in curve], full["test"])
-    if len(full["test"]) == 1:
+        curve.sort(key=lambda point: point.d)
+        dims, scores = [point.d for point in curve], [point.test for point in curve]
+        so_far = bool({"full", method} & set(unfinished))
+        results[method] = d90(dims, scores, full.test, so_far)
+        single = single or not has_interval(scores, full.test)
+    if len(full.seeds) == full.seeds_asked == 1:
         remarks.append("one seed: no interval")
-    return {"full": score, "line": line, "d90": results, "remarks": remarks}
+    elif single:
+        remarks.append("one seed so far in some points: no interval")
+    return Summary(score, line, results, tuple(remarks))

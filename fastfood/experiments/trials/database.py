@@ -1,62 +1,60 @@
-"""The database of a study, where it is opened and its rows are read. Optuna makes the tables;
-reading goes to them for new rows alone, since a row as an Optuna object takes ten times as long."""
+"""The database of a study: how an Optuna study is opened there, and what its rows say. Nothing but
+this file and `record` knows how Optuna names things; both go to the database through Optuna alone.
+"""
 
 import json
 import time
 import warnings
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 from urllib.parse import quote_plus
 
 import optuna
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
+from pydantic import TypeAdapter, ValidationError
+
+from ..settings.trial import Score, Trial, TrialState
 
 GRACE = 3  # heartbeats that a driver may miss
 
-_KINDS = {"key": str, "config": dict, "result": dict, "pruned": dict, "error": str}
-
-_TRIALS = sa.table(
-    "trials",
-    sa.column("trial_id", sa.Integer),
-    sa.column("study_id", sa.Integer),
-    sa.column("state", sa.String),
-    sa.column("datetime_start", sa.DateTime),
-    sa.column("datetime_complete", sa.DateTime),
-)
-_ATTRIBUTES = sa.table(
-    "trial_user_attributes",
-    sa.column("trial_id", sa.Integer),
-    sa.column("key", sa.String),
-    sa.column("value_json", sa.Text),
-)
-_IS_NEW = (_TRIALS.c.study_id == sa.bindparam("study")) & (
-    (_TRIALS.c.trial_id > sa.bindparam("last"))
-    | _TRIALS.c.trial_id.in_(sa.bindparam("running", expanding=True))
-)
-_NEW_ROWS = sa.select(
-    _TRIALS.c.trial_id, _TRIALS.c.state, _TRIALS.c.datetime_start, _TRIALS.c.datetime_complete
-).where(_IS_NEW)
-_NEW_ATTRIBUTES = (
-    sa.select(*_ATTRIBUTES.c)
-    .join_from(_ATTRIBUTES, _TRIALS, _ATTRIBUTES.c.trial_id == _TRIALS.c.trial_id)
-    .where(_IS_NEW)
-)
+_T = TypeVar("_T")
+_TRIAL, _SCORE = TypeAdapter(Trial), TypeAdapter(Score)
+_STATES = {
+    optuna.trial.TrialState.COMPLETE: TrialState.COMPLETE,
+    optuna.trial.TrialState.PRUNED: TrialState.PRUNED,
+    optuna.trial.TrialState.RUNNING: TrialState.RUNNING,
+    optuna.trial.TrialState.WAITING: TrialState.WAITING,
+}
 
 
-class Attempt(NamedTuple):
-    """A row: one try at one trial. `state` is Optuna's name of it."""
+@dataclass(frozen=True)
+class Attempt:
+    """A row: one try at one trial. WAITING means that its driver withdrew or stopped it, so that it
+    says nothing of the trial; FAILED without an error that its worker was killed."""
 
     number: int
-    state: str
-    attributes: dict
+    key: str
+    trial: Trial
+    state: TrialState
+    score: Score | None
+    environment: str  # the name under which the study keeps the versions and the hardware
+    error: str | None
+    halfway: float | None  # the score for which it was pruned, at optimizer step `step`
+    step: int | None
     seconds: float | None  # wall time, None while it runs
 
 
 def sqlite_url(path: Path) -> str:
     """The database URL of a file."""
     return sa.URL.create("sqlite", database=str(path.absolute())).render_as_string()
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown and kept."""
+    return sa.make_url(url).render_as_string(hide_password=True).replace(":***@", "@", 1)
 
 
 def _parse(url: str) -> sa.URL:
@@ -72,13 +70,14 @@ def _parse(url: str) -> sa.URL:
 
 def open_database(url: str, name: str, heartbeat: int | None) -> tuple[RDBStorage, optuna.Study]:
     """Opens or makes the Optuna study `name`, as `record.open_record` describes it."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Optuna also warns of errors that it raises.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     parsed = _parse(url)
     backend = parsed.get_backend_name()
     arguments = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}}
     options = {"connect_args": arguments.get(backend, {}), "pool_pre_ping": backend != "sqlite"}
     _refuse_foreign(parsed)
-    # Optuna formats the URL, so braces in a folder's name or a password are doubled
+    # Optuna formats the URL, so braces in a folder's name or a password are doubled.
     text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     tries_left = 4  # drivers that make the tables at once disturb each other
     while True:
@@ -111,7 +110,7 @@ def _refuse_foreign(url: sa.URL) -> None:
         tables = set(sa.inspect(engine).get_table_names())
     except sa.exc.SQLAlchemyError:
         return  # a damaged file, of which Optuna's own reading tells more
-    # another driver may be making the tables just now
+    # Another driver may be making the tables just now.
     if tables and tables.isdisjoint(("alembic_version", "studies", "version_info")):
         raise ValueError(refusal(url, ValueError("a database of something else")))
 
@@ -126,42 +125,55 @@ def refusal(url: sa.URL, error: Exception) -> str:
     return f"storage: wanted an Optuna database at {shown}, got {reason}"
 
 
-def new_rows(storage: RDBStorage, study_id: int, last: int, running: list[int]) -> list[Attempt]:
-    """The rows after number `last` and those in `running`, as they are now.
+def read_attempt(row: optuna.trial.FrozenTrial) -> Attempt | None:
+    """What a row of the study says; None for one that no driver of ours made.
 
-    Raises ValueError when the database cannot be read, or a row is not as a driver writes it.
+    Fields that other versions added to a trial or its score are left out, and those that they did
+    not have yet are None. Raises ValueError when the row is not as a driver writes it.
     """
-    wanted = {"study": study_id, "last": last, "running": running}
-    engine = storage.engine.execution_options(isolation_level="AUTOCOMMIT")
+    attributes, number = row.user_attrs, row.number
+    if "key" not in attributes:
+        return None
+    complete = row.state == optuna.trial.TrialState.COMPLETE
+    wanted = {"key": str, "config": dict} | ({"result": dict} if complete else {})
+    for name, kind in {"error": str, "pruned": dict}.items():
+        wanted |= {name: kind} if name in attributes else {}
+    for name, kind in wanted.items():
+        content = attributes.get(name)
+        if not isinstance(content, kind):
+            raise ValueError(_damage(name, number, content))
+    result = attributes["result"] if complete else {}
+    pruned, time_taken = attributes.get("pruned", {}), row.duration
+    return Attempt(
+        number=number,
+        key=attributes["key"],
+        trial=_read(_TRIAL, "config", number, attributes["config"]),
+        state=_state(row),
+        score=_read(_SCORE, "result", number, result) if complete else None,
+        environment=str(result.get("environment", "")),
+        error=attributes.get("error"),
+        halfway=pruned.get("halfway"),
+        step=pruned.get("step"),
+        # A clock that was set back meanwhile gives no time less than none.
+        seconds=None if time_taken is None else max(0.0, time_taken.total_seconds()),
+    )
+
+
+def _state(row: optuna.trial.FrozenTrial) -> TrialState:
+    if row.state != optuna.trial.TrialState.FAIL:
+        return _STATES[row.state]
+    if "left" in row.user_attrs:
+        return TrialState.WAITING
+    diverged = row.user_attrs.get("final") and "error" in row.user_attrs
+    return TrialState.DIVERGED if diverged else TrialState.FAILED
+
+
+def _read(adapter: "TypeAdapter[_T]", name: str, number: int, content: dict) -> _T:
     try:
-        with engine.connect() as connection:
-            rows = connection.execute(_NEW_ROWS, wanted).all()
-            texts = connection.execute(_NEW_ATTRIBUTES, wanted).all()
-    except sa.exc.SQLAlchemyError as error:
-        raise ValueError(refusal(engine.url, error)) from None
-    attributes: dict[int, dict] = {}
-    for number, name, text in texts:
-        attributes.setdefault(number, {})[name] = _read_attribute(number, name, text)
-    return [_attempt(*row, attributes.get(row[0], {})) for row in rows]
+        return adapter.validate_json(json.dumps(content), strict=True)
+    except ValidationError:
+        raise ValueError(_damage(name, number, content)) from None
 
 
-def _attempt(number: int, state: str, start, end, attributes: dict) -> Attempt:
-    needed = {"config", "result"} if state == "COMPLETE" else {"config"}
-    if "key" in attributes and not needed <= attributes.keys():
-        raise ValueError(f"storage: wanted a whole row {number}, got {sorted(attributes)}")
-    # a clock that was set back meanwhile gives no time less than none
-    seconds = max(0.0, (end - start).total_seconds()) if start and end else None
-    return Attempt(number, state, attributes, seconds)
-
-
-def _read_attribute(number: int, name: str, text: str) -> object:
-    try:
-        content = json.loads(text)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"storage: wanted JSON as {name} of row {number}, got {error}") from None
-    fits = isinstance(content, _KINDS.get(name, object))
-    if name == "result" and fits:
-        fits = all(isinstance(content.get(part), int | float) for part in ("validation", "test"))
-    if not fits:
-        raise ValueError(f"storage: wanted a whole {name} of row {number}, got {content!r:.100}")
-    return content
+def _damage(name: str, number: int, content: object) -> str:
+    return f"storage: wanted a whole {name} of row {number}, got {content!r:.100}"

@@ -1,12 +1,9 @@
-"""Which trials a measurement consists of. A trial is a flat dict made from the settings for one
-(method, d, learning rate, seed); it holds everything that its score depends on. The list is a pure
-function of the settings and of the scores known so far, so that any number of drivers, and a
-resumed one, agree on what is to be done."""
+"""Which trials a measurement consists of. The list is a pure function of the settings, of the facts
+and of the scores known so far, so that any number of drivers, and a resumed one, agree on what is
+to be done."""
 
-import hashlib
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from ..settings.measurement import (
     DIGITS_ONE_RATE_BELOW,
@@ -15,20 +12,26 @@ from ..settings.measurement import (
     SUBSPACE_METHODS,
     Settings,
 )
+from ..settings.trial import Facts, Score, Trial
 from .curves import LINE_SHARE, curve_points
 
 START, STRIDE = 1000, 8  # a bisection's first d, and the ratio of its steps until d90 is bracketed
 PRUNE_MARGIN = 0.1  # a trial this far behind another rate at half of its steps is hopeless
 
+Known = Mapping[str, Score | None]  # by key; None for a trial that will have no score
 
-def trials(settings: Settings, facts: dict, known: dict[str, dict | None]) -> list[dict]:
+
+def trials(settings: Settings, facts: Facts, known: Known) -> list[Trial]:
     """All trials asked for so far in the order in which they run: full fine-tuning first, then
     seed by seed every d, so that a run stopped early holds whole curves.
 
-    `known` holds the results of finished trials by key, and None for those that gave no score and
+    `known` holds the scores of finished trials by key, and None for those that gave no score and
     will not run again. A grid does not depend on it; a bisection grows with it.
     """
-    full = _full_trials(settings, facts)
+    seeds = range(settings.seeds)
+    full = [
+        trial for seed in seeds for trial in cell_trials(settings, facts, "full", facts.D, seed)
+    ]
     if settings.search == "grid":
         searched = {method: settings.dims for method in settings.methods}
     else:
@@ -37,29 +40,61 @@ def trials(settings: Settings, facts: dict, known: dict[str, dict | None]) -> li
             method: _bisection(settings, facts, method, line, known) for method in settings.methods
         }
     asked = list(full)
-    for seed in range(settings.seeds):
+    for seed in seeds:
         cells = [
             (d, method)
             for method in settings.methods
             for d in (() if method in SIZED_METHODS else searched[method])
         ]
         for d, method in sorted(cells, key=lambda cell: cell[0]):
-            asked += _cell(settings, facts, method, d, None, seed)
+            asked += cell_trials(settings, facts, method, d, seed)
         for method in settings.methods:
             for size in settings.sizes if method in SIZED_METHODS else ():
-                d = facts["counts"][method][str(size)]
-                asked += _cell(settings, facts, method, d, size, seed)
+                d = facts.counts[method][str(size)]
+                asked += cell_trials(settings, facts, method, d, seed, size)
     return _without_pruned_rates(asked, known) if settings.prune else asked
 
 
-def trial_key(trial: dict) -> str:
-    """A hash of a trial's configuration; the paths are left out, their contents' hashes are in."""
-    identity = {
-        name: value
-        for name, value in trial.items()
-        if name not in ("model", "data") and value is not None
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+def cell_trials(
+    settings: Settings, facts: Facts, method: str, d: int, seed: int, size: int | None = None
+) -> list[Trial]:
+    """The trials of one method, d and seed, one for each learning rate."""
+    subspace = method in SUBSPACE_METHODS
+    if method == "full":
+        rates = sorted(set(settings.full_lrs))
+    else:
+        rates = theta_rates(settings, d) if subspace else sorted(set(settings.peft_lrs))
+    return [
+        Trial(
+            task=settings.task,
+            text_columns=settings.text_columns,
+            label_column=settings.label_column,
+            splits_asked=settings.splits,
+            model=settings.model,
+            revision=settings.revision,
+            data=settings.data,
+            model_hash=facts.model_hash,
+            data_hash=facts.data_hash,
+            metric=settings.metric,
+            max_steps=settings.max_steps,
+            batch_size=settings.batch_size,
+            max_length=None if settings.task == "digits" else settings.max_length,
+            warmup=settings.warmup,
+            bf16=settings.bf16,
+            device=facts.device.split(":")[0],
+            eval_rows=settings.eval_rows,
+            gap_rows=settings.gap_rows or None,
+            method=method,
+            d=d,
+            size=size,
+            normalization=settings.normalization if subspace else None,
+            lambda_lr=settings.lambda_lr if method == "said" else None,
+            head=None if subspace or method == "full" else settings.head,
+            seed=seed,
+            learning_rate=rate,
+        )
+        for rate in rates
+    ]
 
 
 def theta_rates(settings: Settings, d: int) -> tuple[float, ...]:
@@ -73,107 +108,61 @@ def theta_rates(settings: Settings, d: int) -> tuple[float, ...]:
     return tuple(sorted({float(f"{factor / math.sqrt(d):.2g}") for factor in factors}))
 
 
-def floor(
-    settings: Settings, trial: dict, asked: list[dict], known: dict[str, dict | None]
-) -> float | None:
+def floor(settings: Settings, trial: Trial, asked: Sequence[Trial], known: Known) -> float | None:
     """The validation score that a trial must have at half of its steps to go on: `PRUNE_MARGIN`
     below the best that another rate of the same method, d and seed had there. None without
     `prune` and where nothing is known yet."""
     if not settings.prune:
         return None
     cell = [other for other in asked if _cell_of(other) == _cell_of(trial)]
-    pruned = {other["learning_rate"] for other in cell if known.get(trial_key(other), 0) is None}
+    pruned = {other.learning_rate for other in cell if _has_no_score(other, known)}
     rivals = [
-        known[trial_key(other)]["halfway"]
+        known.get(other.key)
         for other in cell
-        if other["seed"] == trial["seed"]
-        and other["learning_rate"] not in {trial["learning_rate"], *pruned}
-        and known.get(trial_key(other))
+        if other.seed == trial.seed and other.learning_rate not in {trial.learning_rate, *pruned}
     ]
-    rivals = [score for score in rivals if score is not None]
-    return max(rivals) - PRUNE_MARGIN if rivals else None
+    scores = [rival.halfway for rival in rivals if rival is not None and rival.halfway is not None]
+    return max(scores) - PRUNE_MARGIN if scores else None
 
 
-def _common(settings: Settings, facts: dict) -> dict:
-    return {
-        "task": settings.task,
-        "text_columns": settings.text_columns and list(settings.text_columns),
-        "label_column": settings.label_column,
-        "splits_asked": settings.splits and list(settings.splits),
-        "model": settings.model,
-        "revision": settings.revision,
-        "data": settings.data,
-        "model_hash": facts["model_hash"],
-        "data_hash": facts["data_hash"],
-        "metric": settings.metric,
-        "max_steps": settings.max_steps,
-        "batch_size": settings.batch_size,
-        "max_length": None if settings.task == "digits" else settings.max_length,
-        "warmup": settings.warmup,
-        "bf16": settings.bf16,
-        "device": facts["device"].split(":")[0],
-        "eval_rows": settings.eval_rows,
-        "gap_rows": settings.gap_rows or None,
-    }
+def _cell_of(trial: Trial) -> tuple[str, int]:
+    return trial.method, trial.d
 
 
-def _full_trials(settings: Settings, facts: dict) -> list[dict]:
-    own = {"method": "full", "d": facts["D"], "size": None, "normalization": None}
-    own |= {"lambda_lr": None, "head": None}
-    return [
-        _common(settings, facts) | own | {"learning_rate": rate, "seed": seed}
-        for seed in range(settings.seeds)
-        for rate in sorted(set(settings.full_lrs))
-    ]
+def _has_no_score(trial: Trial, known: Known) -> bool:
+    """Whether the trial ended without a score and will not run again."""
+    return trial.key in known and known[trial.key] is None
 
 
-def _cell(
-    settings: Settings, facts: dict, method: str, d: int, size: int | None, seed: int
-) -> list[dict]:
-    """The trials of one method, d and seed, one a rate."""
-    subspace = method in SUBSPACE_METHODS
-    own = {
-        "method": method,
-        "d": d,
-        "size": size,
-        "normalization": settings.normalization if subspace else None,
-        "lambda_lr": settings.lambda_lr if method == "said" else None,
-        "head": None if subspace else settings.head,
-        "seed": seed,
-    }
-    rates = theta_rates(settings, d) if subspace else sorted(set(settings.peft_lrs))
-    return [_common(settings, facts) | own | {"learning_rate": rate} for rate in rates]
-
-
-def _cell_of(trial: dict) -> tuple:
-    return trial["method"], trial["d"]
-
-
-def _without_pruned_rates(asked: list[dict], known: dict) -> list[dict]:
+def _without_pruned_rates(asked: list[Trial], known: Known) -> list[Trial]:
     """A rate that was stopped at one seed cannot be chosen, so its other seeds need not run."""
     stopped = {
-        (*_cell_of(trial), trial["learning_rate"])
-        for trial in asked
-        if known.get(trial_key(trial), 0) is None
+        (*_cell_of(trial), trial.learning_rate) for trial in asked if _has_no_score(trial, known)
     }
     return [
         trial
         for trial in asked
-        if trial_key(trial) in known or (*_cell_of(trial), trial["learning_rate"]) not in stopped
+        if trial.key in known or (*_cell_of(trial), trial.learning_rate) not in stopped
     ]
 
 
-def _line(full: list[dict], known: dict) -> float | None:
+def _mean(cell: list[Trial], known: Known) -> float | None:
+    """The mean test score of trials of one method and d at the best of their rates, None without
+    one; raises KeyError while some of them are not known yet."""
+    points = curve_points(cell, [known[trial.key] for trial in cell])
+    return points[0].mean if points else None
+
+
+def _line(full: list[Trial], known: Known) -> float | None:
     """90 % of the full score, or None while full runs are missing or when none came through."""
-    keys = [trial_key(trial) for trial in full]
-    if not all(key in known for key in keys):
+    if not all(trial.key in known for trial in full):
         return None
-    points = curve_points(full, [known[key] for key in keys])
-    return LINE_SHARE * points[0]["mean"] if points else None
+    mean = _mean(full, known)
+    return None if mean is None else LINE_SHARE * mean
 
 
 def _bisection(
-    settings: Settings, facts: dict, method: str, line: float | None, known: dict
+    settings: Settings, facts: Facts, method: str, line: float | None, known: Known
 ) -> list[int]:
     """The values of d that the search for one method's d90 has come to so far, ascending."""
     if method in SIZED_METHODS or line is None:
@@ -186,17 +175,16 @@ def _bisection(
         cell = [
             trial
             for seed in range(settings.seeds)
-            for trial in _cell(settings, facts, method, d, None, seed)
+            for trial in cell_trials(settings, facts, method, d, seed)
         ]
         cell = _without_pruned_rates(cell, known) if settings.prune else cell
-        keys = [trial_key(trial) for trial in cell]
-        if not all(key in known for key in keys):
+        if not all(trial.key in known for trial in cell):
             return None
-        points = curve_points(cell, [known[key] for key in keys])
-        return bool(points) and points[0]["mean"] >= line - 1e-9
+        mean = _mean(cell, known)
+        return mean is not None and mean >= line - 1e-9
 
-    least = max(settings.bracket[0], (facts["m"] or 0) + 1 if method == "said" else 1)
-    largest = max(least, min(settings.bracket[1], facts["D"]))
+    least = max(settings.bracket[0], (facts.m or 0) + 1 if method == "said" else 1)
+    largest = max(least, min(settings.bracket[1], facts.D))
     _bisect(least, largest, settings.precision, reached)
     return sorted(asked)
 
@@ -209,10 +197,10 @@ def _bisect(
     d = min(max(START, least), largest)
     low, high = None, None  # the largest d found below the line, the smallest found on it
     while True:
-        found = reached(d)
-        if found is None:
+        on_the_line = reached(d)
+        if on_the_line is None:
             return
-        low, high = (low, d) if found else (d, high)
+        low, high = (low, d) if on_the_line else (d, high)
         if high is None and low < largest:
             d = min(STRIDE * low, largest)
         elif low is None and high > least:

@@ -1,32 +1,50 @@
 """The record of a study: an Optuna study with a row for each attempt at a trial, which any number
-of drivers on any number of machines write through Optuna's storage interface."""
+of drivers on any number of machines write. This file says who owns a row and when a claim is final.
+
+Consistency. A row belongs to the driver that made it, for as long as it runs. The database numbers
+the rows in the order in which they become visible, so a driver that has made a row and then reads
+sees every earlier one. Of several rows for the same trial the earliest has it, unless that one
+ended without an outcome; the drivers of later rows withdraw them. A claim is final once its driver
+has read the rows again and kept its own. Optuna refuses to change a row that has ended, so a row
+has one outcome, written by one driver.
+
+What is lost when a driver dies. Only the attempts that its workers had in hand, and those that had
+ended but were not written down yet. Their rows go on running in the record until somebody frees
+them (`free_stale`): the next driver of a folder at once, because the folder's lock says that it is
+alone; a driver of a shared database when three heartbeats are missing. A driver that was taken for
+dead and wakes up claims the trial anew for its score, and drops the score when somebody else has
+the trial by then.
+
+A table of our own with a unique key for the trial would make claims shorter, but rows of earlier
+versions are not in it and Optuna's dashboard does not show it, so there would be two truths.
+"""
 
 import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import TrialState as RowState
 
-from .database import GRACE, Attempt, new_rows, open_database, refusal
-from .plan import trial_key
+from ..settings.trial import Score, Trial, TrialState
+from .database import GRACE, Attempt, open_database, read_attempt, refusal
 
 MOST_KILLED = 3  # attempts at a trial whose worker dies each time
 PATIENCE = 20.0  # seconds that a write waits for a database that does not answer
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """What the record knows of one trial after all attempts at it."""
 
-    state: str  # complete, pruned, running, failed, or waiting (given back)
-    trial: dict
+    state: TrialState
+    trial: Trial
     attempts: int  # rows that ran, or run, on a worker
-    result: dict | None
+    score: Score | None
     error: str | None
-    final: bool  # failed in a way that will come again, such as diverged training
     halfway: float | None  # the score for which a trial was pruned, at optimizer step `step`
     step: int | None
     seconds: float | None
@@ -40,118 +58,98 @@ def open_record(url: str, name: str, heartbeat: int | None = None) -> "Record":
     beats are taken for dead. With None this is the only driver, or a reader. Raises ValueError
     when the database is damaged or out of reach; it never shows the password.
     """
-    storage, study = open_database(url, name, heartbeat)
-    try:
-        return Record(storage, study, heartbeat)
-    except (optuna.exceptions.OptunaError, KeyError) as error:
-        raise ValueError(refusal(storage.engine.url, error)) from None
+    return Record(*open_database(url, name, heartbeat), heartbeat)
 
 
 class Record:
     """An open study. `claim`, `finish`, `fail`, `prune`, `give_back`, `free_stale` write; `read`
-    takes in what others wrote; `known`, `decided`, `states` and `status` ask no database.
+    takes in what others wrote; `known`, `decided`, `states` and `state` ask no database.
 
     A thread of the driver may call `beat`; all else is for one thread.
     """
 
-    def __init__(self, storage, study: optuna.Study, heartbeat: int | None) -> None:
+    def __init__(
+        self, storage: optuna.storages.RDBStorage, study: optuna.Study, heartbeat: int | None
+    ) -> None:
         self.heartbeat = heartbeat
         self.alone = heartbeat is None
         self._storage, self._study = storage, study
-        self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._attempts: dict[str, dict[int, Attempt]] = {}
-        self._keys: dict[int, str] = {}  # of the rows that had not ended when they were read
+        self._rows: dict[int, optuna.trial.FrozenTrial] = {}  # by number, as they were last read
+        self._attempts: dict[str, dict[int, Attempt]] = {}  # by the trial's key and the number
+        self._running: dict[int, str] = {}  # the keys of running rows
         self._entries: dict[str, Entry] = {}
-        self._known: dict[str, dict | None] = {}
         self._changed: set[str] = set()
-        self._last = 0  # rows become visible in the order of their numbers
-        self._mine: set[int] = set()
-        self._seen: dict[int, float] = {}  # when a foreign running row was met, monotonic
-        self._environments = study.user_attrs
+        self._own: dict[int, int] = {}  # the database's identifiers of this driver's running rows
+        self._first_seen: dict[int, float] = {}  # when a row of another driver was met, monotonic
+        self._environments: dict[str, dict] = {}
+        self._study_id = self._ask(storage.get_study_id_from_name, study.study_name)
         self.read()
-        # what ended before this driver came does not count against a trial
-        self._past = {
-            number for rows in self._attempts.values() for number in rows
-        } - self._keys.keys()
+        # What ended before this driver came does not count against a trial.
+        self._past = self._rows.keys() - self._running.keys()
 
     def read(self) -> None:
         """Takes in the rows that are new or were running."""
-        running = list(self._keys)
-        for attempt in new_rows(self._storage, self._study_id, self._last, running):
-            self._last = max(self._last, attempt.number)
-            if "key" in attempt.attributes:
-                self._take_in(attempt)
+        # Optuna keeps the rows that have ended and reads the others again.
+        for row in self._ask(self._study.get_trials, False):
+            if self._rows.get(row.number) is not row:
+                self._rows[row.number] = row
+                attempt = read_attempt(row)
+                if attempt is not None:
+                    self._take_in(attempt)
+
+    def _ask(self, read: Callable, *arguments):
+        """Reads from the database; raises ValueError when it is damaged or out of reach."""
+        try:
+            return read(*arguments)
+        except Exception as error:  # of Optuna, of SQLAlchemy, or of what decodes a damaged row
+            raise ValueError(refusal(self._storage.engine.url, error)) from None
 
     def _take_in(self, attempt: Attempt) -> None:
-        key = attempt.attributes["key"]
-        rows = self._attempts.setdefault(key, {})
-        if rows.get(attempt.number) == attempt:
+        attempts = self._attempts.setdefault(attempt.key, {})
+        if attempts.get(attempt.number) == attempt:
             return
-        rows[attempt.number] = attempt
-        if attempt.state == "RUNNING":
-            self._keys[attempt.number] = key
+        attempts[attempt.number] = attempt
+        if attempt.state == TrialState.RUNNING:
+            self._running[attempt.number] = attempt.key
         else:
-            self._keys.pop(attempt.number, None)
-            self._seen.pop(attempt.number, None)
-        entry = self._entries[key] = self._summarise(rows)
-        self._changed.add(key)
-        if entry.state == "complete":
-            self._known[key] = entry.result
+            self._running.pop(attempt.number, None)
+            self._first_seen.pop(attempt.number, None)
+        self._entries[attempt.key] = self._summarise(attempts.values())
+        self._changed.add(attempt.key)
 
-    def _summarise(self, rows: dict[int, Attempt]) -> Entry:
-        ran = [row for _, row in sorted(rows.items()) if not _was_left(row)]
-        by_state: dict[str, list[Attempt]] = {}
-        for row in ran:
-            by_state.setdefault(row.state, []).append(row)
-        failed = by_state.get("FAIL", [])
-        errors = [row for row in failed if "error" in row.attributes]
-        final = [row for row in errors if row.attributes.get("final")]
-        killed = len(failed) - len(errors)
-        found = (
-            ("complete", by_state.get("COMPLETE", [])[:1]),
-            ("failed", final[-1:]),
-            ("pruned", by_state.get("PRUNED", [])[-1:]),
-            ("running", by_state.get("RUNNING", [])[:1]),
-            ("failed", errors[-1:] or (failed[-1:] if killed >= MOST_KILLED else [])),
-        )
-        state, row = next(((name, rows[0]) for name, rows in found if rows), ("waiting", None))
-        attributes = row.attributes if row else {}
-        error = attributes.get("error")
-        if state == "failed" and error is None:
+    def _summarise(self, attempts: Iterable[Attempt]) -> Entry:
+        attempts = list(attempts)
+        state, decisive = _outcome(attempts)
+        error = decisive.error if decisive else None
+        if state == TrialState.FAILED and error is None:
+            killed = sum(_was_killed(attempt) for attempt in attempts)
             error = f"the worker was killed {killed} times"
-        result = dict(attributes["result"]) if state == "complete" else None
-        pruned = attributes.get("pruned", {})
         return Entry(
             state=state,
-            trial=next(iter(rows.values())).attributes["config"],
-            attempts=len(ran),
-            result=result,
+            trial=attempts[0].trial,
+            attempts=sum(attempt.state != TrialState.WAITING for attempt in attempts),
+            score=decisive.score if decisive else None,
             error=error,
-            final=bool(final) and state == "failed",
-            halfway=pruned.get("halfway"),
-            step=pruned.get("step"),
-            seconds=row.seconds if row else None,
-            environment=self._environment(result.pop("environment", "") if result else ""),
+            halfway=decisive.halfway if decisive else None,
+            step=decisive.step if decisive else None,
+            seconds=decisive.seconds if decisive else None,
+            environment=self._environment(decisive.environment if decisive else ""),
         )
 
     def _environment(self, name: str) -> dict:
         if name and name not in self._environments:
-            self._environments = self._study.user_attrs
+            self._environments = self._ask(lambda: self._study.user_attrs)
         return self._environments.get(name, {})
 
-    def known(self) -> dict[str, dict]:
-        """The results of the complete trials by key; not a copy."""
-        return self._known
+    def known(self) -> dict[str, Score]:
+        """The scores of the complete trials by key."""
+        return {key: entry.score for key, entry in self._entries.items() if entry.score is not None}
 
-    def decided(self, prune: bool) -> dict[str, dict | None]:
+    def decided(self, prune: bool) -> dict[str, Score | None]:
         """`known`, and None for the trials that gave no score and will not run again: those that
-        failed for good, and with `prune` also the pruned ones."""
-        scoreless = {
-            key: None
-            for key, entry in self._entries.items()
-            if entry.final or (prune and entry.state == "pruned")
-        }
-        return scoreless | self._known
+        diverged, and with `prune` also the pruned ones."""
+        final = (TrialState.COMPLETE, TrialState.DIVERGED, *[TrialState.PRUNED] * prune)
+        return {key: entry.score for key, entry in self._entries.items() if entry.state in final}
 
     def states(self) -> dict[str, Entry]:
         """What is known of each trial that was ever claimed, by key; not a copy."""
@@ -162,47 +160,45 @@ class Record:
         keys, self._changed = self._changed, set()
         return keys
 
-    def status(self, key: str, prune: bool) -> str:
-        """`closed` when this driver is not to run the trial any more, `running`, or `open`.
+    def state(self, key: str, prune: bool) -> TrialState:
+        """How far a trial has come for this driver, which may claim it when it is WAITING.
 
-        Errors and deaths of earlier starts do not close a trial; without `prune` a pruned one is
-        open.
+        Errors and deaths of earlier starts do not count; without `prune` a pruned attempt does not
+        count either.
         """
-        entry = self._entries.get(key)
-        if entry is None:
-            return "open"
-        if entry.state == "complete" or entry.final or (entry.state == "pruned" and prune):
-            return "closed"
-        rows = [row for row in self._attempts[key].values() if not _was_left(row)]
-        if any(row.state == "RUNNING" for row in rows):
-            return "running"
-        failed = [row for row in rows if row.state == "FAIL" and row.number not in self._past]
-        errors = sum("error" in row.attributes for row in failed)
-        return "closed" if errors or len(failed) >= MOST_KILLED else "open"
+        counting = [
+            attempt
+            for attempt in self._attempts.get(key, {}).values()
+            if (attempt.state != TrialState.FAILED or attempt.number not in self._past)
+            and (attempt.state != TrialState.PRUNED or prune)
+        ]
+        return _outcome(counting)[0]
 
-    def claim(self, trial: dict, prune: bool = False) -> int | None:
+    def claim(self, trial: Trial, prune: bool = False) -> int | None:
         """Makes a running row for the trial and returns its number, or None when the trial is not
-        open. Of several drivers at once, the one whose row came first has it."""
-        key = trial_key(trial)
+        waiting. Of several drivers at once, the one whose row came first has it."""
+        key = trial.key
         if not self.alone:
             self.read()
-        if self.status(key, prune) != "open":
+        if self.state(key, prune) != TrialState.WAITING:
             return None
         row = optuna.trial.create_trial(
-            state=TrialState.RUNNING, user_attrs={"key": key, "config": trial}
+            state=RowState.RUNNING, user_attrs={"key": key, "config": asdict(trial)}
         )
-        number = self._write(self._storage.create_new_trial, self._study_id, row)
-        self._mine.add(number)
-        self._write(self.beat, [number])
+        identifier = self._write(self._storage.create_new_trial, self._study_id, row)
+        number = self._ask(self._storage.get_trial_number_from_id, identifier)
+        self._own[number] = identifier
+        if not self.alone:
+            self._write(self._storage.record_heartbeat, identifier)
         self.read()
-        rivals = [row for row in self._attempts[key].values() if row.number < number]
-        if any(_stands_before(row, prune) for row in rivals):
-            self._end(number, TrialState.FAIL, {"left": "withdrawn"})
+        earlier = [attempt for attempt in self._attempts[key].values() if attempt.number < number]
+        if any(_stands_before(attempt, prune) for attempt in earlier):
+            self._end(number, RowState.FAIL, {"left": "withdrawn"})
             return None
         return number
 
-    def finish(self, number: int, result: dict, where: dict | None = None) -> bool:
-        """Ends an attempt with its result, whose `validation` is the Optuna value; `where` holds
+    def finish(self, number: int, score: Score, where: dict | None = None) -> bool:
+        """Ends an attempt with its score, whose `validation` is the Optuna value; `where` holds
         the versions and the hardware of the process that computed it.
 
         A row that others freed meanwhile (a driver that was asleep) is claimed anew; False when
@@ -213,45 +209,53 @@ class Record:
         if name not in self._environments:
             self._write(self._study.set_user_attr, name, where)
             self._environments[name] = where
-        attributes = {"result": result | {"environment": name}}
-        if self._end(number, TrialState.COMPLETE, attributes, result["validation"]):
+        attributes = {"result": asdict(score) | {"environment": name}}
+        if self._end(number, RowState.COMPLETE, attributes, score.validation):
             return True
         self.read()
-        trial = next(rows[number] for rows in self._attempts.values() if number in rows)
-        again = self.claim(trial.attributes["config"])
+        trial = next(rows[number].trial for rows in self._attempts.values() if number in rows)
+        again = self.claim(trial)
         return again is not None and self._end(
-            again, TrialState.COMPLETE, attributes, result["validation"]
+            again, RowState.COMPLETE, attributes, score.validation
         )
 
     def fail(self, number: int, error: str, final: bool = False) -> None:
         """Ends an attempt that raised: it is tried again at the next start, or never if final."""
         attributes = {"final": True} if final else {}
-        self._end(number, TrialState.FAIL, attributes | {"error": error})
+        self._end(number, RowState.FAIL, attributes | {"error": error})
 
-    def prune(self, number: int, halfway: float | None, step: int | None) -> None:
+    def prune(self, number: int, halfway: float, step: int) -> None:
         """Ends an attempt that was stopped at optimizer step `step` for its score there."""
-        self._end(number, TrialState.PRUNED, {"pruned": {"halfway": halfway, "step": step}})
+        self._end(number, RowState.PRUNED, {"pruned": {"halfway": halfway, "step": step}})
 
     def give_back(self, number: int, stopped: bool = False) -> None:
         """Ends an attempt whose worker was killed; one that the driver `stopped` itself does not
         count."""
-        self._end(number, TrialState.FAIL, {"left": "stopped"} if stopped else {})
+        self._end(number, RowState.FAIL, {"left": "stopped"} if stopped else {})
 
     def _end(
-        self, number: int, state: TrialState, attributes: dict, value: float | None = None
+        self, number: int, state: RowState, attributes: dict, value: float | None = None
     ) -> bool:
         """Ends a running row; False when it had been ended by somebody else."""
-        self._mine.discard(number)
+        identifier = self._identifier(number)
+        self._own.pop(number, None)
         values = None if value is None else [value]
         try:
             for name, content in attributes.items():
-                self._write(self._storage.set_trial_user_attr, number, name, content)
-            self._write(self._storage.set_trial_state_values, number, state, values)
+                self._write(self._storage.set_trial_user_attr, identifier, name, content)
+            self._write(self._storage.set_trial_state_values, identifier, state, values)
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
         finally:
             self.read()
         return True
+
+    def _identifier(self, number: int) -> int:
+        """The name of a row in the database, where those of several studies are counted."""
+        if number in self._own:
+            return self._own[number]
+        find = self._storage.get_trial_id_from_study_id_trial_number
+        return self._ask(find, self._study_id, number)
 
     def _write(self, write: Callable, *arguments):
         """Writes, and waits some seconds for a database that does not answer; raises ValueError
@@ -265,41 +269,60 @@ class Record:
                     raise ValueError(refusal(self._storage.engine.url, error)) from None
                 time.sleep(1.0)
 
-    def beat(self, numbers: list[int]) -> None:
-        """Says that the attempts are alive; called every `heartbeat` seconds."""
-        if not self.alone:
-            for number in numbers:
-                self._storage.record_heartbeat(number)
+    def beat(self) -> None:
+        """Says that this driver's attempts are alive; called every `heartbeat` seconds."""
+        for identifier in list(self._own.values()):
+            self._storage.record_heartbeat(identifier)
 
     def free_stale(self) -> None:
         """Gives back the running rows of dead drivers: all that are not this driver's own when it
         is alone, else those without a heartbeat for three of its intervals."""
         self.read()
-        foreign = self._keys.keys() - self._mine
-        if self.alone:
-            for number in list(foreign):
+        foreign = self._running.keys() - self._own.keys()
+        if self.heartbeat is None:
+            for number in foreign:
                 self.give_back(number)
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(self._study)
-        # a driver may die between its claim and the row's first beat, and Optuna frees no row
-        # without one: it gets one when it has run for long, which does a live row no harm
+        # A driver may die between its claim and the row's first beat, and Optuna frees no row
+        # without one. The row gets one when it has run for long, which does a live row no harm.
         now = time.monotonic()
         for number in foreign:
-            if now - self._seen.setdefault(number, now) > GRACE * self.heartbeat:
-                self._seen[number] = float("inf")
-                self.beat([number])
+            if now - self._first_seen.setdefault(number, now) > GRACE * self.heartbeat:
+                self._first_seen[number] = float("inf")
+                self._write(self._storage.record_heartbeat, self._identifier(number))
         self.read()
 
 
-def _was_left(row: Attempt) -> bool:
-    """Whether the attempt was withdrawn or stopped by its driver, so that it says nothing."""
-    return "left" in row.attributes and row.state == "FAIL"
+def _was_killed(attempt: Attempt) -> bool:
+    return attempt.state == TrialState.FAILED and attempt.error is None
 
 
-def _stands_before(row: Attempt, prune: bool) -> bool:
-    """Whether an earlier row keeps a later one from running."""
-    if row.state == "PRUNED":
+def _outcome(attempts: list[Attempt]) -> tuple[TrialState, Attempt | None]:
+    """The state that attempts at a trial bring it to, and the attempt that decides it: the first
+    that is complete or runs, the last of those that ended without a score."""
+    by_state: dict[TrialState, list[Attempt]] = {}
+    for attempt in sorted(attempts, key=lambda attempt: attempt.number):
+        by_state.setdefault(attempt.state, []).append(attempt)
+    for state, which in (
+        (TrialState.COMPLETE, 0),
+        (TrialState.DIVERGED, -1),
+        (TrialState.PRUNED, -1),
+        (TrialState.RUNNING, 0),
+    ):
+        if state in by_state:
+            return state, by_state[state][which]
+    failed = by_state.get(TrialState.FAILED, [])
+    raised = [attempt for attempt in failed if not _was_killed(attempt)]
+    if raised or len(failed) >= MOST_KILLED:
+        return TrialState.FAILED, (raised or failed)[-1]
+    return TrialState.WAITING, None
+
+
+def _stands_before(attempt: Attempt, prune: bool) -> bool:
+    """Whether an earlier attempt keeps a later one from running."""
+    if attempt.state == TrialState.PRUNED:
         return prune
-    return row.state in ("RUNNING", "COMPLETE") or bool(row.attributes.get("final"))
+    return attempt.state in (TrialState.RUNNING, TrialState.COMPLETE, TrialState.DIVERGED)

@@ -10,17 +10,29 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
 
 from ..settings.measurement import Settings
+from ..settings.trial import Score, Trial
 from ..training.environment import environment
 
 LOOK_AGAIN = 5.0  # seconds between looks at the size of a cluster, which may grow
 
 
+class Workers(Protocol):
+    """What a driver asks of `Processes` and `RayTasks`."""
+
+    def free(self) -> int: ...
+    def submit(self, *arguments: Any) -> Future: ...
+    def collect(self, future: Future) -> BaseException | None: ...
+    def killed(self, error: BaseException) -> bool: ...
+    def close(self, stop: bool) -> None: ...
+
+
 def work(
-    train: Callable, settings: Settings, trial: dict, floor: float | None
-) -> tuple[dict, dict]:
-    """Runs in a worker: the result of a trial and the environment it was computed in."""
+    train: Callable, settings: Settings, trial: Trial, floor: float | None
+) -> tuple[Score, dict]:
+    """Runs in a worker: the score of a trial and the environment it was computed in."""
     return train(settings, trial, floor), environment()
 
 
@@ -31,18 +43,31 @@ def worker_count(settings: Settings, device: str) -> int:
     return 1 if device.startswith("cuda") else min(2, len(os.sched_getaffinity(0)))
 
 
-def open_workers(settings: Settings, device: str) -> "Processes | RayTasks":
+def open_workers(settings: Settings, device: str) -> Workers:
     """The workers that the settings ask for; raises ValueError when Ray is not to be had."""
     if settings.ray is None:
         return Processes(worker_count(settings, device), device)
     return RayTasks(settings.ray, settings.workers, settings.gpu_share, device)
 
 
+class _Spawning(multiprocessing.context.SpawnContext):
+    """Starts processes and remembers them, so that they can be told from those of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[multiprocessing.context.SpawnProcess] = []
+
+    # In the base class this is a class, which pools call as they call this method.
+    def Process(self, *arguments: Any, **options: Any):  # type: ignore[override]
+        self.started.append(multiprocessing.context.SpawnProcess(*arguments, **options))
+        return self.started[-1]
+
+
 class Processes:
     """`count` processes, each started when it is first needed and again after it died."""
 
     def __init__(self, count: int, device: str) -> None:
-        self._device = device
+        self._device, self._context = device, _Spawning()
         self._idle: list[ProcessPoolExecutor | None] = [None] * count
         self._busy: dict[Future, ProcessPoolExecutor] = {}
 
@@ -53,7 +78,7 @@ class Processes:
     def submit(self, *arguments) -> Future:
         """Starts `work(*arguments)` in a free worker."""
         pool = self._idle.pop() or self._new_pool()
-        # a worker inherits the blocked signal, so Ctrl-C reaches this process alone
+        # A worker inherits the blocked signal, so Ctrl-C reaches this process alone.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             try:
@@ -67,9 +92,8 @@ class Processes:
         return future
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
         try:
-            return ProcessPoolExecutor(1, context, _start_worker, (self._device,))
+            return ProcessPoolExecutor(1, self._context, _start_worker, (self._device,))
         except OSError as error:  # which names no file
             raise OSError(f"wanted semaphores for the workers in /dev/shm, got {error}") from error
 
@@ -78,8 +102,9 @@ class Processes:
         pool, error = self._busy.pop(future), future.exception()
         if isinstance(error, BrokenProcessPool):
             pool.shutdown(wait=False)
-            pool = None
-        self._idle.append(pool)
+            self._idle.append(None)
+        else:
+            self._idle.append(pool)
         return error
 
     def killed(self, error: BaseException) -> bool:
@@ -89,7 +114,7 @@ class Processes:
     def close(self, stop: bool) -> None:
         """Ends the workers; with `stop` without waiting for their trials."""
         if stop:
-            for process in multiprocessing.active_children():
+            for process in self._context.started:
                 process.terminate()
         for pool in [*self._idle, *self._busy.values()]:
             if pool is not None:
@@ -105,6 +130,7 @@ def _start_worker(device: str) -> None:
         names = [name for name in visible.split(",") if name] or [str(i) for i in range(index + 1)]
         os.environ["CUDA_VISIBLE_DEVICES"] = names[index]
     parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
 
     def end_with_parent() -> None:
         parent.join()
@@ -167,9 +193,9 @@ class RayTasks:
 
     def killed(self, error: BaseException) -> bool:
         """Whether a trial ended because its worker or node died, and not by an error of its own."""
-        names = ("WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError")
-        names += ("OutOfMemoryError", "ObjectLostError")
-        return isinstance(error, tuple(getattr(self._ray.exceptions, name) for name in names))
+        kinds = self._ray.exceptions
+        died = (kinds.WorkerCrashedError, kinds.NodeDiedError, kinds.LocalRayletDiedError)
+        return isinstance(error, (*died, kinds.OutOfMemoryError, kinds.ObjectLostError))
 
     def close(self, stop: bool) -> None:
         """Leaves the cluster; with `stop` its tasks are killed first."""
