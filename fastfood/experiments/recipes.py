@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .settings.measurement import KINDS, Settings, complete, read_settings
-from .settings.options import is_plain, require
+from .settings.options import is_plain, refusal, require
 from .settings.options import read as read_options
 from .settings.pretraining import Pretraining
 from .settings.pretraining import complete as complete_pretraining
@@ -107,7 +107,7 @@ def _measurement(
 ) -> Measurement:
     """One measurement of a study: its settings are those of all, its own, and the options."""
     for key in set(varied) & set(options):
-        require(False, key, "nothing, because the recipe varies it", options[key])
+        raise refusal(key, "nothing, because the recipe varies it", options[key])
     values = {**common, **varied, **options, "out": str(out)}
     if _is_digits(values):
         values.pop("data", None)  # given for the other tasks

@@ -99,9 +99,14 @@ def whole_number(least: int, most: int):
 def require(condition: bool, name: str, wanted: str, got: object) -> None:
     """Raises ValueError saying what was wanted and what was got, unless the condition holds."""
     if not condition:
-        text = repr(got)
-        text = text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
-        raise ValueError(f"{name}: wanted {wanted}, got {text}")
+        raise refusal(name, wanted, got)
+
+
+def refusal(name: str, wanted: str, got: object) -> ValueError:
+    """The error that says what was wanted and what was got, of which it shows the beginning."""
+    text = repr(got)
+    text = text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
+    return ValueError(f"{name}: wanted {wanted}, got {text}")
 
 
 def is_plain(text: str) -> bool:
@@ -120,7 +125,7 @@ class OptionsModel(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            _refuse(type(self), error)
+            raise _one_line(type(self), error) from None
 
     def replaced(self, **changes: object) -> Self:
         """A copy with other values, which are checked like any."""
@@ -157,19 +162,18 @@ class OptionsModel(BaseModel):
         return value
 
 
-def _refuse(cls: type[OptionsModel], error: ValidationError) -> typing.NoReturn:
-    """Raises the first of pydantic's errors as a ValueError of one line."""
+def _one_line(cls: type[OptionsModel], error: ValidationError) -> ValueError:
+    """The first of pydantic's errors, as `refusal` says it."""
     (first, *_) = error.errors(include_url=False)
-    if first["type"] == "value_error":  # of `require`, which says everything itself
-        raise ValueError(str(first["ctx"]["error"])) from None
-    name, got = str(first["loc"][0]), first["input"]
-    if first["type"] == "extra_forbidden":
-        require(False, name, f"a setting, one of {', '.join(cls.model_fields)}", got)
-    text = WANTED[first["type"]].format(**first.get("ctx", {}))
-    if first["type"] == "literal_error":
-        text = text.replace("'", "")
-    require(False, flag_of(cls, name)[2:].replace("-", "_"), text, got)
-    raise AssertionError("unreachable")
+    kind = first["type"]
+    if kind == "value_error":  # of a `require`, whose text is whole
+        return ValueError(str(first["ctx"]["error"]))
+    name, got = str(first["loc"][0]), None if kind == "missing" else first["input"]
+    if kind == "extra_forbidden":
+        return refusal(name, f"a setting, one of {', '.join(cls.model_fields)}", got)
+    text = WANTED[kind].format(**first.get("ctx", {}))
+    text = text.replace("'", "") if kind == "literal_error" else text  # pydantic quotes choices
+    return refusal(flag_of(cls, name)[2:].replace("-", "_"), text, got)
 
 
 def flag_of(cls: type[OptionsModel], name: str) -> str:
