@@ -1,13 +1,16 @@
 """Tests of the settings: how they are read, their defaults, and checks that say what is wrong."""
 
+import json
 import math
 
 import pytest
 
+from fastfood.experiments.bound import command
 from fastfood.experiments.bound.options import Options
 from fastfood.experiments.settings.measurement import Settings, complete, read_settings
 from fastfood.experiments.settings.options import kinds
 from fastfood.experiments.settings.pretraining import Pretraining
+from fastfood.experiments.settings.task import TaskSettings
 
 TEXT = {"task": "glue/sst2", "model": "somewhere"}
 OWN = {"task": "reviews", "text_columns": ("review",), "label_column": "stars", "model": "any"}
@@ -68,6 +71,50 @@ OWN |= {"splits": ("train", "test")}
 def test_bad_settings_are_refused_by_name(given, message):
     with pytest.raises(ValueError, match="^" + message):
         complete(Settings(**given))
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "message"),
+    [
+        (Pretraining, {}, "out: wanted a value, got None"),
+        (Pretraining, {"out": "a", "learning_rate": -1}, "learning_rate: wanted a finite rate"),
+        (
+            Pretraining,
+            {"out": "a", "heads": 3, "hidden_size": 16},
+            "hidden_size: wanted a multiple",
+        ),
+        (Pretraining, {"out": "a", "data": "b"}, "data: wanted nothing, because the task digits"),
+        (Options, {"levels": (2, 257)}, r"levels: wanted numbers in 1\.\.256, got 257"),
+        (Options, {"delta": 1.0}, r"delta: wanted a share in \(0, 1\), got 1.0"),
+        (Options, {"head_seed": "x"}, "head_seed: wanted a whole number, got 'x'"),
+    ],
+)
+def test_every_model_of_options_refuses_by_name_in_one_line(cls, given, message):
+    with pytest.raises(ValueError, match="^" + message) as caught:
+        cls(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_cannot_be_changed_and_copies_are_checked():
+    settings = Settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seeds = 3
+    assert settings.replaced(seeds=3).seeds == 3 and settings.seeds == 2
+    with pytest.raises(ValueError, match="^seeds: wanted at least 1, got 0"):
+        settings.replaced(seeds=0)
+    assert len({settings, Settings(), settings.replaced(seeds=3)}) == 2  # tasks are cached by them
+
+
+def test_settings_come_back_from_json():
+    for given in ({}, OWN, {**TEXT, "search": "bisect", "dims": (3, 5)}):
+        settings = complete(Settings(**given))
+        assert read_settings(json.loads(json.dumps(settings.model_dump()))) == settings
+
+
+def test_measuring_and_pretraining_share_the_settings_of_data_and_model():
+    shared = {name: Settings.model_fields[name].annotation for name in TaskSettings.model_fields}
+    assert shared == {name: Pretraining.model_fields[name].annotation for name in shared}
+    assert tuple(shared) == command.TASK[: len(shared)]
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -167,7 +167,7 @@ def test_checkpoints_have_their_step_along_pretraining():
         ("kind = 'd90'\n[[pretrain]]\ntask = 'digits'", "pretrain: wanted a name in each table"),
         (
             "kind = 'd90'\n[[pretrain]]\nname = 'a'\nstep = 1",
-            "step: wanted a setting, one of task, .*, out, ",
+            "step: wanted a setting, one of task, .*, out, checkpoints, ",
         ),
         (
             "kind = 'd90'\n[[pretrain]]\nname = 'a'\nlayers = 0",
