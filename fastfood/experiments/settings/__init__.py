@@ -1,2 +1,3 @@
-"""What is asked for, as types: `options` makes the fields of settings, `sources` are the tasks by
-name, `measurement` and `pretraining` the settings of these, `study` several measurements."""
+"""What is asked for, as types: `options` makes models whose fields are options, `sources` are the
+tasks by name, `task` is a data set and a model, `measurement` and `pretraining` are what is done
+with them, `study` is several measurements, and `trial` is one training."""
