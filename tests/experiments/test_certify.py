@@ -174,7 +174,7 @@ def test_the_gradient_goes_straight_through_and_its_sums_to_the_levels():
     assert p.tolist() == [-1.5, -1.5, 2.0, 2.0]
     p.grad = torch.tensor([1.0, 2.0, 3.0, -4.0])
     on_levels.on_pre_optimizer_step(None, None, None, optimizer=optimizer)
-    assert p.tolist() == [-2.0, -1.0, 1.5, 2.5]  # the optimizer moves what is behind
+    assert p.tolist() == [-2.0, -1.0, 1.5, 2.5]  # the optimizer moves the numbers before rounding
     assert on_levels.books[0].grad.tolist() == [3.0, -1.0]
     # Adam's first step is the rate against the gradient's sign
     assert torch.allclose(on_levels.books[0], torch.tensor([-1.51, 2.01]))

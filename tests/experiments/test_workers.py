@@ -69,6 +69,7 @@ def test_stopped_workers_end_and_other_children_of_the_process_do_not():
         mine = set(multiprocessing.active_children()) - {other}
         workers.close(stop=True)
         assert len(mine) == 2 and not any(process.is_alive() for process in mine)
+        other.join(0.5)  # as long as a signal may take
         assert other.is_alive() and all(future.done() for future in futures)
     finally:
         other.kill()
