@@ -1,8 +1,8 @@
 // Format 1 of the random matrices, as pure functions of (seed, stream, index): all that one
 // needs to write the projection again. Saved adapters depend on every bit of it.
 //
-// Sizes: 1 <= d, 1 <= D, 0 <= seed < 2^64. n is the least power of two >= d, L a power of two of
-// at least max(n, 256), by default that. / is an integer division where indices are meant.
+// Sizes: 1 <= d, 1 <= D, 0 <= seed < 2^64. n is the least power of two >= d. L is a power of two of
+// at least max(n, 256), which is its default. Between indices, / is an integer division.
 //
 // The projection of theta (d entries) to D entries, with b = 0 ... ceil(D / L) - 1:
 //
@@ -10,11 +10,11 @@
 //   P theta  = stack_b(H_L (G_b * v))[: D]
 //
 // pad_n appends zeros, tile_{L/n} repeats the whole vector L / n times, * goes entry by entry.
-// It is computed in fp32, in fp64 if theta is; c is made in fp64, rounded once to that type, and
-// multiplied with each entry behind H_n. Every product, sum and difference is rounded once, to
-// nearest even, subnormal numbers kept; only `normal` has fused operations. H is the Sylvester
-// matrix, applied by butterflies (x, y) -> (x + y, x - y) of entries `stride` apart, for strides
-// 1, 2, 4, ... in order.
+// It is computed in fp32, or in fp64 if theta is fp64; c is computed in fp64, rounded once to that
+// type, and multiplied with each entry after H_n. Every product, sum and difference is rounded
+// once, to nearest even, subnormal numbers kept; only `normal` has fused operations. H is the
+// Sylvester matrix, applied by butterflies (x, y) -> (x + y, x - y) of entries `stride` apart, for
+// strides 1, 2, 4, ... in order.
 //
 // On weights: base + scale * y with y = (P theta)[r], scale and base in the type of y, the
 // product and the sum rounded one after the other, the sum then to base's own type, to nearest
@@ -36,7 +36,8 @@
 //          +-sqrt(R / D) in row t R + ((w >> 1) R >> 31), a 64-bit product, negative if w is odd.
 //          It is left out if that row is >= D.
 //
-// Of Dense and Sparse the matrices are defined, not the bits of their products with a vector.
+// For Dense and Sparse this format defines the matrices, not the bits of their products with a
+// vector.
 #pragma once
 
 #include <math.h>
@@ -45,8 +46,10 @@
 
 namespace fastfood {
 
-// Lengths is no part of the projection: features.py draws from it.
+// Lengths is not part of the projection: features.py draws lengths of frequencies from it.
 enum class Stream : uint32_t { G = 0, B = 1, Pi = 2, Dense = 3, Sparse = 4, Lengths = 5 };
+
+constexpr int kNormalsPerCall = 8;  // two for each of a call's words
 
 FASTFOOD_HD Words stream_call(uint64_t seed, uint32_t stream, uint64_t call) {
   return philox4x32({{static_cast<uint32_t>(call), static_cast<uint32_t>(call >> 32), stream, 0u}},
@@ -54,9 +57,10 @@ FASTFOOD_HD Words stream_call(uint64_t seed, uint32_t stream, uint64_t call) {
 }
 
 // Sixteen bits k stand for a standard normal: bit 15 is the sign and q = 2 (k % 2^15) + 1 gives the
-// magnitude -Phi^-1(q / 2^17), divided by the root mean square over all k so that the variance
-// is 1. It is a polynomial of degree 4 in q with the coefficients of q's leading bit, within 3e-5
-// of the exact value. `normal` says so in the plainest way; the kernels have faster ones.
+// magnitude -Phi^-1(q / 2^17), divided by the root mean square over all k so that the variance is
+// 1. It is a polynomial of degree 4 in q whose coefficients depend on q's leading bit, within 3e-5
+// of the exact value. `normal` is the plainest way to compute it; the kernels have faster ones that
+// give the same bits.
 struct NormalTable {
   float c[5][16];  // c[power][floor(log2 q)]
 };

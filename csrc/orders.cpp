@@ -39,26 +39,26 @@ bool is_prime_power(int64_t q) {
   return q == 1;
 }
 
-// The field of q = p^e elements: polynomials in x over the integers modulo p, numbered by their
-// coefficients as digits to base p. x^e is the polynomial of the least number c for which x is
-// primitive: its powers are all that is not zero.
+// The field of q = p^e elements: polynomials in x over the integers modulo p. The base-p digits of
+// an element's number are its coefficients. x^e is replaced by the element of the least number c
+// for which x is primitive, that is, for which the powers of x are all elements but zero.
 class Field {
  public:
   explicit Field(int64_t q) : q_(q), p_(least_divisor(q)) {
     for (int64_t c = 1; !fill(c);) ++c;
   }
-  // Of j - i: 0 for zero, 1 for the squares, which are the even powers of x, else -1.
+  // The quadratic character of j - i: 0 for zero, 1 for squares (the even powers of x), else -1.
   int chi(int64_t i, int64_t j) const { return chi_[static_cast<size_t>(add(j, i, p_ - 1))]; }
 
  private:
-  // a + factor b, digit by digit.
+  // a + factor * b, digit by digit modulo p.
   int64_t add(int64_t a, int64_t b, int64_t factor) const {
     int64_t sum = 0;
     for (int64_t place = 1; place < q_; place *= p_)
       sum += (a / place + factor * (b / place)) % p_ * place;
     return sum;
   }
-  // False if x is not primitive with x^e = c.
+  // Fills chi_ by running through the powers of x, with x^e = c; false if x is not primitive then.
   bool fill(int64_t c) {
     chi_.assign(static_cast<size_t>(q_), 0);
     const int64_t top = q_ / p_;
@@ -75,7 +75,8 @@ class Field {
 
 // --- Constructions -------------------------------------------------------------------------------
 
-// The first row is +--...-, the first column +, and behind them lies I - Q, Q[i][j] = chi(j - i).
+// Paley's first construction: row 0 is + - - ... -, column 0 is all +, and the rest is I - Q, where
+// Q[i][j] = chi(j - i).
 void fill_paley_one(Signs& h) {
   const Field field(h.K - 1);
   for (int64_t a = 0; a < h.K; ++a)
@@ -86,8 +87,9 @@ void fill_paley_one(Signs& h) {
                                                 : -field.chi(a - 1, b - 1));
 }
 
-// S + I, S - I over S - I, -S - I, where S is Q with a row and a column of ones before it and a
-// zero diagonal.
+// Paley's second construction: the blocks S + I, S - I above S - I, -S - I, where S is Q with a row
+// and a column of ones before it and a zero diagonal. With `pairs`, row i of the upper and of the
+// lower blocks stand side by side, and columns likewise.
 void fill_paley_two(Signs& h, bool pairs) {
   const int64_t m = h.K / 2;
   const Field field(m - 1);
@@ -100,7 +102,7 @@ void fill_paley_two(Signs& h, bool pairs) {
     }
 }
 
-// H_2^j (x) `half`.
+// The Kronecker product of Sylvester's matrix of order K / half.K with `half`.
 void fill_doubled(Signs& h, Signs half) {
   for (int64_t a = 0; a < h.K; ++a)
     for (int64_t b = 0; b < h.K; ++b) {
@@ -110,10 +112,11 @@ void fill_doubled(Signs& h, Signs half) {
     }
 }
 
-// Block (row, column) of Williamson's array is kBlockSign times circulant number row ^ column.
+// Williamson's array: block (row, column) is kBlockSign[row][column] times circulant row ^ column.
 constexpr int kBlockSign[4][4] = {{1, 1, 1, 1}, {-1, 1, -1, 1}, {-1, 1, 1, -1}, {-1, -1, 1, 1}};
 
-// Entry i of a symmetric circulant of order p, of the row that is given up to its middle.
+// Entry i of the first row of a symmetric circulant of order p; `row` holds its signs up to the
+// middle.
 int williamson_sign(const char* row, int64_t i, int64_t p) {
   return sign_of(row[i < p - i ? i : p - i]);
 }
@@ -127,14 +130,14 @@ void fill_williamson(Signs& h, const char* const rows[4]) {
                               williamson_sign(rows[(a / p) ^ (b / p)], (b - a + h.K) % p, p));
 }
 
-// Of the arrays of Goethals and Seidel, and of Miyamoto.
+// The signs of the blocks in the array of Goethals and Seidel, and in Miyamoto's.
 constexpr int kArraySign[4][4] = {{1, 1, 1, 1}, {-1, 1, 1, -1}, {-1, -1, 1, 1}, {-1, 1, -1, 1}};
 
-using Rows = std::vector<int>[4];
+using FirstRows = std::vector<int>[4];  // of four circulants
 
-// Four circulants of these first rows. Off the diagonal the columns of a block run backwards, and
-// off the first row and column the circulant is transposed.
-void fill_goethals_seidel(Signs& h, const Rows& rows) {
+// The array of Goethals and Seidel. In blocks off the diagonal the columns of a circulant run
+// backwards; of these, blocks outside the first row and column hold the transposed circulant.
+void fill_goethals_seidel(Signs& h, const FirstRows& rows) {
   const int64_t p = h.K / 4;
   for (int64_t a = 0; a < h.K; ++a)
     for (int64_t b = 0; b < h.K; ++b) {
@@ -147,11 +150,13 @@ void fill_goethals_seidel(Signs& h, const Rows& rows) {
     }
 }
 
-// One of the four T-sequences is not zero at i, and it has a sign of its own in each row; times the
-// row of Williamson's, of w entries, that goes with both (Cooper and Wallis, 1972).
+// Cooper and Wallis (1972): from T-sequences of length t, of which exactly one is not zero at each
+// index, and from Williamson's four rows, of w entries each. Entry i of circulant k is the product
+// of three signs: of the T-sequence that is not zero at i % t, there; of that sequence in row k of
+// H_4; and entry i % w of the row of Williamson's that belongs to k and that sequence.
 void fill_sequences(Signs& h, const char* const rows[5]) {
   const int64_t t = static_cast<int64_t>(std::strlen(rows[0])), w = h.K / 4 / t;
-  Rows circulants;
+  FirstRows circulants;
   for (int k = 0; k < 4; ++k)
     for (int64_t i = 0; i < t * w; ++i) {
       const char letter = rows[0][i % t];
@@ -164,9 +169,11 @@ void fill_sequences(Signs& h, const char* const rows[5]) {
   fill_goethals_seidel(h, circulants);
 }
 
+// Four circulants whose first rows are constant on the orbits of i -> i * multiplier modulo p.
+// rows[k] has one sign for each orbit, in the order of their least members.
 void fill_orbits(Signs& h, const char* const rows[4], int64_t multiplier) {
   const int64_t p = h.K / 4;
-  Rows circulants;
+  FirstRows circulants;
   for (int k = 0; k < 4; ++k) {
     std::vector<int>& row = circulants[k];
     row.assign(static_cast<size_t>(p), 0);
@@ -184,10 +191,12 @@ void fill_orbits(Signs& h, const char* const rows[4], int64_t multiplier) {
 Signs make(const Description& description);
 Description describe(int64_t K);
 
-// Four times four blocks of order q = 2 m + 1, each a border of ones around U + V, U - V over U -
-// V, U + V. With 2 g + x and 2 g' + y the numbers of a block's row and column, U is made of the
-// quarters of Q, x for the squares or the others, where g = g', and V of the identity there and of
-// the quarters of a Hadamard matrix of order q - 1 elsewhere.
+// Miyamoto's construction: four times four blocks of order q = 2 m + 1, each with a border of ones
+// around the core U + V, U - V above U - V, U + V, of m x m matrices. Let a block have row (g, x)
+// and column (g', y) of two bits each. If g = g', U is a quarter of Q, whose rows are the squares
+// (x = 0) or the other elements (x = 1), and whose columns follow y alike; V is the identity if x =
+// y, else zero. If g and g' differ, U is zero and V a quarter of a Hadamard matrix of order q - 1.
+// Signs and transposes are in the code.
 void fill_miyamoto(Signs& h) {
   const int64_t q = h.K / 4, m = (q - 1) / 2;
   const Field field(q);
@@ -218,7 +227,7 @@ void fill_miyamoto(Signs& h) {
     }
 }
 
-// The construction of the matrix of order K; one of order 0 if there is none.
+// How the matrix of order K is constructed; the result's K is 0 if there is no construction.
 Description describe(int64_t K) {
   for (const Description& description : kDescriptions)
     if (description.K == K) return description;
@@ -251,7 +260,7 @@ Signs make(const Description& description) {
   return h;
 }
 
-// A matrix with the memory that it points to.
+// A matrix, the memory that it points to, and whether it has been made.
 struct Made {
   std::once_flag once;
   std::vector<uint32_t> bits;
@@ -274,7 +283,7 @@ void fill(const Description& description, bool transpose, Made& made) {
 
 const SignMatrix* sign_matrix(int64_t K, bool transpose) {
   constexpr int64_t kPlaces = kLargestOrder / 4 + 1;
-  static Made* const all = new Made[2 * kPlaces];  // kept, for threads that outlive the library
+  static Made* const all = new Made[2 * kPlaces];  // never freed: threads may outlive the library
   if (K <= 0 || K % 4 != 0 || K > kLargestOrder) return nullptr;
   Made& made = all[K / 4 + (transpose ? kPlaces : 0)];
   std::call_once(made.once, [&] {

@@ -1,5 +1,5 @@
-// The Hadamard matrices that are told by signs: of four symmetric circulants, of T-sequences, or of
-// the orbits of a multiplication.
+// The Hadamard matrices that are stored as strings of signs: the first rows of four symmetric
+// circulants, T-sequences, or signs for the orbits of a multiplication.
 #pragma once
 
 #include <cstdint>
@@ -7,28 +7,29 @@
 namespace fastfood {
 
 enum class Construction {
-  PaleyOne,       // q = K - 1, the power of a prime
-  PaleyTwo,       // q = K / 2 - 1, the power of a prime; four blocks
-  PaleyTwoPairs,  // the same with rows i and K / 2 + i of the blocks side by side, columns too
-  Doubled,        // H_2 (x) the matrix of order K / 2 that is Paley's first
-  Miyamoto,       // q = K / 4, the power of a prime, and a matrix of order q - 1
-  Williamson,     // four symmetric circulants, whose rows are given up to the middle
-  Sequences,      // T-sequences and four rows of Williamson's, all signs of the four circulants
-  Orbits,         // four circulants, whose rows are constant on the orbits of a multiplication
+  PaleyOne,       // Paley's first, with q = K - 1 the power of a prime
+  PaleyTwo,       // Paley's second, with q = K / 2 - 1 the power of a prime; four blocks
+  PaleyTwoPairs,  // the same, rows i of the upper and lower blocks side by side, columns too
+  Doubled,        // H_2 (x) Paley's first of order K / 2
+  Miyamoto,       // from q = K / 4, the power of a prime, and a matrix of order q - 1
+  Williamson,     // four symmetric circulants; rows[0 ... 3]: first rows up to the middle
+  Sequences,      // rows[0]: four T-sequences; rows[1 ... 4]: four of Williamson's rows
+  Orbits,         // four circulants whose rows are constant on the orbits of i -> step i
 };
 
 struct Description {
   int64_t K = 0;
   Construction construction = Construction::PaleyOne;
-  const char* rows[5] = {};  // Sequences: letter A ... D for a sequence's +, a ... d for its -
-  int64_t step = 0;  // Orbits: what i is multiplied by; their signs in the order of least members
+  const char* rows[5] = {};  // in T-sequences A ... D is + of one of the four, a ... d is -
+  int64_t step = 0;  // of Orbits; rows have a sign for each orbit, in the order of least members
 };
 
-// Those that describe() of orders.cpp does not find by the order itself. The rows of orders 92, 100
-// and 116 are the first that a search over all symmetric ones met. T-sequences of lengths 47, 59,
-// 71, 83 and 107 come from the Turyn-type sequences of Kharaghani and Tayfeh-Rezaie (2005) and of
-// Best et al. (2013), shorter ones from Golay's pairs. The orbits are supplementary difference sets
-// of Djokovic (1992 to 2008) and, for 251, Djokovic, Golubitsky and Kotsireas (2014).
+// The orders whose construction describe() of orders.cpp does not derive from K. The rows of orders
+// 92, 100 and 116 are the first that a search over all symmetric ones found. T-sequences of lengths
+// 47, 59, 71, 83 and 107 come from the Turyn-type sequences of Kharaghani and Tayfeh-Rezaie (2005)
+// and of Best et al. (2013), shorter ones from Golay's pairs. The orbits are supplementary
+// difference sets of Djokovic (1992 to 2008) and, for 251, Djokovic, Golubitsky and Kotsireas
+// (2014).
 const Description kDescriptions[] = {
     {12, Construction::PaleyTwoPairs, {}},
     {20, Construction::Williamson, {"+--", "+--", "++-", "+-+"}},

@@ -1,6 +1,6 @@
-// Where rows lie: in a tensor whose last dimension has stride one, and in diagonals that span
-// several rows. Both backends find a row's entries by begin_of; the CPU's takes stretches of rows
-// at even distances at once.
+// Where the rows of a transform lie, in a tensor whose last dimension has stride one and in
+// diagonals that span several rows, and in which segment a row of a projection lies. Both backends
+// find single rows by begin_of; the CPU also takes a Stretch of evenly spaced rows at once.
 #pragma once
 
 #include "kernels.h"
@@ -8,7 +8,8 @@
 
 namespace fastfood {
 
-// row / size, and its remainder; in 32 bits where they do, for 64 take several times as long.
+// row / size, and the remainder. In 32 bits if both numbers fit, for a 64-bit division takes
+// several times as long.
 FASTFOOD_HD int64_t split(int64_t row, int64_t size, int64_t* remainder) {
   if ((row | size) >> 32 == 0) {
     const auto a = static_cast<uint32_t>(row), b = static_cast<uint32_t>(size);
@@ -31,7 +32,7 @@ FASTFOOD_HD int64_t begin_of(const Places& places, int64_t row, int64_t n) {
   return begin + row * places.strides[0];
 }
 
-// Where a row's entries of a diagonal begin that spans `period` rows.
+// Where the factors of a row begin in a diagonal that spans `period` rows.
 FASTFOOD_HD int64_t in_period(int64_t row, int64_t period, int64_t n) {
   if (period == 1) return 0;
   int64_t place;
@@ -39,12 +40,13 @@ FASTFOOD_HD int64_t in_period(int64_t row, int64_t period, int64_t n) {
   return place * n;
 }
 
-// The places of rows of n entries within the last dimension, of stride one, of a tensor; false if
-// they take more levels than there are.
+// Finds the places of the rows of n entries into which the last dimension of a tensor, of stride
+// one, is cut. Neighbouring dimensions become one level if one stride serves both. Returns false if
+// more than Places::kMost levels are left.
 inline bool find_places(const int64_t* sizes, const int64_t* strides, int64_t dim, int64_t n,
                         Places* places) {
   Places inside_out;
-  int64_t size = sizes[dim - 1] / n, stride = n;  // of the level at hand
+  int64_t size = sizes[dim - 1] / n, stride = n;  // of the level at hand, the innermost first
   const auto keep_level = [&] {
     inside_out.sizes[inside_out.levels] = size;
     inside_out.strides[inside_out.levels++] = stride;
@@ -72,7 +74,8 @@ inline bool find_places(const int64_t* sizes, const int64_t* strides, int64_t di
   return true;
 }
 
-// Whether no two rows of n entries have an entry in common; may say no of some that have none.
+// Whether no two rows of n entries share an entry. It may return false for some rows that share
+// none, but never true for rows that do.
 inline bool are_apart(Places places, int64_t n) {
   for (int64_t extent = n; places.levels > 0;) {
     int least = 0;
@@ -87,15 +90,15 @@ inline bool are_apart(Places places, int64_t n) {
   return true;
 }
 
-// Rows at even distances, and within one period of each diagonal.
+// Evenly spaced rows that lie within one period of each diagonal.
 struct Stretch {
-  int64_t x, out, before, after;  // where the entries of the first row begin
+  int64_t x, out, before, after;  // where the entries and the factors of the first row begin
   int64_t rows;
   int64_t x_pitch, out_pitch;         // from row to row
   int64_t before_pitch, after_pitch;  // n, or 0 where all rows have the same factors
 };
 
-// The longest stretch of at most `most` rows from `row` on.
+// The longest stretch that begins at `row`, of at most `most` rows.
 inline Stretch stretch_of(const Transform& t, int64_t row, int64_t most) {
   Stretch s{begin_of(t.x_places, row, t.n),
             begin_of(t.out_places, row, t.n),
@@ -120,6 +123,21 @@ inline Stretch stretch_of(const Transform& t, int64_t row, int64_t most) {
   if (t.before_rows > 1) end_before(t.before_rows);
   if (t.after_rows > 1) end_before(t.after_rows);
   return s;
+}
+
+// The segment of entry i of a projection, the last one that begins at or before it; the first one
+// for negative i. `offsets` are those of a Projection.
+FASTFOOD_HD int64_t segment_of(int64_t i, const int64_t* offsets, int64_t segments) {
+  int64_t low = 0, high = segments;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (offsets[middle] <= i) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
 }
 
 }  // namespace fastfood

@@ -10,7 +10,8 @@ void parallel_for(int64_t count, int64_t grain, cpu::Body body, void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
 }
 
-// Asked only where a row is larger than a cache: it takes its time in a small call.
+// Called only for rows larger than a cache: in a small call it would take a large share of the
+// time.
 int64_t count_threads() { return torch::stable::get_num_threads(); }
 
 struct Cpu {

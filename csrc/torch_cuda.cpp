@@ -1,12 +1,14 @@
-// The CUDA implementations of the operators that torch_cpu.cpp declares: current stream, workspace,
-// errors.
+// The CUDA implementations of the operators that torch_cpu.cpp declares. Each call finds torch's
+// current stream, gets a workspace from torch's allocator, and turns an error text into an
+// exception.
 #include <torch/csrc/stable/accelerator.h>
 
 #include <optional>
 
 #include "torch_ops.h"
 
-// In libtorch_cuda; its header declares it only for builds against a torch with CUDA.
+// A function of libtorch_cuda, which torch's header declares only if that torch was built with
+// CUDA.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                              void** ret_stream);
 
@@ -14,8 +16,8 @@ namespace fastfood {
 
 namespace {
 
-// Calls launch(workspace, stream) on the device of `like`, with as many bytes from torch's caching
-// allocator as bytes(device) says.
+// Calls launch(workspace, stream) on the device of `like`; bytes(device) says how large the
+// workspace has to be.
 template <class Bytes, class Launch>
 void run(const Tensor& like, Bytes bytes, Launch launch) {
   const auto device = like.get_device_index();

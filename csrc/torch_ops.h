@@ -1,7 +1,7 @@
-// The registered operators, once for both backends: checks, allocation, and a descriptor of
-// kernels.h filled from tensors. A Backend has the static functions transform, words, normals,
-// project and adjoint, each taking a descriptor and a tensor on the device at hand. Included by
-// torch_cpu.cpp and torch_cuda.cpp alone.
+// The registered operators, once for both backends: they check their arguments, allocate, and fill
+// a descriptor of kernels.h from tensors. A Backend has the static functions transform, words,
+// normals, project and adjoint, each of which takes a descriptor and a tensor on the device at
+// hand. Included by torch_cpu.cpp and torch_cuda.cpp alone.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -66,8 +66,8 @@ inline Tensor make_contiguous(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
-// Uninitialised and contiguous, of the shape, type and device of x. Not through torch's dispatcher,
-// which would take longer than a small transform.
+// An uninitialised contiguous tensor of the shape, type and device of x. Not made through torch's
+// dispatcher, which would take longer than a small transform.
 inline Tensor empty_as(const Tensor& x) {
   int32_t type = 0, device = 0;
   AtenTensorHandle made = nullptr;
@@ -104,8 +104,9 @@ inline char* at_row(Tensor& x, int64_t row, int64_t length) {
          row * length * static_cast<int64_t>(x.element_size());
 }
 
-// The entries of a diagonal, or null: of a row of n entries, or of all `whole` entries of the last
-// dimension, which are so many `rows`.
+// Checks a diagonal and returns its entries, or null if there is none. It has n entries, the same
+// for every row, or an entry for each of the `whole` of the last dimension; then it spans several
+// rows, and *rows becomes their number.
 inline const void* diagonal(const std::optional<Tensor>& values, const char* name, int64_t whole,
                             int64_t n, Type type, const Tensor& x, int64_t* rows) {
   if (!values) return nullptr;
@@ -116,7 +117,8 @@ inline const void* diagonal(const std::optional<Tensor>& values, const char* nam
   return values->const_data_ptr();
 }
 
-// Whether rows of n entries along the last dimension are where `places` can say.
+// Whether the rows of n entries along the last dimension follow each other or `places`, which is
+// filled then, can describe where they lie.
 inline bool has_places(const Tensor& x, int64_t n, Places* places) {
   if (x.is_contiguous()) return true;
   const int64_t last = x.dim() - 1;
@@ -195,7 +197,8 @@ Tensor normals(const Tensor& like, int64_t seed, int64_t stream, int64_t first, 
   return out;
 }
 
-// Rows from `start` on to `out`, which is contiguous and, but for the last dimension, of v's shape.
+// Writes the rows of the projection from `start` on to `out`, which is contiguous and has v's shape
+// but for the last dimension.
 template <class Backend>
 void project_into(Tensor& out, const Tensor& v_in, int64_t seed, int64_t start) {
   const Type type = type_of(out, "out");
@@ -282,7 +285,8 @@ Tensor project_rows_adjoint_sum(std::vector<Tensor> gs, std::vector<int64_t> sta
   return z;
 }
 
-// `bounds`, called `name`, has so many entries, which lie on the device and are not read here.
+// Checks the arguments that the two operators below share. `bounds`, which errors call `name`, has
+// `entries` entries; these lie on the device and are not read here.
 inline void check_perturbation(const Tensor& v, const Tensor& bounds, const char* name,
                                const Tensor& scales, Type type, int64_t entries,
                                const Tensor& out) {

@@ -6,13 +6,14 @@ namespace fastfood::FASTFOOD_ISA {
 
 namespace {
 
-// Whatever the threads and the caches, for the order of the sums depends on them:
-constexpr int64_t kParts = 64;             // partial sums of the adjoint,
-constexpr int64_t kPartEntries = 1 << 20;  // the most that they hold together,
-constexpr int64_t kAloneBytes = 1 << 20;   // and that a block has which one thread works on
-constexpr int kSplit = 16;                 // rows apart by L / kSplit start an adjoint
+// The order of the sums, and so every bit, depends on these numbers: they are the same for all
+// threads, caches and instruction sets.
+constexpr int64_t kParts = 64;             // the most partial sums
+constexpr int64_t kPartEntries = 1 << 20;  // the most entries of all partial sums together
+constexpr int64_t kAloneBytes = 1 << 20;   // the largest block that one thread works on alone
+constexpr int kSplit = 16;                 // the first levels combine rows L / kSplit apart
 
-// Consecutive entries of a piece from i on, zero where there are none.
+// A vector of entries i, i + 1, ... of a piece, zero outside of it.
 template <class S>
 FASTFOOD_INLINE Vector<Arithmetic<S>> take(const Piece& p, int64_t i) {
   using T = Arithmetic<S>;
@@ -25,8 +26,8 @@ FASTFOOD_INLINE Vector<Arithmetic<S>> take(const Piece& p, int64_t i) {
   return r;
 }
 
-// Rows j, j + 1, ... of the kSplit parts of the block of L that begins at `row`, times the factor,
-// after the levels between these parts.
+// Cuts the block that begins at `row` into kSplit parts and loads rows j, j + 1, ... of each, times
+// the piece's factor; then does the levels between the parts.
 template <class S>
 FASTFOOD_INLINE void take_parts(const Piece& p, int64_t L, int64_t row, int64_t j,
                                 Vector<Arithmetic<S>>* r) {
@@ -39,7 +40,7 @@ FASTFOOD_INLINE void take_parts(const Piece& p, int64_t L, int64_t row, int64_t 
   butterflies<kSplit>(r);
 }
 
-// Adds G * x to sums for vectors j ... j + kCount of the block that begins at `row`.
+// Adds G * x to `sums` for vectors [j, j + kCount) of the block that begins at `row`.
 template <int kCount, class T>
 FASTFOOD_INLINE void accumulate(const Calls& calls, int64_t row, int64_t j, const Vector<T>* x,
                                 T* sums) {
@@ -52,7 +53,8 @@ FASTFOOD_INLINE void accumulate(const Calls& calls, int64_t row, int64_t j, cons
   }
 }
 
-// Adds G * H_L g of a piece's blocks [begin, end), which registers hold, to sums, in lanes.
+// Adds G * H_L g for blocks [begin, end) of a piece to `sums`, in the layout of blocks.h. A block
+// is one square, which registers hold.
 template <class S>
 __attribute__((noinline)) void adjoint_squares(const Piece& p, const Calls& calls, int64_t begin,
                                                int64_t end, Arithmetic<S>* sums) {
@@ -70,14 +72,16 @@ __attribute__((noinline)) void adjoint_squares(const Piece& p, const Calls& call
   }
 }
 
-// The same for one block of any length. The levels between the kSplit parts come first, before the
-// squares are transposed, the others in ascending order behind them.
+// The same for one block of any length. The levels between the kSplit parts come first, as long as
+// vectors hold consecutive rows; then squares are transposed and the other levels follow, in
+// ascending order.
 template <class S, class Phases>
 void adjoint_block(const Piece& p, int64_t L, const Calls& calls, int64_t row, Arithmetic<S>* x,
                    Arithmetic<S>* sums, Phases phases) {
   using T = Arithmetic<S>;
   constexpr int lanes = kLanes<T>;
-  constexpr int squares = kSplit / lanes;  // each takes every squares-th of the parts
+  constexpr int squares = kSplit / lanes;  // square q holds parts q, q + squares, ...
+  static_assert(kSplit % lanes == 0, "the parts make whole squares");
   const int64_t apart = L / kSplit;
   phases(apart / lanes, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
@@ -93,55 +97,57 @@ void adjoint_block(const Piece& p, int64_t L, const Calls& calls, int64_t row, A
   });
   for (int q = 0; q < squares; ++q) transform_vectors(x + q * apart * lanes, apart, phases);
   const S* next = static_cast<const S*>(p.g) + (row + L - p.start);
-  phases(L / lanes / kHalves, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin * kHalves; j < end * kHalves; j += kHalves) {
+  phases(L / lanes / kNormalsPerCall, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin * kNormalsPerCall; j < end * kNormalsPerCall; j += kNormalsPerCall) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kHalves; ++i) __builtin_prefetch(next + (j + i) * lanes, 0, 2);
-      accumulate<kHalves, T>(calls, row, j, reinterpret_cast<const Vector<T>*>(x + j * lanes),
-                             sums);
+      for (int i = 0; i < kNormalsPerCall; ++i) __builtin_prefetch(next + (j + i) * lanes, 0, 2);
+      accumulate<kNormalsPerCall, T>(calls, row, j,
+                                     reinterpret_cast<const Vector<T>*>(x + j * lanes), sums);
     }
   });
 }
 
-// A piece that is not empty, and the blocks [block, stop) that no piece just before it has rows of.
-struct Stretch {
+// A piece that is not empty, and its blocks [block, stop): all that it has rows of, except the
+// first one if the piece before ends in it.
+struct PieceSpan {
   Piece piece;
   int64_t block, stop;
-  int64_t blocks;  // of it and all before it
+  int64_t blocks;  // how many such blocks this span and all before it have
 };
 
-// Fills `stretches`, with room for a.size of them, and returns how many there are.
-int64_t find_stretches(const Adjoint& a, Stretch* stretches) {
+// Fills `spans`, which has room for a.size of them, and returns how many there are.
+int64_t find_spans(const Adjoint& a, PieceSpan* spans) {
   int64_t size = 0, last = -1, blocks = 0;
   for (const Piece* p = a.pieces; p < a.pieces + a.size; ++p) {
     if (p->count == 0) continue;
     const int64_t first = p->start / a.L, block = first == last ? first + 1 : first;
     last = (p->start + p->count - 1) / a.L;
     blocks += last + 1 - block;
-    stretches[size++] = {*p, block, last + 1, blocks};
+    spans[size++] = {*p, block, last + 1, blocks};
   }
   return size;
 }
 
-// An adjoint's blocks, those of its stretches one after the other, and how they are added to sums.
+// The blocks of an adjoint, those of one span after the other, and how they are added to sums.
 template <class T, class Phases>
 struct Blocks {
-  const Stretch *stretches, *end;
+  const PieceSpan *spans, *end;
   int64_t L;
   const Calls& calls;
   Phases phases;
 
-  // Adds blocks [from, to), counted over all stretches.
+  // Adds blocks [from, to), counted over all spans.
   void add(int64_t from, int64_t to, T* sums) const {
     constexpr Type own = std::is_same<T, double>::value ? Type::f64 : Type::f32;
     const Scratch scratch(2 * L * static_cast<int64_t>(sizeof(T)));
     T *x = scratch.as<T>(), *y = x + L;
-    for (const Stretch* s = stretches; s < end && s->blocks - (s->stop - s->block) < to; ++s) {
+    for (const PieceSpan* s = spans; s < end && s->blocks - (s->stop - s->block) < to; ++s) {
       const int64_t ahead = s->stop - s->blocks;
       const int64_t first = s->block > from + ahead ? s->block : from + ahead;
       const int64_t stop = s->stop < to + ahead ? s->stop : to + ahead;
       if (first >= stop) continue;
-      const Stretch* next = after_last_block(s);
+      const PieceSpan* next = after_last_block(s);
+      // Blocks [first, block) are this piece's alone; the others are gathered in type T first.
       int64_t block = stop - (stop == s->stop && next > s + 1 ? 1 : 0);
       if ((s->piece.type == Type::f64) != (own == Type::f64)) block = first;
       add_piece(s->piece, first, block, x, sums);
@@ -153,16 +159,16 @@ struct Blocks {
   }
 
  private:
-  // The stretch behind those that have rows of the last block of s.
-  const Stretch* after_last_block(const Stretch* s) const {
-    const Stretch* next = s + 1;
+  // The first span after s whose piece has no rows of the last block of s.
+  const PieceSpan* after_last_block(const PieceSpan* s) const {
+    const PieceSpan* next = s + 1;
     while (next < end && next[-1].stop == s->stop && next->block > next->piece.start / L) ++next;
     return next;
   }
 
   // Adds blocks [begin, stop) of a piece that is computed in T.
   void add_piece(const Piece& p, int64_t begin, int64_t stop, T* x, T* sums) const {
-    dispatch(p.type, [&](auto s) {
+    with_type(p.type, [&](auto s) {
       using S = decltype(s);
       if constexpr (std::is_same<Arithmetic<S>, T>::value) {
         if constexpr (kSplit == kLanes<T>)
@@ -173,16 +179,17 @@ struct Blocks {
     });
   }
 
-  // y = what stretches [s, stop) have of the block that begins at `row`, times their factors.
-  void gather(const Stretch* s, const Stretch* stop, int64_t row, T* y) const {
+  // y = the sum of the rows that spans [s, stop) have in the block that begins at `row`, each times
+  // its piece's factor.
+  void gather(const PieceSpan* s, const PieceSpan* stop, int64_t row, T* y) const {
     phases(L / kLanes<T>, [&](int64_t begin, int64_t end) {
       begin *= kLanes<T>, end *= kLanes<T>;
       for (int64_t i = begin; i < end; ++i) y[i] = 0;
-      for (const Stretch* one = s; one < stop; ++one) {
+      for (const PieceSpan* one = s; one < stop; ++one) {
         const Piece& p = one->piece;
         const int64_t here = p.start - row, there = here + p.count;
         const int64_t from = begin > here ? begin : here, to = end < there ? end : there;
-        dispatch(p.type, [&](auto element) {
+        with_type(p.type, [&](auto element) {
           const auto* g = static_cast<const decltype(element)*>(p.g) - here;
           const T factor = static_cast<T>(p.factor);
           for (int64_t i = from; i < to; ++i) y[i] += factor * static_cast<T>(widen(g[i]));
@@ -194,11 +201,11 @@ struct Blocks {
 
 template <class T>
 void sum_adjoint(const Adjoint& a, cpu::ParallelFor parallel) {
-  const Scratch memory(a.size * static_cast<int64_t>(sizeof(Stretch)));
-  Stretch* stretches = memory.as<Stretch>();
-  const Stretch* end = stretches + find_stretches(a, stretches);
+  const Scratch memory(a.size * static_cast<int64_t>(sizeof(PieceSpan)));
+  PieceSpan* spans = memory.as<PieceSpan>();
+  const PieceSpan* end = spans + find_spans(a, spans);
   const Calls calls = calls_of_blocks<T>(a.seed, a.L);
-  const int64_t blocks = end > stretches ? end[-1].blocks : 0;
+  const int64_t blocks = end > spans ? end[-1].blocks : 0;
   const bool together = a.L * static_cast<int64_t>(sizeof(T)) > kAloneBytes;
   const int64_t most = kPartEntries / a.L < kParts ? kPartEntries / a.L : kParts;
   int64_t parts = (blocks * a.L + kGrain - 1) / kGrain;
@@ -208,7 +215,7 @@ void sum_adjoint(const Adjoint& a, cpu::ParallelFor parallel) {
   const auto sum_part = [&](int64_t part, auto phases) {
     T* sums = partial.as<T>() + part * a.L;
     for (int64_t j = 0; j < a.L; ++j) sums[j] = T{0};
-    const Blocks<T, decltype(phases)> all{stretches, end, a.L, calls, phases};
+    const Blocks<T, decltype(phases)> all{spans, end, a.L, calls, phases};
     all.add(blocks * part / parts, blocks * (part + 1) / parts, sums);
   };
   auto body = [&](int64_t begin, int64_t stop) {

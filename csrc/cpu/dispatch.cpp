@@ -1,4 +1,5 @@
-// Looks at the processor at hand, once, at the first call: which kernels it runs, and its caches.
+// Finds out once, at the first call, which kernels this processor can run, how large its caches
+// are, and whether prefetches help.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -59,7 +60,7 @@ const Candidate kCandidates[] = {
 };
 
 const Kernels& choose() {
-  caches();  // which may throw, and so not in a thread first
+  caches();  // it may throw, which it must not do first in another thread
   const char* wanted = std::getenv("FASTFOOD_ISA");
   std::string names;
   for (const Candidate& candidate : kCandidates) {
@@ -76,8 +77,8 @@ int64_t power_below(int64_t n) {
   return n;
 }
 
-// Bytes of the data cache of a level as the system says, or `otherwise`. Not by sysconf, which adds
-// up the last caches of all cores.
+// Bytes of the data cache of a level as Linux tells, or `otherwise`. sysconf does not serve: it
+// adds up the last caches of all cores.
 int64_t cache_bytes([[maybe_unused]] int level, int64_t otherwise) {
   int64_t bytes = 0;
 #if defined(__linux__)
@@ -111,7 +112,8 @@ Caches choose_caches() {
   return {power_below(kilo[0] * kKilo), power_below(kilo[1] * kKilo), power_below(kilo[2] * kKilo)};
 }
 
-// "AuthenticAMD", and the family of leaf 1: its base and, where that is 15, what is added to it.
+// Whether cpuid says "AuthenticAMD" and this family, which is the base family of leaf 1 and, where
+// that is 15, the extended one added to it.
 bool is_amd_family([[maybe_unused]] unsigned family) {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;

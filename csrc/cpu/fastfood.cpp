@@ -1,5 +1,6 @@
-// The Fastfood projection on the CPU (definitions.h): blocks of G * v are transformed and written,
-// in the layout of blocks.h; and the generator itself.
+// The Fastfood projection on the CPU (definitions.h): blocks of G * v, in the layout of blocks.h,
+// are transformed and written. Also the generator's words and normals by themselves.
+#include "../places.h"
 #include "blocks.h"
 
 namespace fastfood::FASTFOOD_ISA {
@@ -8,28 +9,30 @@ namespace {
 
 // --- Forward -------------------------------------------------------------------------------------
 
-// Writes rows of a projection, as far as they are wanted: base + scale * y, or y alone.
+// Writes the rows of blocks that the call asks for: base + scale * y, or y alone without kBase.
+// kStream: by non-temporal stores.
 template <class S, bool kBase, bool kStream>
-class Emit {
+class Perturb {
  public:
   using T = Arithmetic<S>;
   static constexpr int lanes = kLanes<T>;
-  explicit Emit(const Projection& p)
+  explicit Perturb(const Projection& p)
       : p_(p),
         out_(static_cast<S*>(p.out)),
         base_(static_cast<const S*>(p.base)),
         rows_(p.L / lanes) {}
 
-  // To be called before the squares of a block, which is entry `here` of the output.
+  // To be called before the squares of a block. Its first row is entry `here` of the output, or
+  // lies before the output if that is negative.
   void begin_block(int64_t here) {
     here_ = here;
-    const bool same = uniform_ && here >= 0 && here + p_.L <= end_[0];  // segment as the last
+    const bool same = uniform_ && here >= 0 && here + p_.L <= end_[0];  // as the block before
     for (int k = 0; !same && k < lanes; ++k) enter(k, here + k * rows_);
     uniform_ = segment_[0] == segment_[lanes - 1];
     look_ahead();
   }
 
-  // Squares [begin, end) of vectors of a block's sub-blocks.
+  // Writes squares [begin, end) of the block at x.
   __attribute__((noinline)) void squares(const T* x, int64_t begin, const int64_t end) {
     for (int64_t j = begin * lanes; j < end * lanes; j += lanes) {
       Vector<T> r[lanes];
@@ -38,7 +41,8 @@ class Emit {
     }
   }
 
-  // Rows j, j + 1, ... of all sub-blocks, transposed.
+  // Writes a square after the levels between sub-blocks: r[k] holds rows j, j + 1, ... of sub-block
+  // k.
   FASTFOOD_INLINE_MEMBER void square(Vector<T>* r, int64_t j) {
     butterflies<lanes>(r);
     if (j > plain_) return edges(r, j);
@@ -56,7 +60,8 @@ class Emit {
   }
 
  private:
-  // Up to which row all vectors of a square are wanted, each in the segment of its sub-block.
+  // Sets plain_, the last row j for which a whole square is wanted and each of its vectors lies in
+  // its sub-block's current segment.
   void look_ahead() {
     plain_ = here_ < 0 ? -1 : end_[0] - here_ - lanes;
     for (int k = 1; k < lanes; ++k) {
@@ -65,22 +70,20 @@ class Emit {
     }
   }
 
-  // Makes the segment of entry i, or of the first or last entry, that of sub-block k.
+  // Looks up the segment of entry i, or of the first or the last entry if i is outside, and keeps
+  // its end and scale for sub-block k.
   void enter(int64_t k, int64_t i) {
     end_[k] = p_.count;
     if constexpr (kBase) {
-      int64_t low = 0, high = p_.segments;
-      while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        (p_.offsets[middle] <= i ? low : high) = middle;
-      }
-      segment_[k] = low;
-      if (p_.offsets[low + 1] < p_.count) end_[k] = p_.offsets[low + 1];
-      scale_[k] = static_cast<const T*>(p_.scales)[low];
+      const int64_t segment = segment_of(i, p_.offsets, p_.segments);
+      segment_[k] = segment;
+      if (p_.offsets[segment + 1] < p_.count) end_[k] = p_.offsets[segment + 1];
+      scale_[k] = static_cast<const T*>(p_.scales)[segment];
     }
   }
 
-  // Rows that are not all wanted, or not all in one segment, entry by entry.
+  // Writes a square entry by entry: not all of its rows are wanted, or a vector of it lies in
+  // several segments.
   __attribute__((noinline)) void edges(const Vector<T>* r, int64_t j) {
     for (int k = 0; k < lanes; ++k) {
       const int64_t first = here_ + k * rows_ + j;
@@ -106,17 +109,18 @@ class Emit {
   bool uniform_ = false;
 };
 
-// Makes kRadix vectors of the block that begins at `row`, from entry i of `work` on: G * v and the
-// levels between them. v is in lanes. Where `emit` is not null, as much of the block before, which
-// lies finished at `done`, is written meanwhile.
-template <class T, class Emit>
+// The first pass over the block that begins at `row`. For kRadix vectors from entry i on it
+// computes G * v, with v in the layout of blocks.h, does the levels between these vectors, and
+// leaves them in `work`. If `out` is not null, it also writes as much of the block before, which
+// lies finished at `done`, so that arithmetic and stores overlap.
+template <class T, class Out>
 struct Prepare {
   static constexpr int lanes = kLanes<T>;
   const Calls& calls;
   const T* v;
   int64_t row;
   T* work;
-  Emit* emit;
+  Out* out;
   const T* done;
 
   FASTFOOD_INLINE_MEMBER void make(int64_t i, Vector<T>* r) const {
@@ -127,7 +131,7 @@ struct Prepare {
   }
   FASTFOOD_INLINE_MEMBER void operator()(int64_t i) const {
     constexpr int64_t square = lanes * lanes;
-    if (emit) emit->squares(done, i / square, (i + kRadix * lanes) / square);
+    if (out) out->squares(done, i / square, (i + kRadix * lanes) / square);
     Vector<T> r[kRadix];
     make(i, r);
 #pragma GCC unroll 16
@@ -135,33 +139,33 @@ struct Prepare {
   }
 };
 
-// Blocks [begin, end) that registers hold: a square each.
-template <class T, class Emit>
+// Blocks [begin, end) of one square each, which registers hold.
+template <class T, class Out>
 __attribute__((noinline)) void project_squares(const Projection& p, const Calls& calls, const T* v,
-                                               int64_t begin, int64_t end, Emit& emit) {
+                                               int64_t begin, int64_t end, Out& out) {
   constexpr int64_t L = kRadix * kLanes<T>;
   for (int64_t row = begin * L; row < end * L; row += L) {
     Vector<T> r[kRadix];
-    Prepare<T, Emit>{calls, v, row, nullptr, nullptr, nullptr}.make(0, r);
+    Prepare<T, Out>{calls, v, row, nullptr, nullptr, nullptr}.make(0, r);
     transpose<T>(r);
-    emit.begin_block(row - p.start);
-    emit.square(r, 0);
+    out.begin_block(row - p.start);
+    out.square(r, 0);
   }
 }
 
-// Blocks [begin, end), each written while the next is made, so that memory is never waited for.
-template <class T, class Emit>
+// Blocks [begin, end), each written while the next one is computed, so that no store is waited for.
+template <class T, class Out>
 void project_in_turn(const Projection& p, const Calls& calls, const T* v, int64_t begin,
-                     int64_t end, Emit& emit) {
+                     int64_t end, Out& out) {
   constexpr int lanes = kLanes<T>;
   if constexpr (kRadix == lanes)
-    if (p.L == kRadix * lanes) return project_squares(p, calls, v, begin, end, emit);
+    if (p.L == kRadix * lanes) return project_squares(p, calls, v, begin, end, out);
   const Scratch scratch(2 * p.L * static_cast<int64_t>(sizeof(T)));
   T *x = scratch.as<T>(), *done = x + p.L;
   for (int64_t block = begin; block <= end; ++block) {
-    if (block > begin) emit.begin_block((block - 1) * p.L - p.start);
-    if (block == end) return emit.squares(done, 0, p.L / lanes / lanes);
-    const Prepare<T, Emit> prepare{calls, v, block * p.L, x, block > begin ? &emit : nullptr, done};
+    if (block > begin) out.begin_block((block - 1) * p.L - p.start);
+    if (block == end) return out.squares(done, 0, p.L / lanes / lanes);
+    const Prepare<T, Out> prepare{calls, v, block * p.L, x, block > begin ? &out : nullptr, done};
     transform_in_phases(x, kRadix * lanes, p.L, prepare, Alone{});
     T* const made = x;
     x = done;
@@ -170,18 +174,18 @@ void project_in_turn(const Projection& p, const Calls& calls, const T* v, int64_
 }
 
 // Blocks [begin, end), one after the other, each by all threads.
-template <class T, class Emit>
+template <class T, class Out>
 void project_together(const Projection& p, const Calls& calls, const T* v, int64_t begin,
-                      int64_t end, Emit& emit, Together phases) {
+                      int64_t end, Out& out, Together phases) {
   constexpr int lanes = kLanes<T>;
   const Scratch scratch(p.L * static_cast<int64_t>(sizeof(T)));
   T* x = scratch.as<T>();
   for (int64_t block = begin; block < end; ++block) {
-    const Prepare<T, Emit> prepare{calls, v, block * p.L, x, nullptr, nullptr};
+    const Prepare<T, Out> prepare{calls, v, block * p.L, x, nullptr, nullptr};
     transform_in_phases(x, kRadix * lanes, p.L, prepare, phases);
-    emit.begin_block(block * p.L - p.start);
+    out.begin_block(block * p.L - p.start);
     phases(p.L / lanes / lanes, [&](int64_t from, int64_t to) {
-      Emit own = emit;
+      Out own = out;
       own.squares(x, from, to);
     });
   }
@@ -195,40 +199,42 @@ void project_blocks(const Projection& p, cpu::ParallelFor parallel) {
   T* v = v_scratch.as<T>();
   rows_to_lanes(static_cast<const T*>(p.v), v, p.L);
   const int64_t first = p.start / p.L, last = (p.start + p.count - 1) / p.L;
-  if (piece_of<T>(p.L) < p.L) {
-    Emit<S, kBase, kStream> emit(p);
-    return project_together(p, calls, v, first, last + 1, emit, Together{parallel});
+  if (chunk_of<T>(p.L) < p.L) {
+    Perturb<S, kBase, kStream> out(p);
+    return project_together(p, calls, v, first, last + 1, out, Together{parallel});
   }
   auto body = [&](int64_t begin, int64_t end) {
-    Emit<S, kBase, kStream> emit(p);
-    project_in_turn(p, calls, v, first + begin, first + end, emit);
+    Perturb<S, kBase, kStream> out(p);
+    project_in_turn(p, calls, v, first + begin, first + end, out);
   };
   for_each_range(parallel, last + 1 - first, 1 + kGrain / p.L, body);
 }
 
 // --- Random numbers ------------------------------------------------------------------------------
 
-// Calls take(i, words) for vectors of calls that hold those wanted, lane k being call i + k of
-// them.
+// Calls take(i, words) for all vectors of calls that hold wanted ones: lane k is call i + k of the
+// draw. Lanes of the first and of the last vector may lie outside of the draw.
 template <class Take>
 FASTFOOD_INLINE void for_each_call(const Draw& d, cpu::ParallelFor parallel, Take take) {
+  constexpr int lanes = kLanes<float>;
   const Calls calls(d.seed, d.stream, 1);
   const int64_t first = static_cast<int64_t>(d.first), stop = first + d.count;
   auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t call = (first / kW + begin) * kW; call < (first / kW + end) * kW; call += kW) {
+    for (int64_t call = (first / lanes + begin) * lanes; call < (first / lanes + end) * lanes;
+         call += lanes) {
       U32 words[4];
       calls.words(static_cast<uint64_t>(call), words);
       take(call - first, words);
     }
   };
-  for_each_range(parallel, (stop + kW - 1) / kW - first / kW, 256, body);
+  for_each_range(parallel, (stop + lanes - 1) / lanes - first / lanes, 256, body);
 }
 
 }  // namespace
 
 void words(const Draw& d, uint32_t* out, cpu::ParallelFor parallel) {
   for_each_call(d, parallel, [&](int64_t i, const U32* words) {
-    for (int k = 0; k < kW; ++k)
+    for (int k = 0; k < kLanes<float>; ++k)
       for (int w = 0; w < 4; ++w)
         if (i + k >= 0 && i + k < d.count) out[4 * (i + k) + w] = words[w][k];
   });
@@ -236,23 +242,24 @@ void words(const Draw& d, uint32_t* out, cpu::ParallelFor parallel) {
 
 void normals(const Draw& d, float* out, cpu::ParallelFor parallel) {
   for_each_call(d, parallel, [&](int64_t i, const U32* words) {
-    Float z[kHalves];
+    Float z[kNormalsPerCall];
     normals_of_words(words, z);
-    for (int k = 0; k < kW; ++k)
-      for (int h = 0; h < kHalves; ++h)
-        if (i + k >= 0 && i + k < d.count) out[kHalves * (i + k) + h] = z[h][k];
+    for (int k = 0; k < kLanes<float>; ++k)
+      for (int h = 0; h < kNormalsPerCall; ++h)
+        if (i + k >= 0 && i + k < d.count) out[kNormalsPerCall * (i + k) + h] = z[h][k];
   });
 }
 
 void project(const Projection& p, cpu::ParallelFor parallel) {
-  dispatch(p.type, [&](auto s) {
+  with_type(p.type, [&](auto s) {
     using S = decltype(s);
     const auto run = [&](auto base, auto streamed) {
       project_blocks<S, decltype(base)::value, decltype(streamed)::value>(p, parallel);
     };
     const auto choose = [&](auto base) {
       if constexpr (std::is_same<S, Arithmetic<S>>::value) {
-        // Streams go to whole vectors of memory: those of a block are, if its first row is one.
+        // Non-temporal stores need aligned vectors. All of a block's are aligned if its first one
+        // is.
         const auto block =
             reinterpret_cast<uintptr_t>(p.out) - static_cast<uintptr_t>(p.start % p.L) * sizeof(S);
         if (block % kVectorBytes == 0 && !fits<S>(p.count, cpu::caches().second))

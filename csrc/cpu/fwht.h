@@ -1,40 +1,39 @@
-// The Walsh-Hadamard butterflies over long arrays: whole vectors, at strides from one vector on.
-// Levels run in ascending stride order, several at a time in registers and depth first, so that
-// every piece is finished while it is in cache; those above a cache go through a buffer of columns.
+// The Walsh-Hadamard butterflies over long arrays, for the levels whose stride is one vector or
+// more. They run in ascending order: several levels a pass, in registers, and depth first, so that
+// each part of an array is finished while it is in cache. For strides larger than a cache some
+// columns at a time are copied to a buffer.
 #pragma once
 
 #include "simd.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
-constexpr int kRadix = kVectorBytes == 64 ? 16 : 8;  // vectors that registers hold, with room left
-
-FASTFOOD_INLINE int log2_of(int64_t power) {
-  return __builtin_ctzll(static_cast<unsigned long long>(power));
-}
+constexpr int kRadix =
+    kVectorBytes == 64 ? 16 : 8;  // vectors that fit registers, with some to spare
 
 template <class T>
 FASTFOOD_INLINE bool fits(int64_t entries, int64_t cache) {
   return entries * static_cast<int64_t>(sizeof(T)) <= cache;
 }
 
-// The part of n entries that a thread works on alone, in so many bytes of a cache. By eighths where
-// the last cache holds all n, since three levels are one pass over it; else by halves, the largest
-// part that fits.
+// The entries of a chunk, the part of n entries that one thread works on alone, within so many
+// bytes of a cache. If the last cache holds all n, n is cut by eighths, for three levels are one
+// pass over it; else by halves, to the largest chunk that fits.
 template <class T>
-FASTFOOD_INLINE int64_t piece_of(int64_t n, int64_t bytes = cpu::caches().second) {
+FASTFOOD_INLINE int64_t chunk_of(int64_t n, int64_t bytes = cpu::caches().second) {
   const int64_t parts = fits<T>(n, cpu::caches().last) ? 8 : 2;
   while (!fits<T>(n, bytes)) n /= parts;
   return n;
 }
 
-// The ways to do a phase, which is f(begin, end) for all of [0, count): in this thread, or in many.
+// The two ways to run a phase, which is f(begin, end) for all of [0, count): in this thread, or in
+// many threads.
 struct Alone {
   template <class F>
   void operator()(int64_t count, F f) const {
     f(0, count);
   }
-  int64_t piece_bytes(int64_t) const { return cpu::caches().second; }
+  int64_t chunk_bytes(int64_t) const { return cpu::caches().second; }
 };
 struct Together {
   cpu::ParallelFor parallel;
@@ -43,24 +42,25 @@ struct Together {
   void operator()(int64_t count, F f) const {
     for_each_range(parallel, count, 1 + count / 256, f);
   }
-  // Of a row of so many bytes. Few threads have room in the last cache for more than in their
-  // second ones, and so sweep over memory for fewer levels; each has two pieces at least.
-  int64_t piece_bytes(int64_t row_bytes) const {
+  // The bytes that a chunk of a row of row_bytes may have. If threads are few, the share of the
+  // last cache that each has is larger than its second cache, and larger chunks leave fewer levels
+  // for passes over memory. Each thread gets at least two chunks.
+  int64_t chunk_bytes(int64_t row_bytes) const {
     const int64_t quarter = cpu::caches().last / 4, half = row_bytes / 2;
     const int64_t share = (half < quarter ? half : quarter) / threads;
     return share < cpu::caches().second ? cpu::caches().second : share;
   }
 };
 
-// Leaves entry i of the transform at work[i].
+// A Store without scale and diagonal: entry i of the transform goes to work[i].
 template <class T>
-struct Keep {
+struct StoreWork {
   T* work;
   FASTFOOD_INLINE_MEMBER void operator()(int64_t i, Vector<T> r) const { store(work + i, r); }
-  Keep from(int64_t i, int64_t) const { return {work + i}; }
+  StoreWork from(int64_t i, int64_t) const { return {work + i}; }
 };
 
-// The levels of strides 1, 2, ... N / 2 over N values.
+// The levels of strides 1, 2, ... N / 2 over N values in registers.
 template <int N, class V>
 FASTFOOD_INLINE void butterflies(V* x) {
 #pragma GCC unroll 8
@@ -75,9 +75,9 @@ FASTFOOD_INLINE void butterflies(V* x) {
   }
 }
 
-// The levels of strides stride, ... R stride / 2 for columns [first, end) of R rows that lie
-// `stride` entries apart, and `to` entries where they go. kStays: to == stride, which takes fewer
-// registers.
+// One pass: the levels of strides stride, 2 stride, ... R stride / 2 for columns [first, end) of R
+// rows. Rows lie `stride` entries apart in `work`, and `to` entries apart where `store` puts them.
+// kStays says that to == stride, which takes fewer registers.
 template <int R, bool kStays, class T, class Store>
 FASTFOOD_INLINE void radix_pass(const T* work, int64_t first, int64_t end, int64_t stride,
                                 int64_t to, Store store) {
@@ -106,24 +106,27 @@ FASTFOOD_INLINE void run_pass(const T* work, int64_t first, int64_t end, int64_t
   move_pass<true>(work, first, end, stride, stride, radix, store);
 }
 
-// The radix of the next of as few passes, of at most 2^most each, as take all `levels`.
+// If `levels` levels are to take as few passes as possible, of at most `most` levels each, and
+// about as many in each: the radix of the first pass.
 FASTFOOD_INLINE int64_t radix_of(int levels, int most) {
   const int passes = (levels + most - 1) / most;
   return int64_t{1} << (levels + passes - 1) / passes;
 }
 
-// In levels: of a pass over rows that share their place in a cache, as those from 4 KB apart on do.
+// The most levels of a pass over rows that are 4 KB or more apart. Such rows compete for the same
+// sets of a cache.
 constexpr int kFarLevels = 3;
 
-// The radix of the next pass, where those of all strides in [stride, n) are to come.
+// The radix of the next pass if the levels of all strides in [stride, n) are left.
 template <class T>
 FASTFOOD_INLINE int64_t next_radix(int64_t stride, int64_t n) {
   const bool far = stride * static_cast<int64_t>(sizeof(T)) >= 4096;
   return radix_of(log2_of(n) - log2_of(stride), far ? kFarLevels : log2_of(kRadix));
 }
 
-// The levels of strides in [from, n) over entries [first, first + n): prepare(i) makes those below
-// in work[i, i + from), and what is done goes to `store`. n > from >= one vector.
+// The levels of strides in [from, n) over entries [first, first + n), depth first. prepare(i)
+// leaves entries [i, i + from) in `work` with the levels below done; the last pass gives the
+// results to `store`. n > from >= one vector.
 template <class T, class Prepare, class Store>
 static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Prepare prepare,
                              Store store) {
@@ -132,13 +135,13 @@ static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Pr
     if (stride == from)
       prepare(i);
     else
-      transform_levels(work, i, from, stride, prepare, Keep<T>{work});
+      transform_levels(work, i, from, stride, prepare, StoreWork<T>{work});
   }
   while (stride < n) {
     const int64_t radix = next_radix<T>(stride, n);
     for (int64_t i = first; i < first + n; i += radix * stride) {
       if (radix * stride < n)
-        run_pass(work, i, i + stride, stride, radix, Keep<T>{work});
+        run_pass(work, i, i + stride, stride, radix, StoreWork<T>{work});
       else
         run_pass(work, i, i + stride, stride, radix, store);
     }
@@ -146,7 +149,7 @@ static void transform_levels(T* work, int64_t first, int64_t from, int64_t n, Pr
   }
 }
 
-// A Load or a Store by indices from i on.
+// A Load or a Store whose entry 0 is entry i of f.
 template <class F>
 struct From {
   F f;
@@ -157,12 +160,12 @@ struct From {
   }
 };
 
-constexpr int64_t kColumnBytes = 512;  // of a row, at least, to come at once
+constexpr int64_t kColumnBytes = 512;  // of a row, the fewest that are copied at once
 
 FASTFOOD_INLINE int64_t buffer_bytes() { return cpu::caches().second / 2; }
 
-// The radix of the next phase, where those of all strides in [stride, n) are to come. A sweep over
-// a last-level cache costs less than the way through a buffer.
+// The radix of the next phase if the levels of all strides in [stride, n) are left. Within the last
+// cache one more sweep costs less than copies to a buffer.
 template <class T>
 FASTFOOD_INLINE int64_t phase_radix(int64_t stride, int64_t n) {
   const bool near = fits<T>(n, cpu::caches().last);
@@ -170,28 +173,29 @@ FASTFOOD_INLINE int64_t phase_radix(int64_t stride, int64_t n) {
                   near ? kFarLevels : log2_of(buffer_bytes() / kColumnBytes));
 }
 
-// The levels of strides stride, ... radix stride / 2 for columns [first, end) of `radix` rows: some
-// neighbouring columns at a time, so that memory is swept once for all levels.
+// The levels of strides stride, ... radix stride / 2 for columns [first, end) of `radix` rows. Some
+// neighbouring columns at a time go through a buffer, so that one sweep over memory does all
+// levels.
 template <class T, class Store>
 static void transform_buffered(const T* work, int64_t first, int64_t end, int64_t stride,
                                int64_t radix, Store store) {
   constexpr int64_t kFirst = 1 << kFarLevels, kSize = sizeof(T);
   const int64_t columns = buffer_bytes() / kSize / radix;
-  const int64_t pitch = columns + kLanes<T>;  // so that rows differ in their place in a cache
+  const int64_t pitch = columns + kLanes<T>;  // rows lie in different sets of a cache
   Scratch scratch(radix * pitch * kSize);
   T* buffer = scratch.as<T>();
   for (int64_t j = first; j < end; j += columns) {
     const int64_t here = end - j < columns ? end - j : columns;
     for (int64_t row = 0; row < radix; row += kFirst)
       move_pass<false>(work + row * stride + j, 0, here, stride, pitch, kFirst,
-                       Keep<T>{buffer + row * pitch});
+                       StoreWork<T>{buffer + row * pitch});
     for (int64_t rows = kFirst; rows < radix;) {
       const int64_t next = radix_of(log2_of(radix / rows), kFarLevels), block = next * rows;
       for (int64_t k = 0; k < radix / next; ++k) {
         const int64_t row = k / rows * block + k % rows;
         T* from = buffer + row * pitch;
         if (block < radix)
-          run_pass(from, 0, here, rows * pitch, next, Keep<T>{from});
+          run_pass(from, 0, here, rows * pitch, next, StoreWork<T>{from});
         else
           move_pass<false>(from, 0, here, rows * pitch, rows * stride, next,
                            From<Store>{store, row * stride + j});
@@ -201,8 +205,8 @@ static void transform_buffered(const T* work, int64_t first, int64_t end, int64_
   }
 }
 
-// The levels of strides stride, ... radix stride / 2 over vectors [begin, end) of columns, those of
-// a row's first radix stride entries first.
+// The levels of strides stride, ... radix stride / 2 for vectors [begin, end) of columns. Columns
+// are counted through one group of radix * stride entries after the other.
 template <class T, class Store>
 static void transform_columns(const T* work, int64_t stride, int64_t radix, int64_t begin,
                               int64_t end, const Store& store) {
@@ -220,18 +224,18 @@ static void transform_columns(const T* work, int64_t stride, int64_t radix, int6
   }
 }
 
-// The levels of strides in [from, n) over n entries, phase by phase; prepare as above.
+// The levels of strides in [from, n) over n entries, phase by phase; `prepare` as above.
 template <class T, class Prepare, class Phases>
 static void transform_in_phases(T* work, int64_t from, int64_t n, Prepare prepare, Phases phases) {
-  const int64_t piece = piece_of<T>(n);
-  phases(n / piece, [=](int64_t begin, int64_t end) {
+  const int64_t chunk = chunk_of<T>(n);
+  phases(n / chunk, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      transform_levels(work, i * piece, from, piece, prepare, Keep<T>{work});
+      transform_levels(work, i * chunk, from, chunk, prepare, StoreWork<T>{work});
   });
-  for (int64_t stride = piece; stride < n;) {
+  for (int64_t stride = chunk; stride < n;) {
     const int64_t radix = phase_radix<T>(stride, n);
     phases(n / radix / kLanes<T>, [=](int64_t begin, int64_t end) {
-      transform_columns(work, stride, radix, begin, end, Keep<T>{work});
+      transform_columns(work, stride, radix, begin, end, StoreWork<T>{work});
     });
     stride *= radix;
   }

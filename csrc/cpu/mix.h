@@ -1,18 +1,19 @@
-// The matrices of order K on the CPU: entries a stride apart, whole vectors of columns at a time.
-// Four neighbouring terms have one of sixteen sums, whatever the row. So these are made once for
-// all rows, and a row adds K / 4 of them, found by its signs, in the place of K terms: those of a
-// word of signs in pairs, and the words one after the other.
+// The matrices of order K on the CPU, over entries `stride` apart, for whole vectors of columns at
+// a time. A sum of four neighbouring terms with signs, +-x[0] +-x[1] +-x[2] +-x[3], has one of
+// sixteen values, whatever the row. So a table of these is made once for all rows, and a row adds a
+// quarter of K table entries, found by its signs, instead of K terms (the method of the four
+// Russians). The entries for one word of signs are added in pairs, the words one after the other.
 #pragma once
 
 #include "simd.h"
 
 namespace fastfood::FASTFOOD_ISA {
 
-constexpr int kTerms = 4;               // that share their sums: K is a multiple
-constexpr int kPatterns = 1 << kTerms;  // of their signs, and so entries of a table
-constexpr int kTables = 32 / kTerms;    // for a word of signs
+constexpr int kTerms = 4;               // terms that share a table; K is a multiple of it
+constexpr int kPatterns = 1 << kTerms;  // sums in a table, one for each pattern of signs
+constexpr int kTables = 32 / kTerms;    // tables for one word of signs
 
-// sums[p] = +-x[0] +-x[1] +-x[2] +-x[3], kStep entries apart; bit b of p makes term b negative.
+// Makes a table: sums[p kStep] = +-x[0] +-x[1] +-x[2] +-x[3]; bit b of p makes term b negative.
 template <int kStep, class T>
 FASTFOOD_INLINE void share_sums(const Vector<T> (&x)[kTerms], T* sums) {
   Vector<T> pairs[2][4];
@@ -28,8 +29,8 @@ FASTFOOD_INLINE void share_sums(const Vector<T> (&x)[kTerms], T* sums) {
   for (int p = 0; p < kPatterns; ++p) store(sums + p * kStep, pairs[0][p % 4] + pairs[1][p / 4]);
 }
 
-// Adds to each of K sums those of kCount tables that its word of signs names. The first sum's word
-// is at `bits`, the others' follow `words` apart; kFirst: the sums start here.
+// Adds to each of K sums the entries of kCount tables that four bits each of its row's word of
+// signs name. The word of row a is bits[a words]. kFirst: there is nothing in the sums yet.
 template <int kColumns, int kCount, bool kFirst, class T>
 __attribute__((noinline)) void add_rows(const T* tables, const uint32_t* bits, int64_t words,
                                         int64_t K, T* sums) {
@@ -73,10 +74,12 @@ FASTFOOD_INLINE void add_rows_of(int64_t count, bool first, const T* tables, con
   }
 }
 
-// The K sums over entries x, x + stride, ... of kColumns neighbouring vectors, in memory.
+// Leaves in `sums` the K sums over entries x, x + stride, ... for kColumns neighbouring vectors of
+// columns.
 template <int kColumns, class T>
 FASTFOOD_INLINE void sum_rows(const T* x, const SignMatrix& matrix, int64_t stride, T* sums) {
   constexpr int lanes = kLanes<T>;
+  static_assert(32 % kTerms == 0 && kTerms == 4, "a word of signs has whole tables of share_sums");
   alignas(64) T tables[kTables * kPatterns * kColumns * lanes];
   for (int64_t word = 0; word < matrix.words; ++word) {
     const int64_t left = matrix.K / kTerms - word * kTables;
@@ -95,8 +98,9 @@ FASTFOOD_INLINE void sum_rows(const T* x, const SignMatrix& matrix, int64_t stri
   }
 }
 
-// Vectors [begin, end) of columns of a row, those of its first K stride entries first: entry j + a
-// stride becomes the sum over b of H[a][b] times entry j + b stride.
+// Applies the matrix to vectors [begin, end) of columns: entry j + a stride becomes the sum over b
+// of H[a][b] times entry j + b stride. Columns are counted through one group of K * stride entries
+// after the other.
 template <class T, class Store>
 void mix_columns(const T* work, const SignMatrix& matrix, int64_t stride, int64_t begin,
                  int64_t end, const Store& store) {
@@ -113,7 +117,7 @@ void mix_columns(const T* work, const SignMatrix& matrix, int64_t stride, int64_
   };
   for (int64_t i = begin; i < end;) {
     const int64_t first = i / vectors * K * stride + i % vectors * lanes;
-    const bool two = i + 1 < end && i % vectors + 1 < vectors;  // which share the way to their sums
+    const bool two = i + 1 < end && i % vectors + 1 < vectors;  // they share the look-up of signs
     if (two)
       mix(std::integral_constant<int, 2>{}, first);
     else

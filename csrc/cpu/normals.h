@@ -1,4 +1,4 @@
-// The random numbers of definitions.h in vectors, a call of the generator in each lane.
+// The random numbers of definitions.h, vectorised: each lane is a call of the generator.
 #pragma once
 
 #include "../definitions.h"
@@ -6,9 +6,8 @@
 
 namespace fastfood::FASTFOOD_ISA {
 
-constexpr int kHalves = 8;  // 16-bit halves, that is normals, in one Philox call
-
-// kNormalTable in the order in which the exponent bits 127 + e of a float come, modulo 16.
+// kNormalTable in another order: the coefficients for a leading bit e are entry (127 + e) % 16, the
+// last four bits of a float's exponent.
 struct RotatedTable {
   alignas(64) float c[5][16];
 };
@@ -20,12 +19,12 @@ constexpr RotatedTable rotate(const NormalTable& table) {
 }
 constexpr RotatedTable kRotated = rotate(kNormalTable);
 
-// kW calls of one stream, `step` apart: those of the even lanes and those of the odd ones in
-// vectors of their own, so that 32-bit products find room.
+// As many calls of one stream as a vector has lanes of 32 bits, `step` apart. The even ones and the
+// odd ones have a vector each, of 64-bit lanes, which have room for 64-bit products.
 class Calls {
  public:
   Calls(uint64_t seed, uint32_t stream, uint64_t step) : stream_(stream) {
-    for (int k = 0; k < kW; ++k) lanes_[k % 2][k / 2] = static_cast<uint64_t>(k) * step;
+    for (int k = 0; k < kLanes<float>; ++k) lanes_[k % 2][k / 2] = static_cast<uint64_t>(k) * step;
     for (int round = 0; round < kPhiloxRounds; ++round) {
       const uint32_t i = static_cast<uint32_t>(round);
       keys_[round][0] = static_cast<uint32_t>(seed) + i * kPhiloxW0;
@@ -33,7 +32,8 @@ class Calls {
     }
   }
 
-  // The words of calls `call` + k step in lane k. No lane may carry into the upper half of `call`.
+  // Lane k gets the words of call `call` + k step. The sum must not carry into the upper 32 bits of
+  // `call`.
   FASTFOOD_INLINE_MEMBER void words(uint64_t call, U32 out[4]) const {
     U64 even[4], odd[4];
     half(lanes_[0] + call, call >> 32, even);
@@ -43,7 +43,8 @@ class Calls {
   }
 
  private:
-  // philox4x32 of the lower halves of `low`; those of the results are its words.
+  // philox4x32 of the counter (lower half of `low`, high, stream, 0) in each lane. Only the lower
+  // halves of the results count.
   FASTFOOD_INLINE_MEMBER void half(U64 low, uint64_t high, U64 out[4]) const {
     U64 x0 = low, x1 = U64{} + high, x2 = U64{} + stream_, x3 = U64{};
 #pragma GCC unroll 7
@@ -76,7 +77,7 @@ FASTFOOD_INLINE Float normals_of(U32 words) {
 }
 
 // The eight normals of each lane's call.
-FASTFOOD_INLINE void normals_of_words(const U32 words[4], Float out[kHalves]) {
+FASTFOOD_INLINE void normals_of_words(const U32 words[4], Float out[kNormalsPerCall]) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     out[2 * i] = normals_of<0>(words[i]);

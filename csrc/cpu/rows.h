@@ -1,5 +1,5 @@
-// How the rows of a transform are read and written: by stretches at even distances, each entry
-// times its factors of the diagonals.
+// How the rows of a transform are loaded and stored: stretch by stretch of evenly spaced rows, each
+// entry times its factors of the diagonals.
 #pragma once
 
 #include "../places.h"
@@ -7,13 +7,14 @@
 
 namespace fastfood::FASTFOOD_ISA {
 
+// The Load of rows stored as S, times `before` if kDiagonal.
 template <class S, bool kDiagonal>
-struct Load {
+struct LoadRows {
   using T = Arithmetic<S>;
   const S* x;
   const T* before;
-  int64_t mask;     // all ones, or zero where one vector of factors serves all
-  uintptr_t ahead;  // bytes that memory is asked for in advance
+  int64_t mask;     // all ones, or zero if one vector of factors serves all entries
+  uintptr_t ahead;  // how many bytes ahead to prefetch; zero: not at all
 
   template <int kVectors>
   FASTFOOD_INLINE_MEMBER void fetch(int64_t i) const {
@@ -28,18 +29,20 @@ struct Load {
     if constexpr (kDiagonal) r *= load(before + (i & mask));
     return r;
   }
-  // The same after the level of stride one.
+  // Loads a vector and does the level of stride one.
   FASTFOOD_INLINE_MEMBER Vector<T> first_level(int64_t i) const {
     if constexpr (std::is_same<S, T>::value && !kDiagonal)
       return load_first_level(x + i);
     else
       return lane_level<1>((*this)(i));
   }
-  Load from(int64_t i, int64_t j) const { return {x + i, before + j, mask, ahead}; }
+  // The same for a row i entries further on, whose factors are j further on.
+  LoadRows from(int64_t i, int64_t j) const { return {x + i, before + j, mask, ahead}; }
 };
 
+// The Store of rows: times scale, times `after` if kDiagonal, and rounded to S.
 template <class S, bool kDiagonal>
-struct Finish {
+struct StoreRows {
   using T = Arithmetic<S>;
   S* out;
   const T* after;
@@ -51,11 +54,11 @@ struct Finish {
     if constexpr (kDiagonal) r *= load(after + (i & mask));
     store_narrow(out + i, r);
   }
-  Finish from(int64_t i, int64_t j) const { return {out + i, after + j, mask, scale}; }
+  StoreRows from(int64_t i, int64_t j) const { return {out + i, after + j, mask, scale}; }
 };
 
-// Calls f with the Load and the Finish of a stretch's first row. `mask` is that of diagonals that
-// begin anew with each row.
+// Calls f with the Load and the Store of a stretch's first row, specialised for what is there to
+// multiply. `mask` is for diagonals that begin anew with each row: entry i has factor i & mask.
 template <class S, class F>
 FASTFOOD_INLINE void with_diagonals(const Transform& t, const Stretch& s, int64_t mask, F f) {
   using T = Arithmetic<S>;
@@ -68,19 +71,19 @@ FASTFOOD_INLINE void with_diagonals(const Transform& t, const Stretch& s, int64_
   const bool far = !fits<S>(t.rows * t.n, cpu::caches().second) && cpu::prefetches();
   const int64_t rows_ahead_bytes = cpu::caches().first / 2 * s.x_pitch / t.n;
   const uintptr_t ahead = far ? static_cast<uintptr_t>(rows_ahead_bytes) : 0;
-  const Load<S, true> load_diagonal{x, before, before_mask, ahead};
-  const Load<S, false> load_plain{x, before, before_mask, ahead};
-  const Finish<S, true> finish_diagonal{out, after, after_mask, scale};
-  const Finish<S, false> finish_plain{out, after, after_mask, scale};
-  const auto with_finish = [&](const auto& load_entries) {
+  const LoadRows<S, true> load_diagonal{x, before, before_mask, ahead};
+  const LoadRows<S, false> load_plain{x, before, before_mask, ahead};
+  const StoreRows<S, true> store_diagonal{out, after, after_mask, scale};
+  const StoreRows<S, false> store_plain{out, after, after_mask, scale};
+  const auto with_store = [&](const auto& load_entries) {
     if (t.after)
-      f(load_entries, finish_diagonal);
+      f(load_entries, store_diagonal);
     else if (scale != T{1} || !std::is_same<S, T>::value)
-      f(load_entries, finish_plain);
+      f(load_entries, store_plain);
     else
-      f(load_entries, Keep<T>{reinterpret_cast<T*>(out)});
+      f(load_entries, StoreWork<T>{reinterpret_cast<T*>(out)});
   };
-  t.before ? with_finish(load_diagonal) : with_finish(load_plain);
+  t.before ? with_store(load_diagonal) : with_store(load_plain);
 }
 
 // Calls f with stretches that cover rows [begin, end).
@@ -93,7 +96,7 @@ void for_each_stretch(const Transform& t, int64_t begin, int64_t end, F f) {
   }
 }
 
-// The same, each a run of neighbouring rows.
+// The same with stretches whose rows follow each other without gaps.
 template <class F>
 void for_each_run(const Transform& t, int64_t begin, int64_t end, F f) {
   for_each_stretch(t, begin, end, [&](Stretch s) {

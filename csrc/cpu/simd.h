@@ -53,11 +53,11 @@ struct IntegersOf<8> {
 using Float = Vector<float>;
 using U32 = Vector<uint32_t>;
 using U64 = Vector<uint64_t>;
-constexpr int kW = kLanes<float>;
 
-constexpr int64_t kGrain = 32768;  // entries that are worth a thread
+constexpr int64_t kGrain = 32768;  // the fewest entries for which one more thread pays
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)  // it would compile for an hour
+#if defined(__SANITIZE_ADDRESS__) || \
+    defined(__SANITIZE_THREAD__)  // or it would compile for an hour
 #define FASTFOOD_INLINE static inline
 #define FASTFOOD_INLINE_MEMBER
 #else
@@ -75,8 +75,8 @@ FASTFOOD_INLINE void store(T* p, Vector<T> x) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = x;
 }
 
-// The same past the caches, for large arrays; p is aligned to the vector. What is written is seen
-// by others only behind `end_streams`.
+// A non-temporal store, past the caches, for large arrays; p is aligned to the vector. Other
+// threads see the values only after `end_streams`.
 template <class T>
 FASTFOOD_INLINE void stream(T* p, Vector<T> x) {
 #if defined(__AVX512F__)
@@ -126,7 +126,8 @@ FASTFOOD_INLINE Float multiply_add(Float a, Float b, Float c) {
   return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
   Float r;
-  for (int i = 0; i < kW; ++i) r[i] = static_cast<float>(static_cast<double>(a[i]) * b[i] + c[i]);
+  for (int i = 0; i < kLanes<float>; ++i)
+    r[i] = static_cast<float>(static_cast<double>(a[i]) * b[i] + c[i]);
   return r;
 #endif
 }
@@ -141,7 +142,7 @@ FASTFOOD_INLINE Float look_up_16(const float* table, U32 index) {
   return (Float)_mm256_blendv_ps(low, high, _mm256_castsi256_ps((__m256i)(index << 28)));
 #else
   Float r;
-  for (int i = 0; i < kW; ++i) r[i] = table[index[i] & 15u];
+  for (int i = 0; i < kLanes<float>; ++i) r[i] = table[index[i] & 15u];
   return r;
 #endif
 }
@@ -186,7 +187,8 @@ FASTFOOD_INLINE V lane_level(V x) {
   return lane_level<stride>(x, swap_lanes<stride>(x));
 }
 
-// Transposes a square of as many vectors as they have lanes, from pairs of entries on.
+// Transposes a square of lanes x lanes entries, held in `lanes` vectors: for stride = 1, 2, 4, ...
+// each 2 stride x 2 stride square swaps its two off-diagonal quarters.
 template <class T, int stride = 1>
 FASTFOOD_INLINE void transpose(Vector<T>* r) {
   constexpr int lanes = kLanes<T>;
@@ -207,7 +209,8 @@ FASTFOOD_INLINE void transpose(Vector<T>* r) {
   }
 }
 
-// The square of vectors j, j + 1, ... at x, transposed: what they have in a lane is one vector.
+// Loads the square of vectors j, j + 1, ... of x and transposes it: r[k] holds lane k of each of
+// them. store_lanes is the inverse.
 template <class T>
 FASTFOOD_INLINE void load_lanes(const T* x, int64_t j, Vector<T>* r) {
   constexpr int lanes = kLanes<T>;
@@ -223,15 +226,16 @@ FASTFOOD_INLINE void store_lanes(Vector<T>* r, int64_t j, T* x) {
   for (int i = 0; i < lanes; ++i) store(x + (j + i) * lanes, r[i]);
 }
 
-// The level of stride one over the vector at p.
+// Loads the vector at p and does the level of stride one.
 template <class T>
 FASTFOOD_INLINE Vector<T> load_first_level(const T* p) {
   return lane_level<1>(load(p));
 }
 #if defined(__AVX2__)
-// Loads that double lanes cost no shuffle; the compiler would load once and shuffle twice.
+// Loads that repeat the even or the odd lanes save both shuffles; the compiler would load once and
+// shuffle twice.
 FASTFOOD_INLINE Float load_first_level(const float* p) {
-  typedef VectorOf<float>::unaligned Unaligned;  // `auto` would forget that it is
+  typedef VectorOf<float>::unaligned Unaligned;  // `auto` would lose the alignment of one entry
   const Unaligned* x = reinterpret_cast<const Unaligned*>(p);
   Float even, odd;
   asm("vmovsldup %1, %0" : "=v"(even) : "m"(*x));
@@ -240,8 +244,8 @@ FASTFOOD_INLINE Float load_first_level(const float* p) {
 }
 #endif
 
-// Storage types narrower than the arithmetic: float16 by the name that the compiler has for it in
-// C++ (on aarch64 GCC knows the other from 13 on); bfloat16 is the upper half of a float.
+// Storage types narrower than the arithmetic. float16 has two names in C++: GCC on aarch64 knows
+// _Float16 only from version 13 on. bfloat16 is the upper half of a float.
 #if defined(__aarch64__) && !defined(__clang__) && __GNUC__ < 13
 using Float16 = __fp16;
 #else
@@ -268,15 +272,13 @@ FASTFOOD_INLINE void narrow(float x, BFloat16* out) {
   out->bits = static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : rounded);
 }
 
-template <class S>
-using Arithmetic = typename std::conditional<std::is_same<S, double>::value, double, float>::type;
-
 // A vector's worth of sixteen-bit values.
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), may_alias));
 typedef uint16_t UnalignedHalves
     __attribute__((vector_size(kVectorBytes / 2), may_alias, aligned(2)));
 
-// Consecutive entries in the type that they are computed in, and back, rounded as by `narrow`.
+// load_wide converts consecutive entries to the type that they are computed in; store_narrow
+// converts them back, rounded as by `narrow`.
 template <class T>
 FASTFOOD_INLINE Vector<T> load_wide(const T* p) {
   return load(p);
@@ -292,7 +294,7 @@ FASTFOOD_INLINE Float load_wide(const Float16* p) {
   return (Float)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   Float r;
-  for (int i = 0; i < kW; ++i) r[i] = widen(p[i]);
+  for (int i = 0; i < kLanes<float>; ++i) r[i] = widen(p[i]);
   return r;
 #endif
 }
@@ -314,13 +316,13 @@ FASTFOOD_INLINE void store_narrow(Float16* p, Float x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 #else
-  for (int i = 0; i < kW; ++i) narrow(x[i], &p[i]);
+  for (int i = 0; i < kLanes<float>; ++i) narrow(x[i], &p[i]);
 #endif
 }
 
 // Calls f(S{}) with the storage type that `type` names.
 template <class F>
-FASTFOOD_INLINE void dispatch(Type type, F f) {
+FASTFOOD_INLINE void with_type(Type type, F f) {
   switch (type) {
     case Type::f32: return f(float{});
     case Type::f64: return f(double{});
@@ -330,8 +332,8 @@ FASTFOOD_INLINE void dispatch(Type type, F f) {
   __builtin_trap();
 }
 
-// Memory for one task, 64-byte aligned and uninitialised. Large pages, where it is large: the first
-// touch of small ones would take longer than the work on them.
+// Memory for one task, 64-byte aligned and uninitialised. Large arrays get huge pages: to touch
+// small ones for the first time would take longer than the work on them.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : p_(__builtin_malloc(static_cast<size_t>(bytes) + 64)) {
@@ -355,8 +357,8 @@ class Scratch {
   void* p_;
 };
 
-// parallel(count, grain, f) with a callable f(begin, end), whose streams have ended when it
-// returns.
+// Runs parallel(count, grain, f) for a callable f(begin, end). When it returns, the non-temporal
+// stores of all ranges can be seen.
 template <class F>
 FASTFOOD_INLINE void for_each_range(cpu::ParallelFor parallel, int64_t count, int64_t grain, F& f) {
   parallel(

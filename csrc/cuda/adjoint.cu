@@ -1,8 +1,8 @@
 // The adjoint of the projection on CUDA, for sums in FASTFOOD_TYPE: the mirror image of project.cu.
-// Tiles of the gradients come in, highest levels first, and end as consecutive rows of a thread,
-// which it multiplies with fresh normals and sums up in registers. Blocks longer than a tile first
-// go through passes over columns. Each partial sum takes its tiles in a fixed order, whatever the
-// device, and so does the sum of them.
+// Tiles of the gradients are transformed, highest levels first, until each thread holds consecutive
+// rows, which it multiplies by fresh normals and sums up in registers. If a block is longer than a
+// tile, passes over columns come first. Each partial sum takes its tiles in a fixed order, whatever
+// the device, and the partial sums are added in a fixed order.
 #include <algorithm>
 #include <vector>
 
@@ -16,7 +16,7 @@ namespace {
 
 // --- Pieces --------------------------------------------------------------------------------------
 
-constexpr int kMostPieces = 64;  // in one launch: they are parameters, 4 KB of them at most
+constexpr int kMostPieces = 64;  // in one launch, of whose parameters they are a part
 
 template <class C>
 struct PieceList {
@@ -24,14 +24,15 @@ struct PieceList {
     const void* g;
     int64_t start, end;  // rows
     int64_t tiles;       // of this piece and those before it
-    int64_t skipped;     // tile t of the list, if it is this piece's, is tile t + skipped of all
+    int64_t skipped;  // tile t of the list, if it belongs to this piece, is tile t + skipped of all
     C factor;
     Type type;
   };
   int size = 0;
   Item items[kMostPieces];
 };
-static_assert(sizeof(PieceList<double>) < 3600, "with the table it fits a launch's parameters");
+static_assert(sizeof(PieceList<double>) < 3600,
+              "with the table it fits a launch's 4 KB of parameters");
 
 template <class T, class C>
 __device__ __forceinline__ C read_as(const void* g, int64_t i) {
@@ -46,7 +47,7 @@ __device__ __forceinline__ C read_any(const void* g, Type type, int64_t i) {
   return read_as<float, C>(g, i);
 }
 
-// Values of a tile whose entries, from p on, are all there.
+// A thread's values in layout L of a tile that lies in a piece as a whole; p is their first entry.
 template <class T, class L, class C>
 __device__ __forceinline__ void read_tile(const T* p, C (&r)[L::kValues]) {
   if constexpr (L::kLow > 0) {
@@ -87,7 +88,7 @@ __device__ __forceinline__ void load_piece(const typename PieceList<C>::Item& it
   if (i >= 0 && first + (1 << S::kTileLog) <= item.end) {
     read_whole<L>(item.g, item.type, i + mine, r);
   } else {
-    constexpr int kFlight = 8;  // entries on their way
+    constexpr int kFlight = 8;  // loads in flight
 #pragma unroll 1
     for (int from = 0; from < S::kValues; from += kFlight) {
       C values[kFlight];
@@ -108,8 +109,8 @@ __device__ __forceinline__ void load_piece(const typename PieceList<C>::Item& it
   }
 }
 
-// Entries of whole blocks from row `first` on, to a pass over columns: zero where no piece is. The
-// pieces are in ascending order and do not overlap.
+// The Load of a pass over columns: entries of whole blocks from row `first` on, zero outside of all
+// pieces. These are in ascending order and do not overlap.
 template <class C>
 struct LoadPieces {
   PieceList<C> pieces;
@@ -147,14 +148,14 @@ struct AdjointTile {
   };
 };
 
-// The tiles of a list, dealt to `parts` partial sums: sum p takes tiles p, p + parts, ... of them,
-// which have one place in their blocks of L.
+// How the tiles of a list are dealt to `parts` partial sums: sum p takes tiles p, p + parts, ...
+// They all lie at the same place within their blocks of L.
 struct Deal {
   int64_t L, tiles, parts;
-  bool add;  // to what the partial sums hold already
+  bool add;  // whether to add to the partial sums, instead of setting them
 };
 
-// Adds up what the lanes of a warp hold of the same place in blocks of L < 2^10.
+// If L < 2^10, some lanes of a warp hold sums for the same places of a block. Adds these up.
 template <int kValues, class C>
 __device__ __forceinline__ void fold_lanes(C (&sum)[kValues], int64_t L) {
 #pragma unroll 1
@@ -186,16 +187,16 @@ __global__ void __launch_bounds__(AdjointTile<kLevels, C>::kThreads,
     for (int64_t tile = part; tile < deal.tiles; tile += deal.parts) {
       while (tile >= pieces.items[piece].tiles) ++piece;
       const int64_t first = (tile + pieces.items[piece].skipped) << kTileLog;
-      barrier<S::kThreads>();  // the last tile has been read
+      barrier<S::kThreads>();  // all threads have read the previous tile
       C r[1][S::kValues];
       load_piece<S, typename S::Last, C>(pieces.items[piece], first, thread, memory, r[0]);
       transform_tile_backwards<S>(r, memory, thread);
 #pragma unroll
-      for (int i = 0; i < S::kValues; i += kHalves) {
-        C g[kHalves];
+      for (int i = 0; i < S::kValues; i += kNormalsPerCall) {
+        C g[kNormalsPerCall];
         draw_g(seed, call_of(first + mine), i, shared.table, g);
 #pragma unroll
-        for (int k = 0; k < kHalves; ++k) sum[i + k] = fma(g[k], r[0][i + k], sum[i + k]);
+        for (int k = 0; k < kNormalsPerCall; ++k) sum[i + k] = fma(g[k], r[0][i + k], sum[i + k]);
       }
     }
     const int length = deal.L < (1 << kTileLog) ? static_cast<int>(deal.L) : 1 << kTileLog;
@@ -240,7 +241,7 @@ __global__ void __launch_bounds__(kSumThreads)
 
 // --- Launches ------------------------------------------------------------------------------------
 
-// The most levels of a tile that this device has the shared memory for.
+// The most levels that a tile can do with this device's shared memory.
 template <class C, int kLevels = kAdjointLevelsMost<C>>
 int most_levels(const Device& device) {
   if constexpr (kLevels > kLevelsLeast) {
@@ -250,10 +251,10 @@ int most_levels(const Device& device) {
   return kLevels;
 }
 
-// How an adjoint is computed, whatever its pieces: `cut` if blocks of L are longer than a tile.
+// How an adjoint is computed. `cut` is set only if blocks of L are longer than a tile.
 template <class C>
 struct Plan {
-  int tile_log, levels;  // of the tiles; those above are done by passes over columns
+  int tile_log, levels;  // of the tiles; passes over columns do the levels above
   bool is_long;
   Cut cut;
   int64_t parts;  // partial sums of `length` entries each
@@ -329,7 +330,7 @@ const char* adjoint_short(const Adjoint& a, const Plan<C>& plan, C* partial, boo
   return nullptr;
 }
 
-// Rows [first, end) of whole blocks, which hold the pieces of a list.
+// One wave: rows [first, end), which are whole blocks, of the pieces of a list.
 template <class C>
 const char* adjoint_wave(const PieceList<C>& list, const Adjoint& a, const Plan<C>& plan, C* work,
                          int64_t first, int64_t end, bool add, Stream stream) {
@@ -358,7 +359,7 @@ const char* adjoint_long(const Adjoint& a, const Plan<C>& plan, C* work, bool& a
                    [](const Piece& x, const Piece& y) { return x.start < y.start; });
   while (!left.empty()) {
     PieceList<C> list;
-    std::vector<Piece> later;  // what overlaps, or is too far away
+    std::vector<Piece> later;  // pieces that overlap, or begin beyond the next block
     const int64_t begin = left[0].start / a.L * a.L;
     int64_t row = begin, end = begin;
     for (const Piece& p : left) {

@@ -1,7 +1,10 @@
-// The high levels of rows longer than a tile: a block takes 2^kLevels entries that lie 2^log apart,
-// of some neighbouring columns at a time, so that memory is read and written in whole lines. Where
-// they come from and where they go is up to a Load and a Store: begin(index) gives a thread a
-// cursor for entries from that index on, whose function `one` it calls in ascending order.
+// A pass over columns: some high levels of rows longer than a tile. A block of threads works on
+// 2^kLevels entries that lie 2^log apart, for some neighbouring columns at a time, so that accesses
+// to global memory are coalesced to whole lines.
+//
+// A Load and a Store say where the entries come from and where they go. begin(index) makes a
+// thread's cursor for entries from that index on. The kernel calls its function `one` in ascending
+// order; that of a Store also gets what `fetch` has loaded for the same entry, some entries ahead.
 #pragma once
 
 #include "shapes.h"
@@ -9,11 +12,11 @@
 
 namespace fastfood::cuda {
 
-struct Nothing {};  // what a Store fetches that only writes
+struct Nothing {};  // the result of `fetch` for a Store that only writes
 
-constexpr int kFetched = 4;  // entries whose fetches are on their way together
+constexpr int kFetched = 4;  // fetches that a thread has in flight
 
-// Values of the arithmetic type in memory, from and to; also their own cursors.
+// A Load and a Store of values of the arithmetic type in memory; each is its own cursor.
 template <class C>
 struct Work {
   C* x;
@@ -31,7 +34,7 @@ struct ColumnTile {
   static constexpr int64_t kBytes = S::kCount > 1 ? int64_t{S::kRoom} * sizeof(C) : 0;
 };
 
-// Levels [log, log + kLevels) of `groups` tiles of columns, those of entries 0, 1, ...
+// Levels [log, log + kLevels) for `groups` tiles of columns, beginning with entry 0.
 template <int kLevels, class C, class Load, class Store>
 __global__ void __launch_bounds__(ColumnTile<kLevels, C>::S::kThreads, column_resident<C>(kLevels))
     column_kernel(const __grid_constant__ Load load, const __grid_constant__ Store store,
@@ -47,7 +50,7 @@ __global__ void __launch_bounds__(ColumnTile<kLevels, C>::S::kThreads, column_re
   for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
     const int64_t column = group << kNeighboursLog;
     const int64_t first = (column >> log << (log + kLevels)) + (column & ((int64_t{1} << log) - 1));
-    if (group != blockIdx.x) barrier<S::kThreads>();  // the last columns have been read
+    if (group != blockIdx.x) barrier<S::kThreads>();  // all threads have read the previous columns
     C r[1][S::kValues];
     using First = typename S::First;
     const int64_t from = first + offset(First::of_thread(thread));
@@ -104,11 +107,12 @@ int most_column_levels(const Device& device) {
 // How a long row is cut: the lowest levels by tiles of 2^tile_log entries, the others by passes.
 struct Cut {
   int tile_log = 0, passes = 0;
-  int levels[6];  // of each pass, the lowest first
+  int levels[6];  // of each pass, the lowest first; six passes of 7 levels reach 2^49 entries
 };
 
-// The cut of 2^row_log entries with the fewest passes of at most `most_levels` levels, by tiles of
-// at most 2^most entries: if there is one, the largest not above 2^best.
+// The cut of a row of 2^row_log entries into the fewest passes of at most `most_levels` levels, and
+// tiles of at most 2^most entries; of these cuts the one with the largest tiles of at most 2^best
+// entries, if there is one.
 inline Cut cut_row(int row_log, int best, int most, int most_levels) {
   Cut cut;
   for (cut.passes = 1; row_log - most > cut.passes * most_levels; ++cut.passes) continue;

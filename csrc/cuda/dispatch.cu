@@ -5,29 +5,29 @@
 namespace fastfood::cuda {
 
 int64_t transform_workspace(const Transform& t, int device) {
-  return with_type(t.type, [&](auto* element) -> int64_t {
-    using T = std::remove_pointer_t<decltype(element)>;
+  return with_type(t.type, [&](auto element) -> int64_t {
+    using T = decltype(element);
     return t.factors[0] ? orders_workspace<T>(t, device) : rows_workspace<T>(t, device);
   });
 }
 
 const char* transform(const Transform& t, void* workspace, Stream stream) {
-  return with_type(t.type, [&](auto* element) -> const char* {
-    using T = std::remove_pointer_t<decltype(element)>;
+  return with_type(t.type, [&](auto element) -> const char* {
+    using T = decltype(element);
     return t.factors[0] ? transform_orders<T>(t, workspace, stream)
                         : transform_rows<T>(t, workspace, stream);
   });
 }
 
 int64_t project_workspace(const Projection& p, int device) {
-  return with_type(p.type, [&](auto* element) -> int64_t {
-    return project_workspace_of<std::remove_pointer_t<decltype(element)>>(p, device);
+  return with_type(p.type, [&](auto element) -> int64_t {
+    return project_workspace_of<decltype(element)>(p, device);
   });
 }
 
 const char* project(const Projection& p, void* workspace, Stream stream) {
-  return with_type(p.type, [&](auto* element) -> const char* {
-    return project_rows_of<std::remove_pointer_t<decltype(element)>>(p, workspace, stream);
+  return with_type(p.type, [&](auto element) -> const char* {
+    return project_rows_of<decltype(element)>(p, workspace, stream);
   });
 }
 

@@ -1,4 +1,4 @@
-// Words and normals of the generator (definitions.h) on CUDA, call by call.
+// The generator's words and normals by themselves (definitions.h) on CUDA: a call for each thread.
 #include "normals.cuh"
 
 namespace fastfood::cuda {
@@ -25,10 +25,10 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 #pragma unroll 1
   for (int64_t i = thread_index(); i < count; i += all_threads()) {
-    float z[kHalves];
+    float z[kNormalsPerCall];
     draw_normals(seed, stream, first + static_cast<uint64_t>(i), shared, z);
 #pragma unroll
-    for (int k = 0; k < kHalves; ++k) out[kHalves * i + k] = z[k];
+    for (int k = 0; k < kNormalsPerCall; ++k) out[kNormalsPerCall * i + k] = z[k];
   }
 }
 

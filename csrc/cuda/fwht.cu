@@ -1,6 +1,6 @@
-// hadamard_transform on CUDA for rows of 2^k entries of one storage type: within a warp where they
-// are short, by one tile where shared memory holds them, else by tiles and passes over columns.
-// Compiled once for each type, FASTFOOD_TYPE, so that a build uses all cores.
+// hadamard_transform on CUDA for rows of 2^k entries of one storage type: short rows within a warp,
+// rows that shared memory holds as one tile, longer ones by tiles and passes over columns. Compiled
+// once for each type, FASTFOOD_TYPE, so that a build uses all cores.
 #include "columns.cuh"
 #include "pitched.cuh"
 #include "rows.cuh"
@@ -8,7 +8,7 @@
 
 namespace fastfood::cuda {
 
-// Each compilation makes those of its own type, and calls the others.
+// Each compilation defines these for its own type, and calls those of the others.
 extern template const char* transform_rows<float>(const Transform&, void*, Stream);
 extern template const char* transform_rows<double>(const Transform&, void*, Stream);
 extern template const char* transform_work<float>(float*, int64_t, int, int, Stream);
@@ -16,7 +16,7 @@ extern template const char* transform_work<double>(double*, int64_t, int, int, S
 
 namespace {
 
-// Stores of the last pass over columns: the scale, then `after`.
+// The Store of the last pass over columns: applies the scale, then `after`.
 template <class T>
 struct StoreColumn {
   T* out;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(256)
   for (int64_t i = thread_index(); i < load.end; i += all_threads()) work[i] = load.one(i);
 }
 
-// Rows [0, rows) of one call, which `t` describes but for their number and place.
+// Some rows of one call. `t` describes them, but for their number and where they begin.
 template <class T>
 struct Rows {
   using C = Arithmetic<T>;
@@ -76,7 +76,7 @@ const char* launch_tiles(const Load& load, const Store& store, int64_t tiles, St
       "tile_kernel", {tiles, R::S::kThreads, R::bytes(false), stream}, load, store, tiles);
 }
 
-// Rows of a tile's size or less: whole tiles at aligned addresses the fast way, all else the other.
+// Rows that a tile holds: whole tiles at aligned addresses go the fast way, all else the slow one.
 template <int kLog, class T>
 const char* transform_tiles_of(const Rows<T>& rows, Stream stream) {
   using C = Arithmetic<T>;
@@ -118,7 +118,7 @@ const char* transform_short(const Rows<T>& rows, Stream stream) {
       StoreAny<T>{rows.out, rows.total(), rows.scale(), rows.after(), whole}, kLog);
 }
 
-// f<log n>() for the log n that is not known before.
+// Calls f(std::integral_constant) for `log`, which is one of kFrom ... kTo.
 template <int kFrom, int kTo, class F>
 const char* with_log(int log, F f) {
   if constexpr (kFrom > kTo) {
@@ -129,7 +129,8 @@ const char* with_log(int log, F f) {
   }
 }
 
-// Tiles of 2^tile_log entries of long rows, unscaled, to `work`; it may be the output.
+// The levels below tile_log of long rows, tile by tile and without the scale, to `work`, which may
+// be the output.
 template <class T>
 const char* transform_low_levels(const Rows<T>& rows, Arithmetic<T>* work, int tile_log,
                                  Stream stream) {
@@ -151,7 +152,7 @@ const char* transform_low_levels(const Rows<T>& rows, Arithmetic<T>* work, int t
   return transform_rows<C>({work, work, type_of<C>, rows.total() / n, n, 1.0}, nullptr, stream);
 }
 
-// Rows that no tile holds. Those that are computed in their own type are worked on in `out`.
+// Rows longer than a tile. If they are computed in their own type, `work` is the output.
 template <class T>
 const char* transform_long(const Rows<T>& rows, Arithmetic<T>* work, const Cut& cut,
                            Stream stream) {
@@ -189,7 +190,7 @@ Cut cut_long_row(int log_n, const Device& device) {
   return cut_row(log_n, best < most ? best : most, most, most_column_levels<C>(device));
 }
 
-// Rows that follow each other; those longer than a tile have a diagonal each.
+// Rows that follow each other. If they are longer than a tile, all of them have the same diagonals.
 template <class T>
 const char* transform_by_length(const Transform& t, void* workspace, Stream stream) {
   using C = Arithmetic<T>;
@@ -238,7 +239,7 @@ const char* transform_rows(const Transform& t, void* workspace, Stream stream) {
   return error;
 }
 
-// For the types that rows are computed in.
+// Only for the types that rows are computed in.
 template <class C>
 const char* transform_work(C* work, int64_t total, int log, int levels, Stream stream) {
   if constexpr (std::is_same_v<C, Arithmetic<C>>)

@@ -1,6 +1,6 @@
-// What the kernels ask of the machine, in one place: launches, limits, shared memory. nvcc compiles
-// the CUDA runtime's; any other compiler gets those of the tests' emulator, so that the same
-// kernels run without a GPU.
+// All that the kernels and their launches ask of the machine: launches, limits, shared memory,
+// barriers. nvcc compiles what uses the CUDA runtime; any other compiler gets the tests' emulator
+// instead, so that the same kernels run without a GPU.
 #pragma once
 
 #include <atomic>
@@ -21,8 +21,8 @@
 namespace fastfood::cuda {
 
 struct Limits {
-  int64_t blocks;    // in one launch; kernels loop over what is left
-  int64_t wave;      // entries in the workspace of what takes several passes
+  int64_t blocks;    // in one launch; kernels loop over the rest
+  int64_t wave;      // entries of a workspace, which take all their passes before the next ones
   int64_t partials;  // entries of the adjoint's partial sums; changing it changes their rounding,
                      // so it is never tuned for a device
 };
@@ -54,7 +54,8 @@ struct alignas(kCount * sizeof(T)) Run {
 constexpr Limits kLimits = {int64_t{1} << 30, int64_t{1} << 26, int64_t{1} << 21};
 inline Limits limits() { return kLimits; }
 
-constexpr int kKnownDevices = 64;  // those above it are asked anew each time
+constexpr int kKnownDevices =
+    64;  // devices whose facts are kept; the driver is asked anew about others
 
 inline Device ask_device(int index) {
   int shared = 48 * 1024, multiprocessors = 1, major = 0;
@@ -85,7 +86,7 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(fastfood_shared_memory);
 }
 
-// How kernels point to shared memory: the emulator looks at every access.
+// A pointer to shared memory. In the emulator it is a class that checks every access.
 template <class T>
 using Shared = T*;
 
@@ -146,7 +147,7 @@ inline const char* explain(cudaError_t error) {
   return message.c_str();
 }
 
-// More shared memory than every kernel has must be asked for: once a kernel and device.
+// A kernel that needs more shared memory than this has to ask for it, once on each device.
 constexpr int64_t kSharedBytes = 48 * 1024;
 
 inline cudaError_t allow_shared(const void* kernel, const Grid& grid,
@@ -204,7 +205,7 @@ inline void await_copies() { emulator::await_copies(); }
 
 #endif
 
-// `name` and `reason`, kept for this thread until its next failure.
+// The text `name`: `reason`, which is valid until this thread's next failure.
 inline const char* failure(const char* name, const char* reason) {
   static thread_local std::string message;
   message = std::string(name) + ": " + reason;
@@ -252,6 +253,5 @@ __device__ __forceinline__ int64_t all_threads() {
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int log2_of(int64_t n) { return 63 - __builtin_clzll(static_cast<unsigned long long>(n)); }
 
 }  // namespace fastfood::cuda

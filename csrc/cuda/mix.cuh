@@ -1,17 +1,19 @@
-// The signs of matrices of order K, brought to memory that every order fits, and the plain sums
-// they stand for.
+// Sign matrices of order K on the device: kernels that write them to a workspace, in a layout that
+// serves every order, and the plain sums that they stand for.
 #pragma once
 
+#include "../orders.h"
 #include "storage.cuh"
 
 namespace fastfood::cuda {
 
-// A sign matrix on the device: word w of row a is bits[w rows + a], negative entries' bits set, of
-// columns 32 w + ... in the order of swap_middle: pairs of columns 8 apart are 16 bits apart, so
-// that one shift and one mask make a pair of 16-bit numbers of them. What lies beyond K is zero.
+// A sign matrix on the device. Bits of bits[w rows + a] are the signs of columns 32 w ... 32 w + 31
+// of row a, set for negative entries, and their two middle bytes are exchanged (swap_middle):
+// columns 8 apart are then 16 bits apart, so that one shift and one mask make a pair of 16-bit
+// numbers of their signs. Bits beyond K are zero.
 struct Signs {
   const uint32_t* bits;
-  int K, rows;  // rows: of a multiple of 32, at least K
+  int K, rows;  // rows: K rounded up to a multiple of 32
 };
 
 // Exchanges the two bytes in the middle.
@@ -22,7 +24,7 @@ __host__ __device__ __forceinline__ uint32_t swap_middle(uint32_t word) {
 inline int64_t padded(int64_t K) { return divide_up(K, 32) * 32; }
 inline int64_t sign_words(int64_t K) { return padded(K) / 32 * padded(K); }
 
-// Rows [first, first + count) of a SignMatrix as a parameter of a kernel.
+// Rows [first, first + count) of a SignMatrix, as a parameter of a kernel.
 template <int kWords>
 struct SignRows {
   int K, words, first, count;
@@ -33,9 +35,14 @@ struct SignRows {
 };
 constexpr int kOuterMost = 64;  // the largest order that is combined with another
 constexpr int kOuterWords = 2 * kOuterMost;
-constexpr int kFewWords = 172 * 6, kManyWords = 7 * 1024;  // all parameters: less than 32 KB
+constexpr int kFewWords = 172 * 6, kManyWords = 7 * 1024;
+static_assert(kOuterMost % 32 == 0, "an outer matrix fits kOuterWords");
+static_assert(kFewWords < kManyWords && kManyWords >= kLargestOrder / 32 + 1,
+              "a launch takes one row of any matrix at least");
+static_assert(sizeof(SignRows<kOuterWords>) + sizeof(SignRows<kManyWords>) < 32000,
+              "they fit a launch's parameters, 32764 bytes from CUDA 12.1 on");
 
-// `matrix` null stands for order one.
+// As many rows from `first` on as fit. `matrix` null stands for the matrix of order one.
 template <int kWords>
 SignRows<kWords> copy_signs(const SignMatrix* matrix, int64_t first = 0) {
   if (!matrix) return {1, 1, 0, 1, {}};
@@ -52,8 +59,8 @@ SignRows<kWords> copy_signs(const SignMatrix* matrix, int64_t first = 0) {
 
 constexpr int kFillThreads = 128;
 
-// Those rows of outer (x) inner (x) H_2^log whose rows of the inner matrix are here; a thread makes
-// eight signs of one.
+// Writes those rows of outer (x) inner (x) H_2^log whose row of the inner matrix is in `inner`. A
+// thread makes eight signs of a row, which are one byte.
 template <int kWords>
 __global__ void __launch_bounds__(kFillThreads)
     fill_kernel(const __grid_constant__ SignRows<kOuterWords> outer,
@@ -92,8 +99,8 @@ const char* launch_fill(const SignMatrix* outer, const SignMatrix& inner, int lo
   return nullptr;
 }
 
-// Brings outer (x) inner (x) H_2^log to `to`, of sign_words of its order. Kernels alone write it,
-// so that a CUDA graph can hold the call.
+// Writes outer (x) inner (x) H_2^log to `to`, which has as many words as sign_words of its order.
+// Only kernels write it, nothing is copied from the host, so that a CUDA graph can hold the call.
 inline const char* fill_signs(const SignMatrix* outer, const SignMatrix& inner, int log,
                               uint32_t* to, Signs* signs, Stream stream) {
   const int64_t K = (outer ? outer->K : 1) * inner.K << log;
@@ -103,7 +110,7 @@ inline const char* fill_signs(const SignMatrix* outer, const SignMatrix& inner, 
              : launch_fill<kManyWords>(outer, inner, log, to, padded(K), stream);
 }
 
-constexpr int kSums = 4;  // that a thread makes at once, so that each entry read serves four
+constexpr int kSums = 4;  // that a thread computes at once, so that each entry it reads serves four
 
 // Sums a, ... a + kSums - 1 of the K entries x(0), x(1), ...
 template <class C, class Entry>

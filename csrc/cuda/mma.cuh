@@ -1,12 +1,13 @@
 // The tensor cores' instructions, from sm_80 on: sm_75 has neither bf16 nor products of sixteen
 // terms. Kernels that use them are compiled for every architecture and have no body on sm_75; the
-// host asks device_facts(device).tensor before it launches one. In the place of the assembler any
-// other compiler gets the emulator's.
+// host asks device_facts(device).tensor before it launches one. Compilers other than nvcc get the
+// emulator's functions instead of the assembler's instructions.
 //
-// In a product A B + C a lane has, with g = lane / 4 and c = lane % 4,
+// In a product A B + C a lane holds, with g = lane / 4 and c = lane % 4,
 //
-//     A, 16 x 16   rows g, g + 8, g, g + 8, columns 2 c, 2 c + 1 of the left half, twice, then of
-//                  the right half: four words, the left one of two neighbours in the low half
+//     A, 16 x 16   four words: columns 2 c, 2 c + 1 of rows g and g + 8, then the same columns plus
+//     8
+//                  of these rows; the left one of two neighbours is the low half of a word
 //     B, 16 x 8    column g, rows 2 c, 2 c + 1 and 2 c + 8, 2 c + 9: two words
 //     C, 16 x 8    row g, then row g + 8, columns 2 c, 2 c + 1
 #pragma once
@@ -25,7 +26,8 @@ constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3C003C00u : 0x3F803F80u
 
 #if defined(__CUDACC__)
 
-// The same, so that nothing that follows from it is made earlier and kept in registers until here.
+// Returns `value`, but hides that from the compiler, which then computes whatever depends on it
+// after this point, and does not keep it in registers from earlier on.
 template <class I>
 __device__ __forceinline__ I made_here(I value) {
   if constexpr (sizeof(I) == 8) {
@@ -36,7 +38,7 @@ __device__ __forceinline__ I made_here(I value) {
   return value;
 }
 
-// Sums of products of T, in f32.
+// C += A B for T, summed in f32.
 template <class T>
 __device__ __forceinline__ void multiply_add(float& c0, float& c1, float& c2, float& c3,
                                              const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -55,8 +57,8 @@ __device__ __forceinline__ void multiply_add(float& c0, float& c1, float& c2, fl
 #endif
 }
 
-// Four matrices of 8 x 8: lane l names row l % 8 of matrix l / 8, 16 bytes, and gets of each matrix
-// the entries of rows 2 c, 2 c + 1 in column g.
+// Loads four matrices of 8 x 8 entries. Lane l passes the address of one row, of 16 bytes: row l %
+// 8 of matrix number l / 8. It gets of each matrix the entries in rows 2 c and 2 c + 1 of column g.
 __device__ __forceinline__ void load_transposed(Shared<uint4> row, uint32_t (&r)[4]) {
 #if __CUDA_ARCH__ >= 800
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));

@@ -1,5 +1,6 @@
-// The normals of definitions.h on a GPU, the same bits by cheaper instructions: conversions between
-// integers and floats, and counting leading zeros, run at a sixteenth of the rate of an addition.
+// The normals of definitions.h on a GPU: the same bits by cheaper instructions, for conversions
+// between integers and floats, and counting leading zeros, run at a sixteenth of the rate of an
+// addition.
 #pragma once
 
 #include "../definitions.h"
@@ -7,14 +8,12 @@
 
 namespace fastfood::cuda {
 
-constexpr int kHalves = 8;  // normals in one Philox call
-
-// The polynomials' coefficients in shared memory, so laid out that one takes two loads.
+// The polynomials' coefficients in shared memory, laid out so that two loads get all five of one.
 struct NormalCoefficients {
   Run<4, float> low[16];
   float high[16];
 
-  // By the first threads of the block; a barrier has to follow.
+  // To be called by all threads of a block; a barrier has to follow.
   __device__ __forceinline__ void copy(const NormalTable& table) {
     const int e = static_cast<int>(threadIdx.x);
     if (e >= 16) return;
@@ -45,7 +44,7 @@ __device__ __forceinline__ void draw_normals(uint64_t seed, uint32_t stream, uin
                                              const NormalCoefficients& table, C* z) {
   const Words words = stream_call(seed, stream, call);
 #pragma unroll
-  for (int k = 0; k < kHalves; k += 2) {
+  for (int k = 0; k < kNormalsPerCall; k += 2) {
     z[k] = normal_of<false>(words.w[k / 2], table);
     z[k + 1] = normal_of<true>(words.w[k / 2], table);
   }
@@ -53,16 +52,17 @@ __device__ __forceinline__ void draw_normals(uint64_t seed, uint32_t stream, uin
 
 // The call that gives G for rows `row` ... row + 7, row a multiple of eight.
 __device__ __forceinline__ uint64_t call_of(int64_t row) {
-  return static_cast<uint64_t>(row) / kHalves;
+  return static_cast<uint64_t>(row) / kNormalsPerCall;
 }
 
-// Entries i ... i + 7 of G from that of call `first` on, i and the row of `first` multiples of
-// eight and of more than i: so the number of the call is no sum.
+// Eight entries of G, those of rows first_row + i ... + 7, where call `first` begins at first_row.
+// i is a multiple of eight, and first_row of a power of two above i: so the call's number is an
+// `or`, no sum.
 template <class C>
 __device__ __forceinline__ void draw_g(uint64_t seed, uint64_t first, int i,
                                        const NormalCoefficients& table, C* g) {
   draw_normals(seed, static_cast<uint32_t>(fastfood::Stream::G),
-               first | static_cast<uint64_t>(i / kHalves), table, g);
+               first | static_cast<uint64_t>(i / kNormalsPerCall), table, g);
 }
 
 }  // namespace fastfood::cuda

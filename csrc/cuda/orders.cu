@@ -1,8 +1,8 @@
-// hadamard_transform on CUDA for rows of K 2^k entries of one storage type, FASTFOOD_TYPE. With
-// tensor cores a row is one matrix of order K 2^s over neighbours that the same kernel transforms,
-// if the columns of that matrix fit shared memory. All else is a pass for each factor: butterflies
-// of pieces as rows of their own, then a matrix over a few columns at a time, by tensor cores or,
-// in fp64 and on sm_75, by plain sums.
+// hadamard_transform on CUDA for rows of K 2^k entries of one storage type, FASTFOOD_TYPE. On
+// tensor cores one kernel does all, if shared memory holds columns of K 2^s entries: it multiplies
+// them by the matrix of order K 2^s and does the other k - s levels on neighbours. Else each factor
+// is a pass: the butterflies, over consecutive parts of a row as if these were rows; then each
+// matrix over a few columns at a time, by tensor cores or, in fp64 and on sm_75, by plain sums.
 #include <algorithm>
 
 #include "columns.cuh"
@@ -11,7 +11,7 @@
 
 namespace fastfood::cuda {
 
-// Each compilation makes those of its own type, and calls the others.
+// Each compilation defines these for its own type, and calls those of the others.
 extern template int64_t orders_workspace<float>(const Transform&, int);
 extern template int64_t orders_workspace<double>(const Transform&, int);
 extern template const char* transform_orders<float>(const Transform&, void*, Stream);
@@ -21,7 +21,8 @@ namespace {
 
 constexpr int kMixThreads = 256;
 
-// Rows of n entries from row `first` on, n not always a power of two, and a diagonal.
+// Rows from row `first` on, of n entries, which need not be a power of two, and one of their
+// diagonals.
 template <class T>
 struct PlacedRows {
   T* at;
@@ -38,7 +39,7 @@ struct PlacedRows {
   }
 };
 
-// The rows, times their diagonal, to rows that follow each other.
+// Copies rows, times `before`, to rows that follow each other.
 template <class T>
 __global__ void __launch_bounds__(kMixThreads)
     gather_kernel(const __grid_constant__ PlacedRows<const T> rows, Arithmetic<T>* work,
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(kMixThreads)
     });
 }
 
-// The way back.
+// Copies rows that follow each other back, times `after`.
 template <class T>
 __global__ void __launch_bounds__(kMixThreads)
     scatter_kernel(const Arithmetic<T>* work, const __grid_constant__ PlacedRows<T> rows,
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kMixThreads)
 #pragma unroll
       for (int i = 0; i < kSums; ++i) store.one(start(j) + (a + i) * stride, sums[i]);
     }
-    __syncthreads();  // all columns are read before the next ones come in
+    __syncthreads();  // all have read the columns
   }
 }
 
@@ -147,8 +148,8 @@ const char* launch_tensor(Pass<In, Out> pass, Stream stream) {
   const int64_t tiles = several ? divide_up(pass.rows, columns / stride) : pass.rows * pass.cuts;
   const Device device = device_facts(stream.device);
   const int buffers = kParts == 1 && 2 * Tile::bytes(K) <= device.shared ? 2 : 1;
-  // As many blocks as have room, and as few warps in each as keep a multiprocessor busy, or some
-  // more where that makes their turns even.
+  // As many blocks as shared memory has room for, and as few warps in each as keep a multiprocessor
+  // busy, or some more if all warps get the same number of turns then.
   const int64_t items = divide_up(K, 8 * Tile::kGroups), shared = buffers * Tile::bytes(K);
   const int64_t busy = 2 * Tile::kThreads / kLanes,
                 room = std::max<int64_t>(device.shared / shared, 1);
@@ -164,14 +165,16 @@ const char* launch_tensor(Pass<In, Out> pass, Stream stream) {
       static_cast<int>(tiles), buffers);
 }
 
-// How a row of K 2^k entries is one matrix of order K 2^log over 2^levels neighbours, by parts.
+// How one kernel does a row of K 2^k entries: a matrix of order K 2^log over 2^levels neighbours.
 struct Fused {
-  int64_t K = 0;  // 2^log times the factors' orders; zero: it does not fit
-  int log = 0, levels = 0, parts = 3;
+  int64_t K = 0;  // of the matrix: 2^log times the factors' orders; zero: it does not fit
+  int log = 0, levels = 0,
+      parts = 3;  // parts: 3 of bf16 for a value, or the value itself (tensor.cuh)
 };
 
-// The cheapest one: a warp's rows are 32 of 64 columns, or 16 of 128, whole or not. The weights of
-// a row and of 16 terms of one part are about what they take of a multiprocessor's time.
+// The cheapest way. A warp makes 32 rows of 64 columns at a time, or 16 of 128, even where the
+// matrix has fewer. The weights of a row and of 16 terms of one part are about the time that they
+// take on a multiprocessor.
 inline Fused choose_fused(int64_t K, int k, int parts, bool whole, int64_t shared) {
   Fused best;
   int64_t least = 0;
@@ -234,15 +237,16 @@ const char* launch_fused(const Transform& t, const Fused& fused, const Signs& si
 int64_t whole_bytes(int64_t bytes) { return divide_up(bytes, 256) * 256; }
 int64_t sign_bytes(int64_t K) { return whole_bytes(sign_words(K) * int64_t{sizeof(uint32_t)}); }
 
-// How a transform is done: by one pass, or by its last factor behind what the others make of the
-// row's parts. The workspace has the signs of the matrix, then, where the type is not its own
-// arithmetic type, `wave` rows in that, then what the parts ask for.
+// How a transform is done: by one kernel, or by its last factor after the transform of the row's
+// parts, which all other factors make. The workspace holds the signs of the matrix; then, if T is
+// not its own arithmetic type, `wave` rows in that type; then the workspace for the transform of
+// the parts.
 template <class T>
 struct OrderPlan {
   using C = Arithmetic<T>;
   Fused fused;
   const SignMatrix* last;
-  bool tensor = false;  // whether tensor cores have room for it
+  bool tensor = false;  // whether the last factor goes to tensor cores
   int64_t wave;         // rows at a time
   Transform parts;
 
@@ -251,7 +255,8 @@ struct OrderPlan {
         wave(wave_size(t.n, t.rows * t.n) / t.n),
         parts{nullptr, nullptr, type_of<C>, wave * last->K, t.n / last->K, 1.0} {
     if (t.factors[1]) parts.factors[0] = t.factors[0];
-    if (std::is_same_v<T, C>) {  // where they will be: what is aligned decides how it is done
+    // The addresses that the parts will have: which of them are aligned decides how it is done.
+    if (std::is_same_v<T, C>) {
       parts.x = t.before ? t.out : t.x;
       parts.out = t.out;
     }
@@ -268,7 +273,7 @@ struct OrderPlan {
   }
 };
 
-// The last factor, of rows in `from`.
+// Applies the last factor to the rows in `from`.
 template <class T>
 const char* launch_last(const Transform& t, const OrderPlan<T>& plan, const Signs& signs,
                         const Arithmetic<T>* from, T* out, int64_t rows, Stream stream) {
@@ -287,7 +292,7 @@ const char* launch_last(const Transform& t, const OrderPlan<T>& plan, const Sign
                        plan.parts.n, stream);
 }
 
-// A wave after the other.
+// One wave of rows after the other.
 template <class T>
 const char* transform_waves(const Transform& t, OrderPlan<T> plan, const Signs& signs,
                             unsigned char* workspace, Stream stream) {
@@ -326,7 +331,8 @@ inline bool is_apart(const Transform& t) {
   return !has_neighbours(t) || t.before_rows > 1 || t.after_rows > 1;
 }
 
-// Some rows together, at `work`, of the type that is computed in, without diagonals.
+// The transform of one wave of rows that have been copied to `work`, in the type that is computed
+// in, by themselves: diagonals are applied by the copies.
 template <class T>
 Transform gathered(const Transform& t, void* work) {
   const int64_t rows = wave_size(t.n, t.rows * t.n) / t.n;
@@ -340,7 +346,8 @@ int64_t gathered_bytes(const Transform& together) {
   return whole_bytes(together.rows * together.n * int64_t{sizeof(Arithmetic<T>)});
 }
 
-// Rows that lie apart, or whose diagonals span several, by way of rows that do not.
+// Rows that lie apart, or whose diagonals span several: copies them to rows that follow each other,
+// transforms these, and copies them back.
 template <class T>
 const char* transform_apart(const Transform& t, void* workspace, Stream stream) {
   using C = Arithmetic<T>;

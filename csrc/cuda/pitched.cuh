@@ -9,8 +9,8 @@
 namespace fastfood::cuda {
 
 constexpr int kPitchedThreads = 128;
-constexpr int kPitchedLog = 11;    // log2 of the entries that a block takes at least
-constexpr int kPitchedLevels = 4;  // of a pass over them
+constexpr int kPitchedLog = 11;    // log2 of the fewest entries of a block's tile
+constexpr int kPitchedLevels = 4;  // levels of one pass over shared memory
 
 template <class T>
 struct Pitched {
@@ -22,12 +22,12 @@ struct Pitched {
   int log_n;
   int64_t rows, before_rows, after_rows;
   Places x_places, out_places;
-  bool packets;  // whole ones at aligned addresses, each of one row
+  bool packets;  // whether rows are whole packets at aligned addresses
 
   __host__ __device__ int tile_log() const { return log_n < kPitchedLog ? kPitchedLog : log_n; }
 };
 
-// One place in 17 stays unused, against bank conflicts.
+// Padding against bank conflicts: one place stays unused after every 16 entries.
 __host__ __device__ __forceinline__ constexpr int pitched_place(int i) { return i + i / 16; }
 
 template <class T>
@@ -49,7 +49,8 @@ struct PitchedEntry {
   }
 };
 
-// Entries [first, first + 2^tile_log), as far as there are rows; kCount neighbours at a time.
+// Loads a tile, which begins at entry `first` of all rows, kCount neighbours at a time, and zeros
+// where there are no more rows.
 template <int kCount, class T>
 __device__ __forceinline__ void load_pitched(const Pitched<T>& t, int64_t first,
                                              Shared<Arithmetic<T>> x) {
@@ -132,11 +133,11 @@ __global__ void __launch_bounds__(kPitchedThreads)
     if (t.log_n - log == 2) pitched_pass<2>(x, tile_log, log);
     if (t.log_n - log == 1) pitched_pass<1>(x, tile_log, log);
     t.packets ? store_pitched<kPacket<T>>(t, first, x) : store_pitched<1>(t, first, x);
-    __syncthreads();  // the tile has been read before the next one comes in
+    __syncthreads();  // all have read the tile
   }
 }
 
-// Whether each packet of 16 bytes of such rows lies at an aligned address.
+// Whether all packets of 16 bytes of these rows are aligned.
 template <class T>
 bool has_packets(const Places& places, const void* p) {
   if (!is_aligned(p, 16)) return false;
@@ -145,7 +146,8 @@ bool has_packets(const Places& places, const void* p) {
   return true;
 }
 
-// Null, too, if a row does not fit: `fits` says so.
+// Returns null also if shared memory does not hold a row; then nothing is launched and `fits`
+// becomes false.
 template <class T>
 const char* transform_pitched(const Transform& t, int log_n, Stream stream, bool* fits) {
   using C = Arithmetic<T>;

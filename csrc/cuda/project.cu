@@ -1,13 +1,14 @@
-// The forward projection on CUDA for one storage type, FASTFOOD_TYPE: tiles whose threads draw the
-// normals of consecutive rows, times v, transformed and stored, or added to a base. Blocks longer
-// than a tile leave it for a workspace, where passes over columns do the high levels.
+// The forward projection on CUDA for one storage type, FASTFOOD_TYPE. Each thread of a tile draws
+// the normals of consecutive rows and multiplies them by v; then the tile is transformed, and
+// stored or added to a base. If a block is longer than a tile, its tiles go to a workspace, where
+// passes over columns do the high levels.
 #include "columns.cuh"
 #include "normals.cuh"
 #include "transform.h"
 
 namespace fastfood::cuda {
 
-// Tiles of the projection whose levels below kLevels are done.
+// A tile of the projection that does the levels below kLevels.
 template <int kLevels, class T>
 struct ProjectTile {
   using C = Arithmetic<T>;
@@ -20,7 +21,7 @@ struct ProjectTile {
   static constexpr int kThreads = kTiles * S::kThreads;
   static constexpr int kFit = kProjectWarps * kLanes / kThreads;
   static constexpr int kResident = kFit > 1 ? kFit : 1;
-  // A thread's entries of v are the same in all tiles: where registers are left, they stay.
+  // A thread's entries of v are the same in all tiles: they stay in registers if there are enough.
   static constexpr bool kKeepsV = sizeof(C) == 4 && kValuesLog == 5;
   struct Memory {
     NormalCoefficients table;
@@ -30,7 +31,8 @@ struct ProjectTile {
 
 namespace {
 
-// out[i] = base[i] + scales[s] * y for rows start + i and their segments s; without base y itself.
+// The Store of the projection: out[i] = base[i] + scales[s] * y for row start + i and its segment
+// s, or y alone if base is null.
 template <class T>
 struct Perturb {
   using C = Arithmetic<T>;
@@ -40,20 +42,7 @@ struct Perturb {
   const C* scales;
   int64_t segments, start, count;
 
-  __device__ __forceinline__ int64_t segment_of(int64_t i) const {
-    int64_t low = 0, high = segments;
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      if (offsets[middle] <= i) {
-        low = middle;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  }
-
-  // Takes rows in ascending order, and knows the segment that it is in.
+  // Writes rows in ascending order, and remembers the segment of the last one.
   struct Cursor {
     const Perturb& p;
     int64_t segment, end = -1;
@@ -77,13 +66,13 @@ struct Perturb {
     }
   };
   __device__ __forceinline__ Cursor begin(int64_t row) const {
-    return {*this, base ? segment_of(row - start) : 0};
+    return {*this, base ? segment_of(row - start, offsets, segments) : 0};
   }
 
-  // r[i] = base + scale * r[i] for rows from i on, in one segment; pairs are aligned.
+  // r[k] = base + scale * r[k] for rows from i on, all in one segment; pairs are aligned.
   template <class S, class L>
   __device__ __forceinline__ void add_base(C (&r)[S::kValues], int64_t i, C scale) const {
-    constexpr int kFlight = 16;  // values of the base on their way to registers
+    constexpr int kFlight = 16;  // loads of the base in flight
 #pragma unroll
     for (int from = 0; from < S::kValues; from += kFlight) {
       C b[kFlight];
@@ -115,7 +104,8 @@ struct Perturb {
     }
   }
 
-  // Any other, entry by entry, through the thread's own places of the tile.
+  // The slow way, for tiles that are not wanted whole or lie in several segments: entry by entry,
+  // through those places of the tile in shared memory that no other thread uses.
   template <class S, class L>
   __device__ __forceinline__ void any(C (&r)[S::kValues], int64_t first, int thread,
                                       Shared<C> memory) const {
@@ -144,7 +134,7 @@ struct Perturb {
     if constexpr (kIsHalf<T>) plain = plain && aligned_pairs(i);
     C scale = 1;
     if (plain && base) {
-      const int64_t segment = segment_of(i);
+      const int64_t segment = segment_of(i, offsets, segments);
       plain = end <= offsets[segment + 1];
       scale = scales[segment];
     }
@@ -162,13 +152,13 @@ struct Perturb {
   }
 };
 
-// v, one entry for each row of a block of L, at an aligned address.
+// v, with one entry for each row of a block of L, at an aligned address.
 template <class C>
 struct Spread {
   const C* v;
   int64_t L;
 
-  // kCount entries from that of `row`, a multiple of them, on.
+  // Loads the entries of v for kCount rows from `row` on, which is a multiple of kCount.
   template <int kCount>
   __device__ __forceinline__ void load(C* r, int64_t row) const {
     const C* p = v + (row & (L - 1));
@@ -184,22 +174,23 @@ __global__ void __launch_bounds__(256) copy_kernel(const C* from, C* to, int64_t
   for (int64_t i = thread_index(); i < count; i += all_threads()) to[i] = from[i];
 }
 
-// G_b * v for a thread's consecutive rows from `row` on; `kept` are their entries of v, or null.
+// G_b * v for a thread's consecutive rows from `row` on. `kept` holds their entries of v already,
+// or is null.
 template <int kValues, class C>
 __device__ __forceinline__ void draw_rows(C (&r)[kValues], const C* kept, const Spread<C>& spread,
                                           uint64_t seed, int64_t row,
                                           const NormalCoefficients& table) {
 #pragma unroll
-  for (int i = 0; i < kValues; i += kHalves) {
-    C g[kHalves], v[kHalves];
+  for (int i = 0; i < kValues; i += kNormalsPerCall) {
+    C g[kNormalsPerCall], v[kNormalsPerCall];
     draw_g(seed, call_of(row), i, table, g);
-    if (!kept) spread.template load<kHalves>(v, row + i);
+    if (!kept) spread.template load<kNormalsPerCall>(v, row + i);
 #pragma unroll
-    for (int k = 0; k < kHalves; ++k) r[i + k] = g[k] * (kept ? kept[i + k] : v[k]);
+    for (int k = 0; k < kNormalsPerCall; ++k) r[i + k] = g[k] * (kept ? kept[i + k] : v[k]);
   }
 }
 
-// Tiles of rows begin, ... end, begin a multiple of the tile's size.
+// Rows [begin, end), tile by tile; `begin` is a multiple of the tile's size.
 template <int kLevels, class T>
 __global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
                                   ProjectTile<kLevels, T>::kResident)
@@ -216,7 +207,7 @@ __global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
   const int thread = static_cast<int>(threadIdx.x) % S::kThreads;
   const Shared<C> memory(shared.tile[group]);
   const int mine = S::First::of_thread(thread);
-  const bool moves = spread.L > (1 << Tile::kTileLog);  // v's entries are others in each tile
+  const bool moves = spread.L > (1 << Tile::kTileLog);  // each tile has other entries of v
   C v[S::kValues];
   if (Tile::kKeepsV) spread.template load<S::kValues>(v, mine);
   const int64_t first_of_all =
@@ -226,7 +217,7 @@ __global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
     C r[1][S::kValues];
     if (Tile::kKeepsV && moves) spread.template load<S::kValues>(v, first + mine);
     draw_rows(r[0], Tile::kKeepsV ? v : nullptr, spread, seed, first + mine, shared.table);
-    barrier<S::kThreads>();  // the last tile has been read
+    barrier<S::kThreads>();  // all threads have read the previous tile
     transform_tiles<S>(r, memory, thread);
     out.template run<S, typename S::Last>(r[0], first, thread, memory);
   }
@@ -234,15 +225,15 @@ __global__ void __launch_bounds__(ProjectTile<kLevels, T>::kThreads,
 
 // --- Launches ------------------------------------------------------------------------------------
 
-// The whole blocks of L that hold rows [start, start + count).
-struct Blocks {
+// The rows of all blocks of L that hold any of rows [start, start + count).
+struct RowRange {
   int64_t first, end;
 };
-inline Blocks blocks_around(int64_t start, int64_t count, int64_t L) {
+inline RowRange blocks_around(int64_t start, int64_t count, int64_t L) {
   return {start / L * L, count > 0 ? divide_up(start + count, L) * L : start / L * L};
 }
 
-// The most levels of a tile that this device has the shared memory for.
+// The most levels that a tile can do with this device's shared memory.
 template <class T, int kLevels = kProjectLevelsMost<T>>
 int most_levels(const Device& device) {
   if constexpr (kLevels > kLevelsLeast) {
@@ -272,7 +263,7 @@ const char* launch_tiles(const Perturb<T>& out, const Projection& p, int levels,
 
 }  // namespace
 
-// Each compilation makes those of its own type, and calls the others.
+// Each compilation defines these for its own type, and calls those of the others.
 extern template const char* project_tiles<float>(const Projection&, float*, int, int64_t, int64_t,
                                                  Stream);
 extern template const char* project_tiles<double>(const Projection&, double*, int, int64_t, int64_t,
@@ -287,7 +278,8 @@ const char* project_tiles(const Projection& p, T* out, int levels, int64_t first
 
 namespace {
 
-// Blocks of L longer than a tile, entries [first, end): tiles to `work`, then columns.
+// Rows [first, end) of blocks longer than a tile: their tiles go to `work`, then passes over
+// columns follow.
 template <class T>
 const char* project_long(const Perturb<T>& out, const Projection& p, const Cut& cut, int64_t first,
                          int64_t end, Arithmetic<T>* work, Stream stream) {
@@ -318,7 +310,7 @@ int64_t project_workspace_of(const Projection& p, int device) {
   using C = Arithmetic<T>;
   int64_t entries = is_aligned(p.v, 16) ? 0 : p.L;
   if (log2_of(p.L) > most_levels<T>(device_facts(device))) {
-    const Blocks blocks = blocks_around(p.start, p.count, p.L);
+    const RowRange blocks = blocks_around(p.start, p.count, p.L);
     entries += wave_size(p.L, blocks.end - blocks.first);
   }
   return entries * static_cast<int64_t>(sizeof(C));
@@ -349,7 +341,7 @@ const char* project_rows_of(const Projection& given, void* workspace, Stream str
   const int log_L = log2_of(p.L);
   if (log_L <= most_levels<T>(device))
     return launch_tiles<T>(out, p, log_L, p.start, p.start + p.count, stream);
-  const Blocks blocks = blocks_around(p.start, p.count, p.L);
+  const RowRange blocks = blocks_around(p.start, p.count, p.L);
   const int64_t wave = wave_size(p.L, blocks.end - blocks.first);
   const Cut cut = cut_block<C>(log_L, device);
   for (int64_t first = blocks.first; first < blocks.end; first += wave) {

@@ -1,5 +1,6 @@
-// How rows come to a tile and leave it, for rows of 2^k entries: whole tiles at aligned addresses
-// without any test, the same with diagonals, and everything else.
+// Kernels for rows of 2^k entries that a tile or a warp holds, and the Loads and Stores of their
+// entries. Whole tiles at aligned addresses go without any test, with or without diagonals;
+// everything else has a slower Load and Store.
 #pragma once
 
 #include <math.h>
@@ -9,14 +10,15 @@
 
 namespace fastfood::cuda {
 
-// One factor for each of mask + 1 entries, of a row or of several, or null for ones.
+// The factors of mask + 1 entries, of one row or of several, after which they begin anew. Null
+// values stand for ones.
 template <class C>
 struct Diagonal {
   const C* values;
   int64_t mask;
   __device__ __forceinline__ C at(int64_t index) const { return values[index & mask]; }
 
-  // Neighbours of one row, whose factors are aligned.
+  // Multiplies neighbours of one row, whose factors are aligned.
   template <int kCount>
   __device__ __forceinline__ void multiply(C (&r)[kCount], int64_t index) const {
     if (!values) return;
@@ -29,9 +31,10 @@ struct Diagonal {
   }
 };
 
-// r times the factors of rows of 2^kRowLog entries, for a thread's values of a tile in layout L.
-// Values' bits and threads' bits are apart, so each place is one address and a constant. `mask` is
-// kMask, or that of a diagonal of more rows where a tile has no more than one.
+// Multiplies a thread's values of a tile in layout L by the factors of rows of 2^kRowLog entries.
+// Bits of values and bits of threads are disjoint, so each address is one register and a constant.
+// `mask` is kMask, or a larger one if a diagonal spans several rows and a tile has no more than
+// one.
 template <int kRowLog, class L, class C>
 __device__ __forceinline__ void multiply(C (&r)[L::kValues], const C* diagonal, int mask,
                                          int64_t first, int thread) {
@@ -50,11 +53,11 @@ __device__ __forceinline__ void multiply(C (&r)[L::kValues], const C* diagonal, 
     for (int k = 0; k < kRun; ++k) r[i + k] *= factors[k];
   }
 }
-constexpr int kNoDiagonals = -1;  // in the place of kRowLog
+constexpr int kNoDiagonals = -1;  // instead of kRowLog
 
-// --- Loads: entries first ... of a tile to a thread's values in layout L -------------------------
+// --- Loads: run() fills a thread's values in layout L of the tile that begins at entry `first` ---
 
-// Whole tiles, 16-byte aligned, and so is the diagonal.
+// Whole tiles at 16-byte aligned addresses; the diagonal is aligned as well.
 template <class T, bool kOnce, int kRowLog>
 struct LoadWhole {
   using Storage = T;
@@ -85,9 +88,10 @@ struct LoadWhole {
   }
 };
 
-constexpr int kFlight = 8;  // single entries that a thread has on their way
+constexpr int kFlight = 8;  // loads of single entries that a thread has in flight
 
-// Any address and any end: entry by entry, through the thread's own places of the tile.
+// Any address and any end: entry by entry, through those places of the tile in shared memory that
+// no other thread uses.
 template <class T>
 struct LoadAny {
   using Storage = T;
@@ -95,7 +99,7 @@ struct LoadAny {
   const T* x;
   int64_t end;
   Diagonal<C> before;
-  bool packets = false;  // all is aligned, and a packet lies in one row
+  bool packets = false;  // whether all is aligned and each packet lies in one row
 
   __device__ __forceinline__ C one(int64_t index) const {
     const C value = index < end ? widen(x[index]) : C{0};
@@ -126,7 +130,7 @@ struct LoadAny {
   }
 };
 
-// --- Stores: a thread's values in layout L, times scale and diagonal -----------------------------
+// --- Stores: run() writes a thread's values in layout L, times scale and diagonal ----------------
 
 template <class T, bool kOnce, int kRowLog>
 struct StoreWhole {
@@ -196,10 +200,13 @@ struct StoreAny {
 
 // --- Kernels -------------------------------------------------------------------------------------
 
-// The shape that rows of 2^kLog entries have, coming as In and leaving as Out.
+// How a tile of rows of 2^kLog entries, loaded as In and stored as Out, is dealt to threads.
 template <int kLog, class In, class Out>
 struct RowTile {
   static constexpr Shape kShape = shape_of<In>(kLog);
+  static_assert(kShape.tile_log >= kLog, "a tile holds whole rows");
+  static_assert(kShape.halves == 1 || kShape.halves == 2,
+                "a tile goes through shared memory whole or by halves");
   static constexpr int kHalvesLog = kShape.halves == 2 ? 1 : 0;
   static constexpr int kPartLog = kShape.tile_log - kHalvesLog;
   static constexpr int kEnd = kLog < kPartLog ? kLog : kPartLog;
@@ -214,7 +221,8 @@ struct RowTile {
   }
 };
 
-// A thread's packets of a tile in flight: what it fetches is for itself alone, so no barrier.
+// Asynchronous copies of the next tile's packets to shared memory, in flight while a tile is worked
+// on. A thread takes only what it has fetched itself, so no barrier is needed.
 template <class R, class T>
 struct Prefetch {
   const T* x;
@@ -244,7 +252,7 @@ struct Prefetch {
   }
 };
 
-// Rows of 2^kLog entries, a tile of one or several of them at a time.
+// Rows of 2^kLog entries, one tile of one or several rows at a time.
 template <int kLog, bool kPrefetch, class Load, class Store>
 __global__ void __launch_bounds__(
     RowTile<kLog, typename Load::Storage, typename Store::Storage>::S::kThreads,
@@ -263,7 +271,7 @@ __global__ void __launch_bounds__(
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int64_t first = tile << R::kShape.tile_log;
     C r[R::kShape.halves][S::kValues];
-    if (tile != blockIdx.x) barrier<S::kThreads>();  // the last tile has been read
+    if (tile != blockIdx.x) barrier<S::kThreads>();  // all threads have read the previous tile
     if constexpr (kPrefetch) {
       next.take(r);
 #pragma unroll
@@ -294,7 +302,7 @@ __global__ void __launch_bounds__(
 
 constexpr int kShortThreads = 128;
 
-// The levels of a thread's packet in registers, those above it by shuffles between lanes.
+// The levels within a thread's packet in registers, those above it by shuffles between lanes.
 template <class T>
 __device__ __forceinline__ void transform_packet(Arithmetic<T> (&r)[kPacket<T>], int lane,
                                                  int levels) {
@@ -312,11 +320,12 @@ __device__ __forceinline__ void transform_packet(Arithmetic<T> (&r)[kPacket<T>],
   }
 }
 
-// Rows of 2^kLog entries, at most a packet for each lane of a warp: aligned, whole packets.
+// Rows of 2^kLog entries that a warp holds, each lane a packet. Whole packets at aligned addresses,
+// without diagonals.
 template <int kLog, class T>
 __global__ void __launch_bounds__(kShortThreads)
     short_kernel(const T* x, T* out, int64_t packets, Arithmetic<T> scale) {
-  constexpr int kPackets = 2;  // that a thread has on their way
+  constexpr int kPackets = 2;  // packets that a thread has in flight
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const auto* in = reinterpret_cast<const uint4*>(x);
   auto* to = reinterpret_cast<uint4*>(out);
@@ -339,7 +348,7 @@ __global__ void __launch_bounds__(kShortThreads)
   }
 }
 
-// The same for everything else: any address, any count of rows, diagonals.
+// The same for any address, any number of rows, and diagonals.
 template <class T>
 __global__ void __launch_bounds__(kShortThreads)
     short_any_kernel(const __grid_constant__ LoadAny<T> load,

@@ -1,23 +1,26 @@
 // The shapes of all kernels, by size: how a tile is dealt to threads, how many blocks are to share
-// a multiprocessor, which way the data takes. Chosen by measurements on an H200 (guides/cuda.md),
-// so the place to try others. Only speed depends on them: every shape gives the same bits.
+// a multiprocessor (occupancy), which way the data takes. They were chosen by measurements on an
+// H200 (guides/cuda.md), and this is the place to try others. Only speed depends on them: every
+// shape gives the same bits.
 #pragma once
+
+#include <iterator>
 
 #include "storage.cuh"
 
 namespace fastfood::cuda {
 
 struct Shape {
-  int tile_log;    // log2 of the entries that share a tile; a row, or several short ones
+  int tile_log;    // log2 of the entries of a tile: of one row, or of several short ones
   int values_log;  // log2 of the entries of a thread
   int out_low;     // log2 of the neighbours that a thread stores: 1 makes pairs of 16 bits
-  int resident;    // blocks that registers must leave room for on a multiprocessor
-  bool once;       // loads and stores that pass by the caches' contents
-  int halves;      // 2: the tile goes through the shared memory of half of it
-  bool prefetch;   // the next tile is copied to shared memory, where there is room for it
+  int resident;    // blocks on a multiprocessor that registers have to suffice for
+  bool once;       // whether loads and stores should leave the contents of the caches alone
+  int halves;      // 2: the halves of a tile go through shared memory one after the other
+  bool prefetch;   // whether the next tile is copied to shared memory, if there is room for it
 };
 
-// `resident` where so many blocks fit by their number alone.
+// `resident`, or the most blocks that the architecture lets a multiprocessor hold, if that is less.
 constexpr int resident_here(int resident) {
 #if defined(__CUDA_ARCH__)
   constexpr int kArch = __CUDA_ARCH__;
@@ -30,8 +33,8 @@ constexpr int resident_here(int resident) {
 #endif
 }
 
-// Rows of 2^k entries that go through a tile at once: from what a warp's lanes do by shuffles to
-// what shared memory holds.
+// Rows of 2^k entries up to kShortLog are done by the shuffles of a warp, and from there to
+// kTileLogMost by one tile, as far as shared memory holds it.
 template <class T>
 constexpr int kShortLog = 5 + kPacketLog<T>;
 template <class T>
@@ -66,15 +69,21 @@ constexpr Shape kShapes64[] = {
     {13, 4, 0, 2, false, 1, false},   // 2^13
 };
 
+static_assert(std::size(kShapes32) + kShortLog<float> == kTileLogMost<float>, "one for each size");
+static_assert(std::size(kShapes16) + kShortLog<__half> == kTileLogMost<__half>,
+              "one for each size");
+static_assert(std::size(kShapes64) + kShortLog<double> == kTileLogMost<double>,
+              "one for each size");
+
 template <class T>
 constexpr Shape shape_of(int row_log) {
   const int row = row_log - kShortLog<T> - 1;
   return sizeof(T) == 8 ? kShapes64[row] : sizeof(T) == 4 ? kShapes32[row] : kShapes16[row];
 }
 
-// Passes over the columns of long rows: 2^5, 2^7, 2^9 or 2^11 (not in fp64) entries that lie 2^log
-// apart, of 2^neighbours_log columns at a time, so that whole lines of 128 bytes are read, or of 64
-// where shared memory holds no more.
+// Passes over the columns of long rows do 5, 7, 9 or 11 levels (11 not in fp64), of
+// 2^neighbours_log columns at a time, so that whole lines of 128 bytes are read, or of 64 if shared
+// memory holds no more.
 constexpr int kColumnValuesLog = 5;
 template <class C>
 constexpr int neighbours_log(int levels) {
@@ -87,8 +96,9 @@ constexpr int column_resident(int levels) {
   return levels == 5 ? 4 : levels == 7 ? 8 : levels == 9 ? 2 : 1;
 }
 
-// Tiles of the projection and its adjoint, for 2^levels rows of a block of L: for few levels a tile
-// holds several such. Sixteen warps on a multiprocessor, whatever the tile.
+// Tiles of the projection and its adjoint do the levels below `levels` of a block of L; if these
+// are few a tile holds several times 2^levels rows. Sixteen warps share a multiprocessor, whatever
+// the tile.
 constexpr int kLevelsLeast = 8;  // L is at least 2^8
 template <class T>
 constexpr int kProjectLevelsMost = sizeof(T) == 8 ? 13 : 15;

@@ -1,6 +1,6 @@
-// How values lie in memory, and how they come to registers: four storage types, computed in fp32 or
-// fp64, moved 16 bytes at a time. Sixteen-bit values are converted in pairs, which takes one
-// instruction where two single conversions would take many cycles each.
+// Storage types, and how values get from memory to registers: four types, computed in fp32 or fp64,
+// moved 16 bytes at a time. Sixteen-bit values are converted in pairs, which takes one instruction
+// where two single conversions would take many cycles each.
 #pragma once
 
 #include <cstring>
@@ -9,10 +9,6 @@
 #include "launch.cuh"
 
 namespace fastfood::cuda {
-
-// The type that values stored as T are computed in.
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
 constexpr int kPacket = 16 / static_cast<int>(sizeof(T));  // entries in 16 bytes
@@ -36,7 +32,7 @@ __host__ __device__ __forceinline__ To bits_as(From from) {
   return to;
 }
 
-// --- One value, or a pair of 16 bits, rounded to nearest even ------------------------------------
+// --- One value, or a pair of 16 bits; narrow rounds to nearest even ------------------------------
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
@@ -104,7 +100,8 @@ __device__ __forceinline__ uint4 narrow_packet(const Arithmetic<T>* r) {
   return packet;
 }
 
-// By hint: data that is used once goes past what the caches hold.
+// Global memory with a hint for the caches: kOnce says that the data is used once, and so should
+// not take the place of other data.
 template <bool kOnce, class T>
 __device__ __forceinline__ T read_global(const T* p) {
   if constexpr (kOnce) return __ldcs(p);
@@ -123,14 +120,14 @@ inline bool is_aligned(const void* p, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(p) % bytes == 0;
 }
 
-// f(T*) with the storage type T that `type` names, for f that returns an error or a size.
+// Calls f(T{}) with the storage type T that `type` names, and returns its result.
 template <class F>
 auto with_type(Type type, F f) {
   switch (type) {
-    case Type::f32: return f(static_cast<float*>(nullptr));
-    case Type::f64: return f(static_cast<double*>(nullptr));
-    case Type::f16: return f(static_cast<__half*>(nullptr));
-    case Type::bf16: return f(static_cast<__nv_bfloat16*>(nullptr));
+    case Type::f32: return f(float{});
+    case Type::f64: return f(double{});
+    case Type::f16: return f(__half{});
+    case Type::bf16: return f(__nv_bfloat16{});
   }
   __builtin_trap();
 }

@@ -15,6 +15,15 @@
 //     middle      t  t  t  t  t  v  v  v  v  v  t  t    levels 2 ... 6
 //     last        v  v  v  v  v  t  t  t  t  t  t  t    levels 7 ... 11; a warp stores 128 bytes
 //
+// The smallest example, n = 8 (N = 3) by two threads of four values (V = 2), entries by number:
+//
+//                   first layout         exchange                 last layout
+//     registers     r0  r1  r2  r3                                r0  r1  r2  r3
+//     thread 0       0   1   2   3       store, barrier, load      0   2   4   6
+//     thread 1       4   5   6   7                                 1   3   5   7
+//     bits 2, 1, 0   t   v   v                                     v   v   t
+//     levels        0 (entries 0 and 1), 1 (0 and 2)              2 (entries 0 and 4)
+//
 // Levels run in ascending order everywhere, so that every bit of the result is the CPU's. All
 // shapes are known when the kernels are compiled: an address is one register and a constant.
 #pragma once
@@ -31,7 +40,7 @@ struct Layout {
   static constexpr int kLow = kLow_;  // log2 of the neighbours that a thread holds
   static_assert(kLow <= kValuesLog && kLow <= kHigh, "values have bits low and high");
 
-  // An entry's number is of_value(i) + of_thread(t); the two have no bit in common.
+  // The number of a thread's value i is of_value(i) + of_thread(t). The two have no bit in common.
   __host__ __device__ static constexpr int of_value(int i) {
     return (i & ((1 << kLow) - 1)) | (i >> kLow) << kHigh;
   }
@@ -39,13 +48,13 @@ struct Layout {
     return (t & ((1 << (kHigh - kLow)) - 1)) << kLow | (t >> (kHigh - kLow))
                                                            << (kHigh + kValuesLog - kLow);
   }
-  // The level that bit k of a value's number is.
+  // The level that bit k of a value's index is: the bit of the entry's number in which it stands.
   __host__ __device__ static constexpr int level_of(int k) {
     return k < kLow ? k : kHigh + k - kLow;
   }
 };
 
-// Levels [from, to) of those that a layout has in registers.
+// Those of levels [from, to) that layout L has in registers.
 template <class L, class C>
 __device__ __forceinline__ void butterflies(C (&r)[L::kValues], int from, int to) {
 #pragma unroll
@@ -61,9 +70,9 @@ __device__ __forceinline__ void butterflies(C (&r)[L::kValues], int from, int to
   }
 }
 
-// The layouts that a tile of 2^kTileLog values of type C passes through for levels [.., kEnd), the
-// first one having done those below kDone: value bits (kLow, kHigh) of the first layout, kOutLow of
-// the last one.
+// The layouts that a tile of 2^kTileLog values of type C passes through for the levels below kEnd.
+// The first one has value bits (kLow, kHigh) and does the levels below kDone; the last one holds
+// 2^kOutLow neighbours in a thread.
 template <class C_, int kTileLog_, int kValuesLog, int kLow, int kHigh, int kDone, int kEnd,
           int kOutLow>
 struct Stages {
@@ -101,11 +110,12 @@ struct Stages {
   using First = At<0>;
   using Last = At<kCount - 1>;
 
-  // Where entry e lies in shared memory. Gaps keep the banks of a warp's accesses apart: 16 bytes
-  // behind each row of banks, or behind each run that is longer, where neighbouring threads' runs
-  // of the first layout do not lie side by side; and 2^kLow entries behind as many as the runs of
-  // the threads whose numbers differ above the middle layout's bits. The sum over disjoint bits is
-  // the sum of the places.
+  // Where entry e lies in shared memory, with padding against bank conflicts. If a thread's runs of
+  // neighbours in the first layout are longer than a packet, 16 bytes stay unused after each row of
+  // 32 entries, or after each run if that is longer, so that accesses to neighbouring runs differ
+  // in their banks. And one run stays unused after every 2^(kLow + kValuesLog) entries, by which
+  // threads are apart that differ above the bits of a middle layout. If a and b have no bit in
+  // common, then place(a + b) = place(a) + place(b).
   __host__ __device__ static constexpr int place(int e) {
     constexpr int kRun = 1 << kLow, kRowLog = kLow > 5 ? kLow : 5;
     constexpr int kWide = kRun > kPacket<C> ? kPacket<C> : 0, kApart = kRun % kBanks;
@@ -115,10 +125,11 @@ struct Stages {
   static constexpr int kRoom = (kPlaces + kPacket<C> - 1) / kPacket<C> * kPacket<C>;
 };
 
-// Neighbours that one access to shared memory takes.
+// The neighbours that one access to shared memory moves.
 template <class L, class C>
 constexpr int kTogether = (1 << L::kLow) < kPacket<C> ? 1 << L::kLow : kPacket<C>;
 
+// Stores a thread's values in layout L to the shared memory of a tile; `get` loads them.
 template <class S, class L>
 __device__ __forceinline__ void put(const typename S::C (&r)[S::kValues],
                                     Shared<typename S::C> memory, int thread) {
@@ -140,10 +151,10 @@ __device__ __forceinline__ void get(typename S::C (&r)[S::kValues], Shared<typen
     load_run<kRun, C>(base + S::place(L::of_value(i)), &r[i]);
 }
 
-// Redistributes tiles through the shared memory of one, one after the other: each thread stores its
-// values in layout From, then loads those of layout To. It overwrites only what it read last itself
-// (the tile that went last in one exchange goes first in the next), so the barriers within are
-// enough; the caller has one before the first exchange.
+// Redistributes tiles, one after the other, through shared memory that holds one: each thread
+// stores its values in layout From, then loads those of layout To. It overwrites only what it read
+// last itself (the last tile of one exchange is the first of the next), so the barriers within are
+// enough; the caller needs one before the first exchange.
 template <class S, class From, class To, int kFirst, int kTiles>
 __device__ __forceinline__ void exchange(typename S::C (&r)[kTiles][S::kValues],
                                          Shared<typename S::C> memory, int thread) {
@@ -157,7 +168,7 @@ __device__ __forceinline__ void exchange(typename S::C (&r)[kTiles][S::kValues],
   }
 }
 
-// All levels below S::kEnd, from the first layout to the last one.
+// All levels below S::kEnd, in ascending order, from the first layout to the last one.
 template <class S, int stage = 0, int kTiles>
 __device__ __forceinline__ void transform_tiles(typename S::C (&r)[kTiles][S::kValues],
                                                 Shared<typename S::C> memory, int thread) {
@@ -170,7 +181,8 @@ __device__ __forceinline__ void transform_tiles(typename S::C (&r)[kTiles][S::kV
   }
 }
 
-// The mirror image: from the last layout to the first one, the highest levels first.
+// The mirror image, for the adjoint: from the last layout to the first one, the levels of the last
+// one first.
 template <class S, int stage = S::kCount - 1>
 __device__ __forceinline__ void transform_tile_backwards(typename S::C (&r)[1][S::kValues],
                                                          Shared<typename S::C> memory, int thread) {

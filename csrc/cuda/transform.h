@@ -1,4 +1,5 @@
-// What the CUDA sources that are compiled once for each storage type offer to each other.
+// The functions of fwht.cu, orders.cu, project.cu and adjoint.cu, which are compiled once for each
+// storage type, that call each other and that dispatch.cu calls.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +27,8 @@ Transform row_of(const Transform& t, int64_t row) {
   return one;
 }
 
-// Rows of 2^k entries; t.factors is not read. Rows are worked on in t.out itself if T is the type
-// that they are computed in, else in a workspace of so many bytes.
+// Rows of 2^k entries; t.factors is not read. If T is the type that rows are computed in, they are
+// worked on in t.out itself, else in the workspace, whose bytes rows_workspace returns.
 template <class T>
 int64_t rows_workspace(const Transform& t, int device);
 template <class T>
@@ -48,7 +49,7 @@ int64_t project_workspace_of(const Projection& p, int device);
 template <class T>
 const char* project_rows_of(const Projection& p, void* workspace, Stream stream);
 
-// Tiles of 2^levels entries of rows [first, end) of the projection, transformed, to out.
+// Writes rows [first, end) of the projection to `out` with the levels below `levels` done.
 template <class T>
 const char* project_tiles(const Projection& p, T* out, int levels, int64_t first, int64_t end,
                           Stream stream);

@@ -1,6 +1,6 @@
 // Both backends for a program without torch: memory of the device with guards around it, and calls
-// that return when they are done. The only file beside module.cpp that knows how kernels.h wants to
-// be called. nvcc makes it a GPU's; another compiler the emulator's, on the host's memory.
+// that return when they are done. Only this file and module.cpp know how kernels.h wants to be
+// called. nvcc compiles it for a GPU; another compiler for the emulator, with the host's memory.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +20,9 @@ namespace fastfood::compare {
 
 // --- The device ----------------------------------------------------------------------------------
 
-inline std::string running;  // the case that is
+inline std::string running;  // the case that runs now, for messages
 
-// Ends the program: after an error of the device nothing that follows would count.
+// Ends the program if there is an error: after one of the device no further result would count.
 inline void stop_at(const char* error, const char* what) {
   if (!error) return;
   std::printf("%s: %s %s\n", what, error, running.c_str());
@@ -68,17 +68,17 @@ inline std::string device_name() { return "emulator"; }
 
 using Bytes = std::vector<unsigned char>;
 
-// A mistake that is made on purpose, to see that it is noticed.
+// A mistake made on purpose in every result, to show that comparisons notice it.
 enum class Spoil { nothing, value, guard };
 
 struct Settings {
-  size_t guard = 256;  // bytes before and behind each array; none if a sanitizer is to see its end
+  size_t guard = 256;  // bytes before and after each array; 0 if a sanitizer is to see its end
   Spoil spoil = Spoil::nothing;
 };
 inline Settings settings;
 
-// `size` bytes of the device, `shift` bytes from an aligned address, NaN in every type where
-// nothing is written.
+// `size` bytes of the device that begin `shift` bytes after an aligned address. Bytes that have not
+// been written are 0xFF, which is NaN in every type.
 class Array {
  public:
   explicit Array(size_t size, size_t shift = 0)
@@ -94,8 +94,8 @@ class Array {
 
   void* data() const { return memory_ + begin_; }
 
-  // What is in it, to be called once the device is done; `intact` becomes false if a guard is not
-  // what it was.
+  // Returns the contents, once the device is done; sets `intact` to false if a guard has been
+  // written to.
   Bytes take(bool& intact) const {
     if (settings.spoil == Spoil::value && size_) fill(data(), 0xFF, std::min<size_t>(size_, 8));
     if (settings.spoil == Spoil::guard && settings.guard) fill(memory_ + begin_ + size_, 0, 1);
@@ -116,7 +116,7 @@ class Array {
 
 // --- Calls ---------------------------------------------------------------------------------------
 
-// Ranges for the processor's threads.
+// A ParallelFor over all threads of the processor.
 inline int64_t processors() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 inline void parallel(int64_t count, int64_t grain, cpu::Body body, void* context) {
@@ -145,7 +145,8 @@ inline const char* launch(const Adjoint& a, void* w) { return cuda::adjoint(a, w
 inline const char* launch(const Draw& d, uint32_t* out) { return cuda::words(d, out, kStream); }
 inline const char* launch(const Draw& d, float* out) { return cuda::normals(d, out, kStream); }
 
-// f(the adjoint of one gradient): its descriptor may point to what lives as long as this call.
+// Calls f with the descriptor of the adjoint of one gradient. It points to a Piece that exists
+// during the call only.
 template <class F>
 void with_adjoint(const void* g, void* z, Type type, int64_t L, int64_t start, int64_t count,
                   uint64_t seed, F f) {
@@ -153,7 +154,8 @@ void with_adjoint(const void* g, void* z, Type type, int64_t L, int64_t start, i
   f(Adjoint{&piece, 1, z, type == Type::f64 ? Type::f64 : Type::f32, L, seed});
 }
 
-// Pointers of the call are the device's. Returns whether the workspace's guards are intact.
+// Runs a call whose pointers are the device's, with a workspace. Returns whether the workspace's
+// guards are intact.
 template <class Call>
 bool on_device(const Call& call) {
   const Array memory(static_cast<size_t>(workspace(call)));

@@ -1,12 +1,13 @@
-// fastfood_compare: every entry point of the CUDA backend beside the CPU's, and beside the plain
-// kernel of plain.cuh. All bits have to be equal but where sums may be taken in another order:
-// those of matrices of order K and of the adjoint, whose bits have to be the same twice. It prints
-// how many cases were compared and how many differ, and returns 1 if one does.
+// fastfood_compare: compares every entry point of the CUDA backend with the CPU's, and the plain
+// kernel of plain.cuh too. All bits have to be equal, except where a backend may choose the order
+// of its sums: matrices of order K and the adjoint only have to be close, and the adjoint has to
+// give the same bits twice. It prints how many cases were compared and how many differ, and returns
+// 1 if one does.
 //
-//   --quick       an eleventh of the cases, of at most 2^18 entries: for a tool that takes its time
-//   --most N      none of more than N entries
+//   --quick       an eleventh of the cases, of at most 2^18 entries: for tools that slow it down
+//   --most N      no case of more than N entries
 //   --seconds S   begins no case after S seconds
-//   --exact       no guards: a tool that looks at memory sees where an array ends
+//   --exact       no guards, so that a tool that checks memory sees where each array ends
 //   --spoil WHAT  value or guard: changes one in each result, so that each case must differ
 #include "compare.h"
 
@@ -32,7 +33,7 @@ std::string name(const Form& f) {
               f.in_place ? ", in place" : "", f.aligned ? "" : ", misaligned");
 }
 
-// The arrays of a transform on the device, and its descriptor there.
+// The arrays of a transform on the device, and the descriptor with their addresses.
 struct OnDevice {
   Array x, out, before, after;
   Transform call;
@@ -50,7 +51,7 @@ struct OnDevice {
     call.after = f.diagonals ? after.data() : nullptr;
   }
 
-  // What it wrote; false in `intact` if it wrote elsewhere too.
+  // What the transform wrote; sets `intact` to false if it wrote elsewhere too.
   Bytes result(bool in_place, const Bytes& values, bool& intact) const {
     for (const Array* array : {&before, &after}) array->take(intact);
     const Bytes source = x.take(intact);
@@ -153,7 +154,7 @@ void add_draws(std::vector<Case>& cases) {
 struct Rows {
   Type type;
   int64_t L, start, count;
-  size_t shift;  // in entries
+  size_t shift;  // of the arrays from aligned addresses, in entries
 };
 
 std::string name(const Rows& r) {
@@ -162,7 +163,7 @@ std::string name(const Rows& r) {
               static_cast<long long>(r.count), r.shift);
 }
 
-// Ends of segments, some of them empty, the first one at 0 and the last one at `count`.
+// The bounds of segments, some of which are empty: from 0 to `count` in ascending order.
 Bytes segment_offsets(int64_t count, int64_t segments) {
   std::vector<int64_t> cuts(static_cast<size_t>(segments) + 1, 0);
   cuts.back() = count;
@@ -207,7 +208,7 @@ bool projection_is_right(const Rows& r, bool on_base) {
   return intact && equal(got, wanted);
 }
 
-// Within the rounding of its sums of the CPU's, and the same bits twice.
+// The adjoint agrees with the CPU's but for the rounding of its sums, and has the same bits twice.
 bool adjoint_is_right(const Rows& r) {
   const Bytes g = random(r.count, r.type, 5);
   const size_t bytes = static_cast<size_t>(r.L) * size_of(wide(r.type));

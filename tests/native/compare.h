@@ -1,5 +1,5 @@
-// What the cases of compare.cu are made of: random values of each type, how far two results may be
-// apart, and the count of those that are further.
+// What the cases of compare.cu are made of: random values of each type, the comparison of two
+// results, and the loop that runs cases and counts those that differ.
 #pragma once
 
 #include <chrono>
@@ -42,7 +42,7 @@ inline double value(const Bytes& bytes, Type type, int64_t i) {
   __builtin_trap();
 }
 
-// Normals with all bits of the type in use.
+// Normal numbers in which all bits of the type are used.
 inline Bytes random(int64_t count, Type type, uint64_t seed) {
   std::vector<float> z(static_cast<size_t>(count + 15) / 8 * 8), fine(z.size());
   const int64_t calls = static_cast<int64_t>(z.size()) / 8;
@@ -75,8 +75,8 @@ inline Bytes random(int64_t count, Type type, uint64_t seed) {
 // Whether all bits are equal.
 inline bool equal(const Bytes& got, const Bytes& wanted) { return got == wanted; }
 
-// Of a row's largest entry, `units` roundings of the arithmetic, and of the entry one rounding to a
-// type of 16 bits. What is no number is never close.
+// Whether entries differ at most by `units` roundings of the arithmetic of their row's largest
+// entry and, in a type of 16 bits, one rounding of their own. NaN is close to nothing.
 inline bool close(const Bytes& got, const Bytes& wanted, Type type, int64_t row, double units) {
   const double rounding = type == Type::bf16 ? 0x1p-7 : type == Type::f16 ? 0x1p-10 : 0;
   const double smallest = type == Type::f16 ? 0x1p-24 : 0;
@@ -96,7 +96,7 @@ inline bool close(const Bytes& got, const Bytes& wanted, Type type, int64_t row,
 
 // --- Cases ---------------------------------------------------------------------------------------
 
-// One comparison. run() is true if there is nothing to say.
+// One comparison. run() returns whether the results agree.
 struct Case {
   std::string kind, name;
   int64_t entries;
@@ -104,12 +104,12 @@ struct Case {
 };
 
 struct Plan {
-  int rounds = 11;                  // each takes every eleventh case: all kinds come early
-  int64_t most = int64_t{1} << 40;  // entries of a case
-  double seconds = 1e9;             // after which no case is begun
+  int rounds = 11;                  // each takes every eleventh case, so that all kinds come early
+  int64_t most = int64_t{1} << 40;  // the largest case to run, in entries
+  double seconds = 1e9;             // no case begins later than this
 };
-constexpr size_t kRounds = 11;  // coprime to the numbers of forms
-constexpr int kShown = 40;      // cases that differ, by name
+constexpr size_t kRounds = 11;  // coprime to the numbers of forms of each kind
+constexpr int kShown = 40;      // the first cases that differ, which are printed by name
 
 struct Count {
   std::string kind;
@@ -123,8 +123,8 @@ inline Count& count_of(std::vector<Count>& counts, const std::string& kind) {
   return counts.back();
 }
 
-// Runs what the plan has and prints what came of it, and of each kind how many; returns how many
-// differ.
+// Runs the cases that the plan allows, prints which ones differ and how many of each kind, and
+// returns how many differ.
 inline int64_t run(const std::vector<Case>& cases, const Plan& plan) {
   const auto start = std::chrono::steady_clock::now();
   std::vector<Count> counts;

@@ -1,2 +1,2 @@
-// A CUDA source compiled for the host by the emulator: FASTFOOD_SOURCE, for FASTFOOD_TYPE.
+// Compiles a CUDA source for the host, on the emulator: FASTFOOD_SOURCE, for FASTFOOD_TYPE.
 #include FASTFOOD_SOURCE

@@ -1,5 +1,5 @@
-// The instructions of csrc/cuda/mma.cuh on the emulator, by the layouts of the PTX manual. All
-// lanes of a warp have to come to each.
+// The instructions of csrc/cuda/mma.cuh on the emulator, with the layouts of the PTX manual. All
+// lanes of a warp have to come to each of them.
 #pragma once
 
 #include <array>
@@ -9,7 +9,7 @@
 
 namespace emulator {
 
-// Of each matrix l / 8 a lane gets two entries of one column.
+// Lane l gives row l % 8 of matrix l / 8, and gets of each matrix two entries of one column.
 inline void load_matrices(Shared<uint4> row, uint32_t (&r)[4]) {
   std::array<uint16_t, 8> own;
   std::memcpy(own.data(), row.touch(1, false), sizeof(own));
@@ -27,8 +27,9 @@ struct Factors {
   std::array<float, 4> b;
 };
 
-// The sum of terms as tensor cores are allowed to make it: each loses what lies below the 24 bits
-// of the largest one, and so does the sum of its own. GPUs from sm_80 on keep more.
+// The sum of terms as tensor cores are allowed to compute it: each term loses what lies below 24
+// bits of the largest one, and their sum what lies below its own 24 bits. GPUs from sm_80 on keep
+// more.
 inline float truncated_sum(const std::array<float, 17>& terms) {
   float most = 0, plain = 0;
   for (const float term : terms) {
@@ -47,7 +48,8 @@ inline float truncated_sum(const std::array<float, 17>& terms) {
 inline void multiply_matrices(std::array<float*, 4> sums, const Factors& factors) {
   const auto lanes = meet(factors, __FILE__, __LINE__);
   const int lane = this_lane(), g = lane / 4, c = lane % 4;
-  std::array<Factors, 4> rows, columns[2];  // of lanes that have rows g and g + 8, two columns
+  // The factors of the lanes that hold rows g and g + 8, and of those that hold two columns.
+  std::array<Factors, 4> rows, columns[2];
   for (int i = 0; i < 4; ++i) {
     rows[i] = lanes[4 * g + i];
     columns[0][i] = lanes[4 * (2 * c) + i];

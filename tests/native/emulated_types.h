@@ -47,7 +47,7 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
 
-// Byte i of the result is byte (choice >> 4 i) % 8 of the two words.
+// Byte i of the result is byte (choice >> 4 i) % 8 of the eight bytes of x and y.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned choice) {
   const uint64_t both = uint64_t{y} << 32 | x;
   unsigned result = 0;
@@ -56,7 +56,7 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned choice) {
   return result;
 }
 
-// Loads and stores with a hint for the caches.
+// Loads and stores with a hint for the caches, which the host has no use for.
 template <class T>
 T __ldcs(const T* p) {
   return *p;

@@ -1,13 +1,12 @@
-// Runs CUDA kernels on the host, one block after the other, each thread of a block a fiber that
-// runs from barrier to barrier. What the kernels of csrc/cuda ask of nvcc is here and nothing more.
-// Every access through a Shared pointer is looked at: outside of the block's shared memory, of what
-// no thread has written, or of what another thread writes or has read since the last barrier, it is
-// an error; so is a barrier that some threads never reach, or wait for elsewhere. Shared memory is
-// full of NaN when a block starts and has guards around it, for what goes through other pointers.
+// Runs CUDA kernels on the host, one block after the other, each thread of a block as a fiber that
+// runs from barrier to barrier. Of CUDA it has what the kernels of csrc/cuda use, and nothing more.
+//
+// Every access through a Shared pointer is checked. It is an error to leave the block's shared
+// memory, to read what no thread has written, and to touch what another thread has written since
+// the last barrier, or to write what it has read since then; and also a barrier that some threads
+// never reach, or wait for elsewhere. Shared memory is full of NaN when a block starts, and has
+// guards around it that show writes through other pointers.
 #pragma once
-
-#include <setjmp.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -18,7 +17,7 @@
 #include <vector>
 
 #include "emulated_types.h"
-#include "sanitizer.h"
+#include "fibers.h"
 
 #define __global__
 #define __host__
@@ -42,23 +41,22 @@ inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-struct Limits {  // small, so that the tests meet every loop over what does not fit
+struct Limits {  // small, so that the tests meet every loop over the rest that does not fit
   int64_t blocks = 3;
   int64_t wave = int64_t{1} << 15;
   int64_t partials = int64_t{3} << 10;
   int64_t shared = 48 * 1024;  // bytes that a block may have
-  bool tensor = true;          // tensor cores
+  bool tensor = true;          // whether there are tensor cores
 };
 inline Limits limits;
-inline bool backwards = false;  // the last thread of a block runs first
+inline bool backwards = false;  // whether the last thread of a block runs first
 
 constexpr int kMaxThreads = 1024;
 constexpr int kWarp = 32;
-constexpr size_t kStack = sanitizer::kStackFactor * 64 * 1024;
 constexpr size_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xA5;
 constexpr size_t kMaxShared = 227 * 1024;  // of an H200
-constexpr size_t kGiven = 48;              // bytes that a lane gives to the others of its warp
+constexpr size_t kGiven = 48;  // bytes that a lane can give to the others of its warp at once
 
 enum class Wait { finished, block, warp, lanes };  // lanes: at a shuffle
 
@@ -66,27 +64,18 @@ struct Access {
   size_t offset, bytes;
 };
 
-// Where a fiber or the scheduler goes on.
-struct Place {
-  ucontext_t context;  // of a fiber's start, with sanitizers of wherever it is
-  jmp_buf jump;
-  bool fresh = false;  // not started yet
-};
-
-struct Fiber {
-  Place place;
-  std::unique_ptr<char[]> stack;
+struct Thread : Fiber {
   Wait wait;
   const char* file;  // of the barrier or the shuffle that it waits at
   int line;
-  int shuffles;                                 // that it has come to
-  unsigned char value[2][kGiven];               // given to the last two of them
-  std::vector<Access> accesses;                 // since its last barrier, where they are counted
-  std::vector<std::pair<void*, uint4>> copies;  // under way
+  int shuffles;                                 // how many it has come to
+  unsigned char value[2][kGiven];               // what it gave at the last two of them
+  std::vector<Access> accesses;                 // since its last barrier, if they are counted
+  std::vector<std::pair<void*, uint4>> copies;  // asynchronous ones, in flight
 };
 
-// The last accesses to four bytes of shared memory: the barriers of the block and of the threads'
-// warp that were before them, the threads, and their warp.
+// The last accesses to a word (four bytes) of shared memory: how many barriers of the block and of
+// the thread's warp came before them, the thread, and its warp.
 struct Touch {
   int barriers, warp_barriers;
   int16_t thread, warp;
@@ -94,9 +83,9 @@ struct Touch {
 struct Word {
   Touch written, read;
 };
-// Accesses of warps to shared memory, and the cycles that they take: one for each distinct four
-// bytes of the bank that has the most of them, of as many threads as can have all banks to
-// themselves.
+// The cycles that warps' accesses to shared memory take, with bank conflicts and without. An access
+// is split so that its threads could have all banks to themselves; each part then takes as many
+// cycles as the most distinct words that fall into one bank.
 struct Cycles {
   int64_t taken, least;
 };
@@ -109,19 +98,17 @@ constexpr int16_t kSeveral = -1;
 constexpr Touch kUntouched = {kNever, kNever, 0, 0};
 
 struct Machine {
-  Place scheduler;
-  sanitizer::Stack scheduler_stack;
-  std::vector<Fiber> fibers;
-  Fiber* running = nullptr;
+  std::vector<Thread> threads;
+  Thread* running = nullptr;
   std::function<void()> kernel;
   std::unique_ptr<unsigned char[]> memory{new unsigned char[kMaxShared + 2 * kGuard + 16]};
   size_t shared_bytes = 0;
   std::vector<Word> words = std::vector<Word>(kMaxShared / 4);  // of shared memory
-  int barriers = 0;                                             // that the block has passed
+  int barriers = 0;                                             // of the block so far
   int warp_barriers[kMaxThreads / kWarp] = {};
   std::string error;
 
-  // 16-byte aligned and no better, as little as a kernel may count on.
+  // Aligned to 16 bytes only, which is as much as a kernel may count on.
   unsigned char* shared() {
     const auto address = reinterpret_cast<uintptr_t>(memory.get() + kGuard);
     return reinterpret_cast<unsigned char*>((address + 15) / 16 * 16);
@@ -129,56 +116,40 @@ struct Machine {
 };
 inline Machine machine;
 
-// The first one is the one that says most.
+// Keeps the first error: those that follow are often its consequences.
 inline void fail(const std::string& error) {
   if (machine.error.empty()) machine.error = error;
 }
 
-// Goes on at `to`; returns when somebody goes on at `from`.
-inline void go_on(Place& from, Place& to) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  swapcontext(&from.context, &to.context);  // a longjmp would have them forget the stack
-#else
-  // swapcontext sets the mask of signals each time: system calls that take longer than the rest
-  if (_setjmp(from.jump)) return;
-  if (!to.fresh) _longjmp(to.jump, 1);
-  to.fresh = false;
-  setcontext(&to.context);
-#endif
-}
-
 inline void wait(Wait wait, const char* file, int line) {
-  Fiber* fiber = machine.running;
-  fiber->wait = wait;
-  fiber->file = file;
-  fiber->line = line;
-  void* kept = nullptr;
-  sanitizer::leave_stack(&kept, machine.scheduler_stack);
-  go_on(fiber->place, machine.scheduler);
-  machine.scheduler_stack = sanitizer::enter_stack(kept);
+  Thread* thread = machine.running;
+  thread->wait = wait;
+  thread->file = file;
+  thread->line = line;
+  pause(*thread);
 }
 
-inline int this_thread() { return static_cast<int>(machine.running - machine.fibers.data()); }
+inline int this_thread() { return static_cast<int>(machine.running - machine.threads.data()); }
 inline int this_lane() { return this_thread() % kWarp; }
 
-// What each lane of a warp gave at one place.
+// What each lane of a warp gave at one shuffle.
 template <class T>
 struct Given {
   int first, slot;  // the warp's first thread
   T operator[](int lane) const {
     T value;
-    std::memcpy(&value, machine.fibers[static_cast<size_t>(first + lane)].value[slot], sizeof(T));
+    std::memcpy(&value, machine.threads[static_cast<size_t>(first + lane)].value[slot], sizeof(T));
     return value;
   }
 };
 
-// Gives `value` to the other lanes of the warp. All of them have to come here.
+// Gives `value` to the other lanes of the warp, all of which have to come here, and gets theirs.
 template <class T>
 Given<T> meet(const T& value, const char* file, int line) {
   static_assert(sizeof(T) <= kGiven, "a lane gives as much as there is room for");
-  Fiber* fiber = machine.running;
-  const int slot = fiber->shuffles++ % 2;  // a faster lane may already be at the next shuffle
-  std::memcpy(fiber->value[slot], &value, sizeof(value));
+  Thread* thread = machine.running;
+  const int slot = thread->shuffles++ % 2;  // a faster lane may already be at the next shuffle
+  std::memcpy(thread->value[slot], &value, sizeof(value));
   wait(Wait::lanes, file, line);
   return {this_thread() / kWarp * kWarp, slot};
 }
@@ -197,7 +168,7 @@ inline void* shared_memory(size_t bytes) {
   return machine.shared();
 }
 
-// Looks at an access of the running thread to an aligned value; returns where it may go.
+// Checks an access of the running thread to an aligned value; returns where it may go.
 inline void* access(void* address, size_t bytes, bool write) {
   alignas(16) static unsigned char nowhere[16];
   const auto offset = static_cast<size_t>(static_cast<unsigned char*>(address) - machine.shared());
@@ -210,7 +181,7 @@ inline void* access(void* address, size_t bytes, bool write) {
   const auto thread = static_cast<int16_t>(threadIdx.x);
   const auto warp = static_cast<int16_t>(thread / kWarp);
   const Touch now{machine.barriers, machine.warp_barriers[warp], thread, warp};
-  // Whether another thread's access has no barrier between it and this one.
+  // Whether no barrier lies between an earlier access by another thread and this one.
   const auto races = [&](const Touch& before) {
     return before.barriers == now.barriers && before.thread != thread &&
            (before.warp != warp || before.warp_barriers == now.warp_barriers);
@@ -249,7 +220,7 @@ class Shared {
   };
   Shared(T* p) : p_(p) {}
   Entry operator[](int64_t i) const { return Entry(p_ + i); }
-  // `count` neighbouring entries in one access.
+  // One access to `count` neighbouring entries.
   T* touch(int count, bool write) const {
     return static_cast<T*>(access(p_, static_cast<size_t>(count) * sizeof(T), write));
   }
@@ -260,7 +231,7 @@ class Shared {
   T* p_;
 };
 
-// An asynchronous copy is seen when it is waited for, not before.
+// An asynchronous copy can be seen once it has been awaited; until then NaN is there.
 inline void copy_later(Shared<uint4> to, const uint4* from) {
   machine.running->copies.push_back({to.touch(1, true), *from});
   std::memset(machine.running->copies.back().first, 0xFF, sizeof(uint4));
@@ -270,14 +241,14 @@ inline void await_copies() {
   machine.running->copies.clear();
 }
 
-// Adds what the threads of a warp, at the same barrier now, have done since the last one.
+// Counts the accesses since the last barrier of threads [begin, end), a warp that is at a barrier.
 inline void count_cycles(int begin, int end) {
   const auto accesses = [](int thread) -> std::vector<Access>& {
-    return machine.fibers[static_cast<size_t>(thread)].accesses;
+    return machine.threads[static_cast<size_t>(thread)].accesses;
   };
   const size_t count = accesses(begin).size();
   for (int i = begin; i < end; ++i)
-    if (accesses(i).size() != count) return;  // they took different ways
+    if (accesses(i).size() != count) return;  // the threads took different branches
   for (size_t k = 0; k < count; ++k) {
     const size_t width = accesses(begin)[k].bytes / 4 > 0 ? accesses(begin)[k].bytes / 4 : 1;
     const int together = static_cast<int>(kBanks / width);
@@ -298,40 +269,19 @@ inline void count_cycles(int begin, int end) {
   for (int i = begin; i < end; ++i) accesses(i).clear();
 }
 
-inline void run_fiber() {
-  machine.scheduler_stack = sanitizer::enter_stack(nullptr);
-  for (;;) {  // the blocks of a launch
+// The body of a thread's fiber.
+inline void run_thread() {
+  enter_fiber();
+  for (;;) {  // the blocks of a launch, one after the other
     machine.kernel();
     wait(Wait::finished, nullptr, 0);
   }
 }
 
-// Runs the fiber up to where it waits next.
-inline void resume(Fiber* fiber) {
-  machine.running = fiber;
-  void* kept = nullptr;
-  sanitizer::leave_stack(&kept, {fiber->stack.get(), kStack});
-  go_on(machine.scheduler, fiber->place);
-  sanitizer::enter_stack(kept);
-}
-
-// forbid or allow for the guards of shared memory.
+// Calls `set`, sanitizer::forbid or allow, for the guards of shared memory.
 inline void set_guards(void (*set)(const void*, size_t)) {
   set(machine.shared() - kGuard, kGuard);
   set(machine.shared() + machine.shared_bytes, kGuard);
-}
-
-inline void start_fiber(Fiber& fiber) {
-  if (!fiber.stack) fiber.stack.reset(new char[kStack]);
-  sanitizer::allow(fiber.stack.get(), kStack);  // a fiber of the launch before was there
-  ucontext_t& context = fiber.place.context;
-  getcontext(&context);
-  context.uc_stack.ss_sp = fiber.stack.get();
-  context.uc_stack.ss_size = kStack;
-  context.uc_link = nullptr;  // it never ends
-  makecontext(&context, run_fiber, 0);
-  context.uc_stack.ss_size = 0;  // else AddressSanitizer forgets the stack at each switch
-  fiber.place.fresh = true;
 }
 
 inline void start_block(int threads) {
@@ -341,35 +291,35 @@ inline void start_block(int threads) {
   std::fill_n(machine.warp_barriers, kMaxThreads / kWarp, 0);
   std::fill_n(machine.words.begin(), (machine.shared_bytes + 3) / 4, Word{kUntouched, kUntouched});
   for (int thread = 0; thread < threads; ++thread) {
-    Fiber& fiber = machine.fibers[static_cast<size_t>(thread)];
-    fiber.shuffles = 0;
-    fiber.accesses.clear();
-    fiber.copies.clear();
+    Thread& started = machine.threads[static_cast<size_t>(thread)];
+    started.shuffles = 0;
+    started.accesses.clear();
+    started.copies.clear();
   }
   set_guards(sanitizer::forbid);
 }
 
 // Whether threads [begin, end) wait at the same place as thread `begin`.
 inline bool wait_together(int begin, int end) {
-  const Fiber& first = machine.fibers[static_cast<size_t>(begin)];
+  const Thread& first = machine.threads[static_cast<size_t>(begin)];
   for (int i = begin + 1; i < end; ++i) {
-    const Fiber& fiber = machine.fibers[static_cast<size_t>(i)];
-    if (fiber.wait == first.wait &&
-        (fiber.wait == Wait::finished || (fiber.line == first.line && fiber.file == first.file)))
+    const Thread& other = machine.threads[static_cast<size_t>(i)];
+    if (other.wait == first.wait &&
+        (other.wait == Wait::finished || (other.line == first.line && other.file == first.file)))
       continue;
-    const auto place = [](const Fiber& at) {
+    const auto place = [](const Thread& at) {
       return at.wait == Wait::finished ? "its end" : "line " + std::to_string(at.line);
     };
     fail("thread " + std::to_string(begin) + " is at " + place(first) + " and thread " +
-         std::to_string(i) + " at " + place(fiber));
+         std::to_string(i) + " at " + place(other));
     return false;
   }
   return true;
 }
 
-inline Wait waits_at(int thread) { return machine.fibers[static_cast<size_t>(thread)].wait; }
+inline Wait waits_at(int thread) { return machine.threads[static_cast<size_t>(thread)].wait; }
 
-// Each warp up to its next barrier of the block; false when the block is finished.
+// Runs each warp up to its next barrier of the block; returns false when the block is finished.
 inline bool advance(int threads) {
   for (int warp = 0; warp < threads; warp += kWarp) {
     const int begin = backwards ? (threads - 1 - warp) / kWarp * kWarp : warp;
@@ -378,7 +328,8 @@ inline bool advance(int threads) {
       for (int i = 0; i < end - begin; ++i) {
         const int thread = backwards ? end - 1 - i : begin + i;
         threadIdx.x = static_cast<unsigned>(thread);
-        resume(&machine.fibers[static_cast<size_t>(thread)]);
+        machine.running = &machine.threads[static_cast<size_t>(thread)];
+        resume(*machine.running);
       }
       if (!wait_together(begin, end)) return false;
       if (counting) count_cycles(begin, end);
@@ -386,7 +337,7 @@ inline bool advance(int threads) {
     } while (waits_at(begin) == Wait::warp || waits_at(begin) == Wait::lanes);
   }
   ++machine.barriers;
-  return wait_together(0, threads) && machine.fibers[0].wait != Wait::finished;
+  return wait_together(0, threads) && machine.threads[0].wait != Wait::finished;
 }
 
 inline void check_guards() {
@@ -397,7 +348,7 @@ inline void check_guards() {
       fail("written outside of shared memory");
 }
 
-// Returns null, or what went wrong.
+// Launches a kernel and waits for it. Returns null, or a text that says what went wrong.
 inline const char* run(int64_t blocks, int threads, size_t shared_bytes,
                        std::function<void()> kernel) {
   machine.error.clear();
@@ -406,10 +357,10 @@ inline const char* run(int64_t blocks, int threads, size_t shared_bytes,
     return "invalid configuration argument";
   machine.kernel = std::move(kernel);
   machine.shared_bytes = shared_bytes;
-  machine.fibers.resize(kMaxThreads);
+  machine.threads.resize(kMaxThreads);
   gridDim.x = static_cast<unsigned>(blocks);
   blockDim.x = static_cast<unsigned>(threads);
-  for (int i = 0; i < threads; ++i) start_fiber(machine.fibers[static_cast<size_t>(i)]);
+  for (int i = 0; i < threads; ++i) start(machine.threads[static_cast<size_t>(i)], run_thread);
   for (int64_t block = 0; block < blocks && machine.error.empty(); ++block) {
     blockIdx.x = static_cast<unsigned>(block);
     start_block(threads);

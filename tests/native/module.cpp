@@ -1,6 +1,6 @@
-// fastfood_native_tests: both backends without torch. Arrays come as addresses, so that the tests
-// choose alignment and guards. `cuda` says which one: the emulated CUDA kernels, or the CPU's of
-// the instruction set in FASTFOOD_ISA.
+// fastfood_native_tests: a Python module of both backends without torch. Arrays come as addresses,
+// so that the tests choose alignment and guards. `cuda` chooses the backend: the emulated CUDA
+// kernels, or the CPU's of the instruction set in FASTFOOD_ISA.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -32,14 +32,15 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Ranges of the smallest size allowed, the last one first: results must not depend on either.
+// Ranges of the smallest size that is allowed, the last one first: results must depend on neither
+// size nor order.
 void split_evenly(int64_t count, int64_t grain, cpu::Body body, void* context) {
   for (int64_t begin = (count - 1) / grain * grain; begin >= 0; begin -= grain)
     body(begin, begin + grain < count ? begin + grain : count, context);
 }
 
-int threads =
-    0;  // that ranges go to; with 0 all are done in this one, as split_evenly divides them
+// How many threads share the ranges; 0: this one does all, as split_evenly divides them.
+int threads = 0;
 
 void split(int64_t count, int64_t grain, cpu::Body body, void* context) {
   if (!threads) return split_evenly(count, grain, body, context);
@@ -63,7 +64,7 @@ void run_emulated(int64_t bytes, Launch launch) {
     if (workspace[i] != 0xFF) throw std::runtime_error("written beyond the workspace");
 }
 
-// Rows in (size, stride) levels, the outermost first.
+// The levels of Places as pairs (size, stride), the outermost first.
 using Levels = std::vector<std::pair<int64_t, int64_t>>;
 
 Places places_of(const Levels& levels) {
@@ -91,7 +92,8 @@ void transform(bool cuda, Address x, Address out, int type, int64_t rows, int64_
                [&](void* w) { return cuda::transform(t, w, {nullptr, 0}); });
 }
 
-// By matrices of the caller's own, (order, words of signs) each, the inner one first.
+// The transform with matrices of the caller's: (order, words of signs) of each, the inner one
+// first.
 void transform_by(Address x, Address out, int type, int64_t rows, int64_t n, double scale,
                   Address before, Address after, std::vector<std::pair<int64_t, Address>> given) {
   Transform t{at<void>(x), at<void>(out), static_cast<Type>(type), rows,
@@ -166,7 +168,8 @@ void adjoint(bool cuda, py::list pieces, Address z, int type, int64_t L, uint64_
                [&](void* w) { return cuda::adjoint(a, w, {nullptr, 0}); });
 }
 
-// Kernels with one mistake each, by its name: what the emulator says of it, or an empty string.
+// Runs a kernel with the mistake of this name; returns what the emulator says of it, or an empty
+// string.
 std::string run_faulty(const std::string& mistake) {
   constexpr int kThreads = 64;
   static const float kFour[4] = {};
@@ -244,8 +247,8 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
   m.def("philox", philox);
   m.def("normal", [](uint32_t k) { return normal(k, kNormalTable); });
   m.def("use_threads", [](int count) { threads = count; });
-  // Of the emulator: a launch's blocks, the workspace's entries, the adjoint's partial sums, the
-  // order of threads, whether the GPU has tensor cores that are used.
+  // Sets the emulator's limits: blocks of a launch, entries of the workspace and of the adjoint's
+  // partial sums, bytes of shared memory; the order of threads; and whether there are tensor cores.
   m.def(
       "configure",
       [](int64_t blocks, int64_t wave, int64_t partials, int64_t shared, bool backwards,
@@ -255,7 +258,8 @@ PYBIND11_MODULE(fastfood_native_tests, m) {
       },
       py::arg("blocks"), py::arg("wave"), py::arg("partials"), py::arg("shared"),
       py::arg("backwards"), py::arg("tensor") = true);
-  // Cycles of shared memory (taken, least) of what runs between the two calls.
+  // cycles() returns what accesses to shared memory took since count_cycles(), and what they would
+  // have taken without bank conflicts.
   m.def("count_cycles", [] {
     emulator::counting = true;
     emulator::cycles = {};

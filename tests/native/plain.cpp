@@ -1,4 +1,4 @@
-// The plain kernel of plain.cuh on the emulator, for the tests: arrays come as addresses.
+// Binds the plain kernel of plain.cuh on the emulator for the tests. Arrays come as addresses.
 #include "plain.cuh"
 
 #include <pybind11/pybind11.h>

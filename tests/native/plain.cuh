@@ -1,6 +1,7 @@
-// The transform of csrc/cuda once more, as plain as a kernel can be and slow: a block for each row,
-// one level after the other in ascending order of strides, a barrier between. It takes nothing from
-// the fast kernels, and has to give the same bits as they do: read it first, and blame it last.
+// The transform of csrc/cuda once more, as plain as a kernel can be, and slow: a block of threads
+// for each row, one level after the other in ascending order of strides, a barrier between levels.
+// It shares nothing with the fast kernels and has to give the same bits: a place to begin reading,
+// and the last one to look for a mistake.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ __device__ inline void store(double x, double* out) { *out = x; }
 __device__ inline void store(float x, __half* out) { *out = __float2half_rn(x); }
 __device__ inline void store(float x, __nv_bfloat16* out) { *out = __float2bfloat16_rn(x); }
 
-// A row of n = 2^k entries, by the threads of a block. `row` has room for it in the wide type.
+// A row of n = 2^k entries, by the threads of a block; `row` is memory for its values in the wide
+// type.
 template <class Row, class T>
 __device__ void transform_row(Row row, const T* x, T* out, int64_t n, Wide<T> scale,
                               const Wide<T>* before, const Wide<T>* after) {
@@ -46,7 +48,7 @@ __device__ void transform_row(Row row, const T* x, T* out, int64_t n, Wide<T> sc
   }
 }
 
-// Rows are in `work`, or in shared memory if there is none. `out` may be `x`.
+// Rows are worked on in `work`, or in shared memory if that is null. `out` may be `x`.
 template <class T>
 __global__ void transform_kernel(const T* x, T* out, Wide<T>* work, int64_t n, Wide<T> scale,
                                  const Wide<T>* before, const Wide<T>* after) {
@@ -61,7 +63,7 @@ __global__ void transform_kernel(const T* x, T* out, Wide<T>* work, int64_t n, W
 
 constexpr int kThreads = 128;
 
-// Returns null, or what went wrong. Stream 0; no matrices of order K.
+// Launches on stream 0; returns null, or what went wrong. There are no matrices of order K here.
 template <class T>
 const char* launch(const Transform& t, void* work) {
   const auto* x = static_cast<const T*>(t.x);

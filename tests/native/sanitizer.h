@@ -1,5 +1,5 @@
-// What AddressSanitizer has to be told, and cannot see by itself: that a fiber goes on on another
-// stack, and that guards are not to be touched. Without it all of this is nothing.
+// What AddressSanitizer cannot see by itself and is told here: that a fiber goes on on another
+// stack, and that guards must not be touched. Without AddressSanitizer these functions do nothing.
 #pragma once
 
 #include <cstddef>
@@ -18,13 +18,13 @@ struct Stack {
 
 #if defined(__SANITIZE_ADDRESS__)
 
-constexpr size_t kStackFactor = 4;  // by which frames are larger
+constexpr size_t kStackFactor = 4;  // how much larger the frames of functions are
 
 // To be called before a stack is left for another one.
 inline void leave_stack(void** kept, Stack next) {
   __sanitizer_start_switch_fiber(kept, next.bottom, next.bytes);
 }
-// To be called first on a stack, with what was kept when it was left; returns the one before.
+// To be called first on a stack, with what was kept when it was left; returns the previous stack.
 inline Stack enter_stack(void* kept) {
   Stack before;
   __sanitizer_finish_switch_fiber(kept, &before.bottom, &before.bytes);
