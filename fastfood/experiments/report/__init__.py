@@ -1,3 +1,3 @@
-"""What a study shows, from its folder alone and at any time: `writer` gathers and writes it,
-`headline` and `findings` say it, `pages` are Markdown and HTML, `figures` and `figure_curves` draw,
-and `display` holds the words and colours that all of them share."""
+"""What a study shows, from its folder alone and at any time: `results` are its numbers as types,
+`writer` gathers and writes them, `headline` and `findings` say them, `pages` are Markdown and HTML,
+`figures` and `figure_curves` draw, and `display` holds the words that all of them share."""

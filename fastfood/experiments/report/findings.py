@@ -31,10 +31,9 @@ CAPTIONS = {
 }
 
 
-PARTIAL = {  # what a caption adds where runs are to come
-    "figure1": " Hollow points lack seeds or learning rates so far.",
-    "figure2": " Half-filled d90s may change, for runs are missing.",
-}
+# what a caption adds where runs are to come
+HOLLOW_POINTS = " Hollow points lack seeds or learning rates so far."
+HALF_FILLED_D90S = " Half-filled d90s may change, for runs are missing."
 
 
 def report_blocks(results: Results) -> list[Block]:
@@ -60,9 +59,9 @@ def report_blocks(results: Results) -> list[Block]:
 def _caption(results: Results, stem: str) -> str:
     """What a figure shows, and how it marks what is not whole where there is such."""
     if stem == "figure1":
-        return CAPTIONS[stem] + (PARTIAL[stem] if partial_points(results) else "")
+        return CAPTIONS[stem] + (HOLLOW_POINTS if partial_points(results) else "")
     so_far = any(d90.so_far for _, _, d90 in all_d90(results))
-    return CAPTIONS[stem] + (PARTIAL["figure2"] if so_far else "")
+    return CAPTIONS[stem] + (HALF_FILLED_D90S if so_far else "")
 
 
 # d90 and what stands beside it
