@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from text_rows import write_rows
+from trials import text_settings, trial_of
 from typer.testing import CliRunner
 
 from fastfood.experiments.cli import app
@@ -151,20 +152,15 @@ ARCHITECTURES = ("bert", "roberta", "electra", "albert", "bart", "distilbert", "
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "t5", "xlnet"])
 def test_every_architecture_can_be_fine_tuned(tmp_path, data, tokenizer, architecture):
-    from fastfood.experiments.settings.measurement import Settings, complete
     from fastfood.experiments.training.train import train_trial
 
     steps = (0, 1) if architecture in ARCHITECTURES else (0,)
     given = {"architecture": architecture, "checkpoints": steps}
     folders = run(_text(tmp_path / "out", data, tokenizer, **given))
-    settings = {"task": "glue/sst2", "model": str(folders[-1]), "data": str(data)}
-    settings = complete(Settings(**settings, max_length=16, out=str(tmp_path)))
-    trial = {"learning_rate": 0.01, "seed": 0, "lambda_lr": 0.02, "normalization": "global"}
-    trial |= {"max_steps": 2, "batch_size": 8, "warmup": 0.0, "bf16": False, "device": "cpu"}
-    trial |= {"metric": "accuracy", "gap_rows": 0, "size": None, "head": None}
+    settings = text_settings(folders[-1], data, out=str(tmp_path))
     for method, d in (("full", 0), ("said", 100)):
-        result = train_trial(settings, trial | {"method": method, "d": d})
-        assert 0 <= result["test"] <= 1
+        score = train_trial(settings, trial_of(method, d, learning_rate=0.01))
+        assert 0 <= score.test <= 1
 
 
 def test_only_training_rows_are_seen(tmp_path, data, tokenizer):
