@@ -10,6 +10,7 @@ from fastfood.experiments.bound.options import Options
 from fastfood.experiments.settings.measurement import Settings, complete, read_settings
 from fastfood.experiments.settings.options import kinds
 from fastfood.experiments.settings.pretraining import Pretraining
+from fastfood.experiments.settings.sources import SOURCES
 from fastfood.experiments.settings.task import TaskSettings
 
 TEXT = {"task": "glue/sst2", "model": "somewhere"}
@@ -20,7 +21,7 @@ OWN |= {"splits": ("train", "test")}
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task": "glue/rte"}, "task: wanted one of digits, .*, got 'glue/rte'"),
+        ({"task": "glue/ax"}, "task: wanted one of digits, .*, got 'glue/ax'"),
         ({"task": "glue/sst2"}, "model: wanted a model's folder or hub name .*, got None"),
         ({"data": "/"}, "data: wanted nothing, because the task digits"),
         ({**TEXT, "data": "/no/such/folder"}, "data: wanted an existing folder, got"),
@@ -42,8 +43,13 @@ OWN |= {"splits": ("train", "test")}
         ({"splits": ("train", "test")}, "splits: wanted nothing, because the task digits has"),
         ({**OWN, "splits": None}, "task: wanted one of .* or text_columns, label_column and"),
         ({**OWN, "text_columns": ("a", "b", "c")}, "text_columns: wanted one or two columns"),
-        ({**OWN, "splits": ("train",)}, "splits: wanted two or three names"),
-        ({"metric": "bleu"}, "metric: wanted accuracy or f1, got 'bleu'"),
+        ({**OWN, "splits": tuple("abcd")}, "splits: wanted one, two or three names"),
+        ({**OWN, "metric": "bleu"}, "metric: wanted accuracy, .* or pearson_spearman, got 'bleu"),
+        ({"metric": "pearson"}, "metric: wanted accuracy, f1 or matthews for the task digits, got"),
+        (
+            {**TEXT, "task": "glue/stsb", "metric": "accuracy"},
+            "metric: wanted pearson, spearman or pearson_spearman for the task glue/stsb, got",
+        ),
         ({"search": "random"}, "search: wanted grid or bisect, got 'random'"),
         ({"bracket": (100, 10)}, "bracket: wanted two whole numbers, .*, got \\(100, 10\\)"),
         ({"precision": 1.0}, "precision: wanted a finite ratio above 1, got 1.0"),
@@ -134,6 +140,25 @@ def test_defaults_come_from_the_task():
     digits, text = complete(Settings()), complete(Settings(**TEXT, dims=(300, 20, 300)))
     assert len(digits.dims) >= 6 and digits.out == "d90-digits" and digits.seeds == 2
     assert text.dims == (20, 300) and text.out == "d90-glue-sst2" and text.batch_size == 32
+
+
+def test_every_task_has_its_metric():
+    by_name = {name: complete(Settings(task=name, model="any")).metric for name in SOURCES}
+    assert by_name == {
+        "glue/cola": "matthews",
+        "glue/sst2": "accuracy",
+        "glue/mrpc": "f1",
+        "glue/qqp": "f1",
+        "glue/stsb": "pearson_spearman",
+        "glue/mnli": "accuracy",
+        "glue/qnli": "accuracy",
+        "glue/rte": "accuracy",
+        "glue/wnli": "accuracy",
+        "yelp_polarity": "accuracy",
+        "anli": "accuracy",
+    }
+    assert complete(Settings()).metric == complete(Settings(**OWN)).metric == "accuracy"
+    assert complete(Settings(**OWN, metric="spearman")).metric == "spearman"
 
 
 def test_settings_come_from_texts_and_from_values_alike():

@@ -219,7 +219,7 @@ def test_a_tokenizer_is_made_of_the_training_words(tmp_path, data):
         ({"architecture": "t5"}, "architecture: wanted one that transformers has a masked-LM"),
         ({"model": "/no/folder"}, "hidden_size: wanted nothing beside model"),
         ({"data": "/no/folder"}, "data: wanted an existing folder, got '/no/folder'"),
-        ({"task": "glue/rte"}, "task: wanted one of digits"),
+        ({"task": "glue/ax"}, "task: wanted one of digits"),
         ({"task": "digits", "data": None}, "tokenizer: wanted nothing for digits"),
         ({"batch_size": 0}, "batch_size: wanted at least 1, got 0"),
         ({"device": "gpu"}, "device: wanted auto, cpu, cuda, got 'gpu'"),

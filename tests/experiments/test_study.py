@@ -120,7 +120,7 @@ def test_a_recipe_pretrains_measures_and_reports(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "glue/rte"], "task: wanted one of digits"),
+        (["--task", "glue/ax"], "task: wanted one of digits"),
         (["--dims", "10,x"], "dims: wanted a whole number, got 'x'"),
         (["--lrs", "fast"], "lrs: wanted a number, got 'fast'"),
         (["--method", "adam"], "method: wanted some of did, said"),

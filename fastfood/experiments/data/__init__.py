@@ -1,1 +1,2 @@
-"""The data of a measurement: `rows` reads files and the hub, `tasks` makes labelled parts."""
+"""The data of a measurement: `readers` read files, `rows` finds splits there and on the hub,
+`labels` makes numbers of labels, `parts` divides rows, and `tasks` puts them together."""

@@ -1,23 +1,16 @@
-"""Reads the splits of a text classification data set, from local JSON lines, CSV and Parquet files
-or from the hub, and checks their columns. Nothing of local files is left in a cache."""
+"""Finds the splits of a text data set, in a folder of local files or on the hub, and checks their
+columns."""
 
-import json
-import tempfile
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-ENDINGS = ("jsonl", "csv", "parquet")
+from .readers import ENDINGS, Columns, read
+
 DTYPES = {"string": str, "large_string": str, "bool": bool}
 DTYPES |= {f"{sign}int{bits}": int for sign in ("", "u") for bits in (8, 16, 32, 64)}
-
-
-class Columns(NamedTuple):
-    """What a row must hold: text in each of `texts`, and in `label` one of `kinds`."""
-
-    texts: tuple[str, ...]
-    label: str
-    kinds: tuple[type, ...]
+DTYPES |= {f"float{bits}": float for bits in (16, 32, 64)}
+ALSO_CALLED = {"validation": ("dev", "valid")}  # in the names of local files of tasks by name
 
 
 def from_hub(task: str, hub: Sequence[str], names: Sequence[str], columns: Columns) -> dict:
@@ -30,36 +23,46 @@ def from_hub(task: str, hub: Sequence[str], names: Sequence[str], columns: Colum
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(*hub)
+        loaded = datasets.load_dataset(*hub)
     except Exception as error:  # the hub's clients raise many unrelated types
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"data: {task} could not be loaded from the hub as {'/'.join(hub)} "
             f"({type(error).__name__}: {reason}); give --data DIR to read local files"
         ) from error
-    parts = {part for name in names for part in name.split("+") if part in found}
-    checked = {part: _checked(f"{task} {part}", found[part], columns) for part in parts}
+    parts = {part for name in names for part in name.split("+") if part in loaded}
+    checked = {part: _checked(f"{task} {part}", loaded[part], columns) for part in parts}
     return _joined(task, names, checked)
 
 
 def from_folder(
-    task: str, folder: Path, choices: Sequence[Sequence[str]], columns: Columns
+    task: str,
+    folder: Path,
+    choices: Sequence[Sequence[str]],
+    columns: Columns,
+    by_name: bool = False,
 ) -> dict:
     """Like `from_hub`, from files such as train.jsonl in the folder or in folder/task; the names
     are the first of `choices` of which there is a first split.
 
-    Hub-style names of Parquet pieces (train-00000-of-00002.parquet) are read too.
+    Hub-style names of Parquet pieces (train-00000-of-00002.parquet) are read too, and of a task
+    `by_name` also dev.tsv or valid.tsv as validation.
     """
-    places = [folder, folder / task, folder / task.split("/")[-1]]
-    for place in places:
+    folders = [folder, folder / task, folder / task.split("/")[-1]]
+    for place in folders:
         for names in choices:
-            if _files(place, names[0].split("+")[0]):
-                files = {part: _files(place, part) for name in names for part in name.split("+")}
-                read = {part: _read(paths, columns) for part, paths in files.items() if paths}
-                return _joined(task, names, read)
+            if _files(place, names[0].split("+")[0], by_name):
+                parts = [part for name in names for part in name.split("+")]
+                files = {part: _files(place, part, by_name) for part in parts}
+                read_parts = {
+                    part: _checked(str(paths[0]), read(paths, columns), columns)
+                    for part, paths in files.items()
+                    if paths
+                }
+                return _joined(task, names, read_parts)
     firsts = " or ".join(dict.fromkeys(names[0].split("+")[0] for names in choices))
     wanted = f"{firsts} as .{', .'.join(ENDINGS[:-1])} or .{ENDINGS[-1]}"
-    tried = ", ".join(map(str, places))
+    tried = ", ".join(map(str, folders))
     raise ValueError(f"data: wanted a file {wanted} for {task}, got none in any of {tried}")
 
 
@@ -78,63 +81,25 @@ def _joined(task: str, names: Sequence[str], parts: dict) -> dict:
     return joined
 
 
-def _files(folder: Path, split: str) -> list[Path]:
-    for ending in ENDINGS:
-        if (path := folder / f"{split}.{ending}").is_file():
-            return [path]
-    return sorted(folder.glob(f"{split}-*-of-*.parquet"))
+def _files(folder: Path, split: str, by_name: bool) -> list[Path]:
+    """The file of a split, or the Parquet files that are its pieces."""
+    for name in (split, *(_other_names(split) if by_name else ())):
+        for ending in ENDINGS:
+            if (path := folder / f"{name}.{ending}").is_file():
+                return [path]
+        if pieces := sorted(folder.glob(f"{name}-*-of-*.parquet")):
+            return pieces
+    return []
 
 
-def _read(paths: list[Path], columns: Columns):
-    from datasets import Dataset, disable_progress_bars
-
-    place = str(paths[0])
-    listed = _read_json_lines(paths[0], columns) if place.endswith(".jsonl") else None
-    disable_progress_bars()
-    with tempfile.TemporaryDirectory() as cache:  # the rows end up in memory
-        options = {"cache_dir": cache, "keep_in_memory": True}
-        try:
-            if listed is not None:
-                rows = Dataset.from_list(listed)
-            elif place.endswith(".csv"):
-                # texts stay as they are written: "NA" and "007" are texts too
-                options |= {"keep_default_na": False, "na_values": {columns.label: [""]}}
-                options["converters"] = dict.fromkeys(columns.texts, str)
-                rows = Dataset.from_csv(place, **options)
-            else:
-                rows = Dataset.from_parquet([str(path) for path in paths], **options)
-        except Exception as error:  # pandas, pyarrow and datasets each have their own types
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
-            raise ValueError(f"data: {place} could not be read ({reason})") from error
-    return _checked(place, rows, columns)
-
-
-def _read_json_lines(path: Path, columns: Columns) -> list[dict]:
-    """The rows of a file, so checked that an error names its line."""
-    rows, names, kinds = [], [*columns.texts, columns.label], columns.kinds
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"data: {path} line {number}"
-            try:
-                row = json.loads(line.decode())
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{place}: wanted a JSON object, got {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: wanted a JSON object, got {type(row).__name__}")
-            for column in names:
-                if column not in row:
-                    got = ", ".join(row)
-                    raise ValueError(f"{place}: wanted a column {column!r}, got the columns {got}")
-                allowed = kinds if column == columns.label else (str,)
-                if type(row[column]) not in allowed:
-                    wanted = " or ".join(kind.__name__ for kind in allowed)
-                    got = f"in column {column!r}, got {row[column]!r}"
-                    raise ValueError(f"{place}: wanted {wanted} {got}")
-            kinds = (type(row[columns.label]),)  # one kind in a file
-            rows.append({column: row[column] for column in names})
-    return rows
+def _other_names(split: str) -> list[str]:
+    """What else the file of a split may be called: validation_matched as dev_matched."""
+    return [
+        split.replace(part, other)
+        for part, others in ALSO_CALLED.items()
+        for other in others
+        if part in split
+    ]
 
 
 def _checked(place: str, rows, columns: Columns):
@@ -145,17 +110,34 @@ def _checked(place: str, rows, columns: Columns):
         if column not in rows.column_names:
             got = ", ".join(rows.column_names)
             raise ValueError(f"data: {place}: wanted a column {column!r}, got the columns {got}")
-        is_label = column == columns.label
-        kinds = columns.kinds if is_label else (str,)
-        wanted = f"{' or '.join(kind.__name__ for kind in kinds)} in column {column!r}"
-        feature = rows.features[column]
-        dtype = getattr(feature, "dtype", type(feature).__name__)  # a struct is a dict
-        if DTYPES.get(dtype) not in kinds and not (is_label and dtype == "null"):
-            raise ValueError(f"data: {place}: wanted {wanted}, got {dtype}")
-        values = rows.data.column(column)
-        # a label column without any label marks an unlabelled split
-        if values.null_count and not (is_label and values.null_count == len(rows)):
-            index = values.is_null().index(True).as_py()
-            raise ValueError(f"data: {place} row {index + 1}: wanted {wanted}, got nothing")
+        _check_column(place, rows, column, columns)
     rows = rows.select_columns([*columns.texts, columns.label])
     return rows if columns.label == "label" else rows.rename_column(columns.label, "label")
+
+
+def _check_column(place: str, rows, column: str, columns: Columns) -> None:
+    is_label, wanted = column == columns.label, columns.wanted(column)
+    kinds = columns.kinds if is_label else (str,)
+    feature = rows.features[column]
+    dtype = getattr(feature, "dtype", type(feature).__name__)  # a struct is a dict
+    if DTYPES.get(dtype) not in kinds and not (is_label and dtype == "null"):
+        raise ValueError(f"data: {place}: {wanted}, got {dtype}")
+    values = rows.data.column(column)
+    # a label column without any label marks an unlabelled split
+    if values.null_count and not (is_label and values.null_count == len(rows)):
+        index = values.is_null().index(True).as_py()
+        raise ValueError(f"data: {place} row {index + 1}: {wanted}, got nothing")
+    if is_label and DTYPES.get(dtype) is float and not values.null_count:
+        _check_numbers(place, values.to_pylist(), columns)
+
+
+def _check_numbers(place: str, labels: Sequence[float], columns: Columns) -> None:
+    """Numbers that are to be predicted have to be finite, and classes whole."""
+    of_classes = str in columns.kinds
+    wanted = f"{'whole' if of_classes else 'finite'} numbers in column {columns.label!r}"
+    for number, label in enumerate(labels, 1):
+        finite = math.isfinite(label)
+        if not finite or (of_classes and not label.is_integer()):
+            hint = "; to predict numbers, give a metric of numbers: --metric pearson"
+            got = f"{label}{hint if finite else ''}"
+            raise ValueError(f"data: {place} row {number}: wanted {wanted}, got {got}")

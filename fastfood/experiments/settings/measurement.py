@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
+from .metrics import METRICS
 from .options import (
     Count,
     CountFromZero,
@@ -22,13 +23,13 @@ from .options import (
     wanted,
     whole_number,
 )
-from .task import Folder, MaxLength, TaskSettings, check_data, check_folder
+from .sources import default_metric
+from .task import TASKS, Folder, MaxLength, TaskSettings, check_data, check_folder
 
 SUBSPACE_METHODS = ("did", "said")
 SIZED_METHODS = ("lora", "vera", "tinylora")  # their d follows from a rank or a length
 METHODS = (*SUBSPACE_METHODS, "unilora", *SIZED_METHODS)
 NORMALIZATIONS = ("global", "tensor")
-METRICS = ("accuracy", "f1")
 KINDS = ("d90", "table1", "figure1", "figure2", "figure3", "figure4", "figure5")  # of studies
 
 # The best rate of theta falls as d^-1/2; these are the tried multiples of it, by normalization.
@@ -76,7 +77,12 @@ Storage = Annotated[
 class Settings(TaskSettings):
     """Everything that a measurement depends on; `None` means a default that `complete` fills in."""
 
-    metric: Literal[METRICS] | None = option("Task", "accuracy (the default) or f1.", None)
+    metric: Literal[tuple(METRICS)] | None = option(
+        "Task",
+        "accuracy, f1 or matthews of classes; pearson, spearman or pearson_spearman, which make "
+        "the label of any data set a number.  [default: GLUE's of its tasks, else accuracy]",
+        None,
+    )
     methods: Methods = option(
         "Sweep", f"Some of {', '.join(METHODS)}.", SUBSPACE_METHODS, flag="--method"
     )
@@ -175,6 +181,15 @@ class Settings(TaskSettings):
         return self
 
     @model_validator(mode="after")
+    def _the_metric_is_of_labels_as_the_task_has_them(self) -> Self:
+        if self.task in TASKS and self.metric is not None:
+            of_numbers = METRICS[default_metric(self.task)].of_numbers
+            names = [name for name, metric in METRICS.items() if metric.of_numbers == of_numbers]
+            text = f"{', '.join(names[:-1])} or {names[-1]} for the task {self.task}"
+            require(self.metric in names, "metric", text, self.metric)
+        return self
+
+    @model_validator(mode="after")
     def _the_bracket_has_two_ends(self) -> Self:
         ends = self.bracket
         ascend = len(ends) == 2 and 1 <= ends[0] < ends[1]
@@ -209,7 +224,8 @@ def complete(settings: Settings) -> Settings:
     Raises ValueError naming the argument, what was wanted and what was got.
     """
     digits = settings.task == "digits"
-    defaults = {"metric": "accuracy", "out": "d90-" + re.sub("[/:]", "-", settings.task)}
+    out = "d90-" + re.sub("[/:]", "-", settings.task)
+    defaults = {"metric": default_metric(settings.task), "out": out}
     if digits:  # the rates depend on d in a way of their own, so lr_factors stay None
         defaults |= DIGITS_DEFAULTS
     else:

@@ -32,7 +32,10 @@ class TaskSettings(OptionsModel):
     )
     label_column: str | None = option("Task", "Its column of labels.", None, metavar="NAME")
     splits: tuple[str, ...] | None = option(
-        "Task", "Its splits train, (validation,) test.", None, metavar="NAME,..."
+        "Task",
+        "Its splits train, (validation,) test; of train alone, parts are held out for both.",
+        None,
+        metavar="NAME,...",
     )
     model: str | None = option(
         "Task", "A checkpoint's folder or hub name; digits brings a small ViT.", None
@@ -59,7 +62,8 @@ class TaskSettings(OptionsModel):
             require(bool(self.task) and described, "task", known, self.task)
             fits = len(self.text_columns) in (1, 2)
             require(fits, "text_columns", "one or two columns", self.text_columns)
-            require(len(self.splits) in (2, 3), "splits", "two or three names", self.splits)
+            fits = len(self.splits) in (1, 2, 3)
+            require(fits, "splits", "one, two or three names", self.splits)
         return self
 
     @model_validator(mode="after")

@@ -88,11 +88,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Score:
-    """What a trial scored, in shares, and what it cost, in seconds."""
+    """What a trial scored, in shares or as correlations, and what it cost, in seconds."""
 
     validation: float
     test: float
-    test_accuracy: float | None = None
+    test_accuracy: float | None = None  # None where the labels are numbers to be predicted
     train_accuracy: float | None = None  # None where no training rows were scored
     halfway: float | None = None  # validation at half of the steps, where trials are pruned
     trained: int | None = None

@@ -13,8 +13,9 @@ from tempfile import gettempdir
 import torch
 from torch import nn
 
-from ..data.tasks import Task, load_task, score
+from ..data.tasks import Task, load_task
 from ..settings.measurement import SUBSPACE_METHODS, Settings
+from ..settings.metrics import score
 from ..settings.trial import Pruned, Score, Trial
 from .models import build_model, parameter_groups, trained_numbers
 
@@ -168,10 +169,10 @@ def _scores(trial: Trial, task: Task, model: nn.Module) -> dict[str, float | Non
     scores = {
         "validation": score(trial.metric, *validation),
         "test": score(trial.metric, *test),
-        "test_accuracy": score("accuracy", *test),
+        "test_accuracy": None if task.of_numbers else score("accuracy", *test),
         "train_accuracy": None,
     }
-    if trial.gap_rows:
+    if trial.gap_rows and not task.of_numbers:
         rows = some_rows(task.train, trial.gap_rows)
         scores["train_accuracy"] = score("accuracy", *predict(model, task, rows, trial.bf16))
     return scores
@@ -185,8 +186,9 @@ def some_rows(rows: Sequence[dict], count: int) -> list[dict]:
 
 def predict(
     model: nn.Module, task: Task, rows: Sequence[dict], bf16: bool = False
-) -> tuple[list[int], list[int]]:
-    """The labels that the model predicts for rows of the task, and their true labels.
+) -> tuple[list[float], list[float]]:
+    """The labels that the model predicts for rows of the task, and their true labels: classes, or
+    numbers as `task.collate` scales them.
 
     It runs in evaluation mode and leaves the model's mode and the random numbers as they were.
     """
@@ -204,7 +206,8 @@ def predict(
     ):
         for numbers, batch in batches:
             inputs = {name: x.to(device) for name, x in batch.items() if name != "labels"}
-            predicted.append(model(**inputs).logits.argmax(-1))
+            logits = model(**inputs).logits
+            predicted.append(logits[:, 0].float() if task.of_numbers else logits.argmax(-1))
             labels.append(batch["labels"])
             order += numbers
     model.train(was_training)
