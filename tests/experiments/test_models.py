@@ -54,6 +54,23 @@ def _numel(parameters):
     return sum(p.numel() for p in parameters)
 
 
+@pytest.mark.parametrize("before", [None, "regression", "single_label_classification"])
+def test_the_head_is_that_of_the_task_whatever_the_checkpoint_was_for(
+    model_folder, data, tmp_path, before
+):
+    base = build_base(text_settings(model_folder, data), 2, 0)
+    base.config.problem_type = before
+    base.save_pretrained(tmp_path)
+    settings = text_settings(tmp_path, data)
+    inputs = {"input_ids": torch.tensor([[2, 4, 3], [2, 5, 3]])}
+    for outputs, labels in ((1, torch.tensor([0.5, -1.0])), (3, torch.tensor([2, 0]))):
+        model = build_base(settings, outputs, 0).eval()
+        found = model(**inputs, labels=labels)
+        assert found.logits.shape == (2, outputs)
+        loss = torch.nn.functional.cross_entropy if outputs > 1 else torch.nn.functional.mse_loss
+        assert torch.equal(found.loss, loss(found.logits.squeeze(1), labels))
+
+
 def test_the_base_model_depends_on_the_seed_alone(model_folder, data, digits):
     for settings in (text_settings(model_folder, data), digits):
         first, again, other = (build_base(settings, 2, seed).state_dict() for seed in (0, 0, 1))

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from text_rows import scored_pairs, write_rows
 from trials import PEFT, text_settings, trial_of
 
 from fastfood.experiments.data import tasks
@@ -164,6 +165,50 @@ def test_training_learns(settings, method, rate):
     result = train_trial(settings, trial)
     assert result.test == result.test_accuracy == 1.0
     assert result.train_accuracy > 0.7  # chance is 0.5
+
+
+@pytest.fixture
+def pairs(model_folder, tmp_path):
+    """Settings of a task whose labels are scores."""
+    folder = tmp_path / "stsb"
+    for name, (count, start) in {
+        "train": (100, 0),
+        "validation": (30, 100),
+        "test": (30, 130),
+    }.items():
+        write_rows(folder / f"{name}.jsonl", scored_pairs(count, start))
+    return text_settings(model_folder, folder, task="glue/stsb", gap_rows=9)
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"), [("full", 3e-3), ("did", 0.3), ("said", 0.3), ("lora", 3e-2)]
+)
+def test_training_learns_a_score(pairs, method, rate):
+    given = {"d": 200, "max_steps": 60, "learning_rate": rate, "batch_size": 20}
+    result = train_trial(pairs, trial_of(method, metric="pearson", **given))
+    assert result.validation > 0.8 and result.test > 0.8
+    assert result.test_accuracy is result.train_accuracy is None
+
+
+def test_scores_are_trained_on_at_mean_0_and_variance_1(pairs, model_folder, tmp_path):
+    task = tasks.load_task(pairs)
+    targets = task.collate(list(task.train))["labels"]
+    assert targets.dtype == torch.float32
+    assert targets.mean().item() == pytest.approx(0, abs=1e-6)
+    assert targets.std(correction=0).item() == pytest.approx(1)
+    assert task.majority() == 0 and set(task.labels["test"]) == {0.0, 1.25, 2.5, 3.75, 5.0}
+    trial = trial_of(learning_rate=0.0)
+    model = build_model(pairs, trial, task.num_labels)
+    predicted, labels = predict(model, task, task.test)
+    batch = task.collate(list(task.test))
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    assert logits.shape == (30, 1)
+    assert predicted == pytest.approx(logits[:, 0].tolist(), abs=1e-6)
+    assert labels == batch["labels"].tolist()
+    assert model(**batch).loss.item() == pytest.approx(
+        torch.nn.functional.mse_loss(logits[:, 0], batch["labels"]).item()
+    )
 
 
 def test_scores_are_in_the_trial_s_metric(settings, monkeypatch):

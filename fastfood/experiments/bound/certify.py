@@ -18,6 +18,7 @@ from fastfood.quantize import quantize
 
 from ..data.tasks import Task, load_task, use_cache_without_network
 from ..settings.measurement import Settings
+from ..settings.metrics import METRICS
 from ..training.models import build_base
 from ..training.train import Schedule, predict, some_rows
 from .formulas import all_bounds, best_bound, kl_of_bits, paper_order
@@ -42,6 +43,10 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     Raises FileNotFoundError, or ValueError naming the argument, what was wanted and what was got;
     ValueError also if the adapter was trained on another base model.
     """
+    if METRICS[settings.metric].of_numbers:
+        wanted = "a task of classes, because a bound counts wrong answers"
+        got = f"{settings.task}, whose labels are numbers"
+        raise ValueError(f"task: wanted {wanted}, got {got}")
     file = read(adapter)
     if file.header["groups"] == "custom":
         raise ValueError('adapter: wanted groups "layer" or "tensor", got a function\'s')

@@ -5,6 +5,7 @@ import textwrap
 
 import numpy as np
 
+from ..settings.metrics import METRICS
 from ..trials.curves import Point
 from . import display
 from .results import MeasureResults, Results
@@ -95,8 +96,8 @@ def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: boo
     """Sets the titles and the ranges, with room for `rows` rows of d90 below the curves."""
     axes.set_title(_title(measure, alone), loc="left", fontsize=9 if alone else 8, pad=8)
     axes.set_xlabel("$d$, number of trained parameters")
-    metric = "accuracy" if measure.settings.metric in (None, "accuracy") else "F1"
-    axes.set_ylabel(f"test {metric} (%)")
+    metric = METRICS[measure.settings.metric or "accuracy"]
+    axes.set_ylabel(f"test {metric.shown} (%)")
     axes.set_xscale("log")
     points = [point for curve in curves.values() for point in curve]
     tested = sorted({point.d for point in points}) or list(measure.settings.dims)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..files import whole
 from ..settings.measurement import DAY
+from ..settings.metrics import METRICS
 from ..settings.options import require
 from ..trials.folder import Description, open_record, read_description
 from . import display
@@ -92,7 +93,7 @@ def print_report(console, results: Results) -> None:
 
     for measure in results.measures:
         metric = measure.settings.metric
-        title = f"{measure.label}: test {metric} in %, rates chosen on validation"
+        title = f"{measure.label}: test {METRICS[metric].shown} in %, rates chosen on validation"
         table = Table(title=escape(title), title_justify="left")
         partial = not all(point.whole for point in measure.points)
         for name in ("method", "d", metric, "±", *(["seeds"] if partial else []), "rate"):

@@ -21,7 +21,8 @@ LAYERS_AT_MOST = 100_000  # TinyLoRA seeds layer i by its seed + i: no two trial
 
 def build_base(settings: Settings, num_labels: int, seed: int) -> nn.Module:
     """The base model theta_0 of a seed in float32 on the CPU: the same for every method, d and
-    rate. A head that the model's folder does not bring is drawn from the seed.
+    rate. A head that the model's folder does not bring is drawn from the seed. With one label it
+    is a regression head, whose loss is the mean squared error.
 
     Raises ValueError when the model cannot be loaded.
     """
@@ -37,15 +38,26 @@ def build_base(settings: Settings, num_labels: int, seed: int) -> nn.Module:
 
 
 def _load(settings: Settings, num_labels: int) -> nn.Module:
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+    )
 
     images = settings.task == "digits"
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    revision = settings.revision or "main"
     try:
+        config = AutoConfig.from_pretrained(
+            settings.model, revision=revision, trust_remote_code=False
+        )
+        # the checkpoint may have been of another task, with labels of another kind
+        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        config.num_labels = num_labels
         return auto.from_pretrained(
             settings.model,
-            revision=settings.revision or "main",
-            num_labels=num_labels,
+            revision=revision,
+            config=config,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             **SAFELY,
