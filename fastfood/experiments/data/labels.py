@@ -56,14 +56,14 @@ def _classes(labels: set, source: Source) -> Sequence:
     return range(len(classes)) if whole else classes
 
 
-def _check_labels(place: str, labels: list, classes: Sequence, train: str) -> None:
+def _check_labels(where: str, labels: list, classes: Sequence, train: str) -> None:
     known, kind = set(classes), type(classes[0])  # Python takes True for 1
     outside = {label for label in labels if type(label) is not kind or label not in known}
     if outside:
         wanted = f"labels in 0..{len(classes) - 1}"
         if not isinstance(classes, range):
             wanted = f"labels as in {train} ({', '.join(map(str, classes[:SHOWN]))})"
-        raise ValueError(f"{place}: wanted {wanted}, got {min(outside, key=str)}")
+        raise ValueError(f"{where}: wanted {wanted}, got {min(outside, key=str)}")
 
 
 def _with_labels(rows, labels: list):

@@ -42,13 +42,13 @@ def choose_parts(labelled: dict) -> tuple[dict, dict]:
     return parts, origins
 
 
-def hold_out(place: str, name: str, rows, source: Source) -> tuple[dict, dict]:
+def hold_out(where: str, name: str, rows, source: Source) -> tuple[dict, dict]:
     """Like `choose_parts`, of the only split of a data set, whose name is `name`.
 
     Which part a row falls into follows from the hash of its texts and from its rank among those of
     the same label. So the parts are always the same, whatever the order of the rows; rows that are
     added move few others; each part has its share of every class; and rows of equal texts, but for
-    case, spaces and punctuation, stay together. Raises ValueError, which begins with `place`, where
+    case, spaces and punctuation, stay together. Raises ValueError, which begins with `where`, where
     there are too few different rows.
     """
     labels = list(rows["label"])
@@ -56,7 +56,7 @@ def hold_out(place: str, name: str, rows, source: Source) -> tuple[dict, dict]:
     chosen = _ranked(list(_normalized(rows, source.texts)), classes)
     if not all(chosen.values()) or len({labels[i] for i in chosen["train"]}) < 2:
         wanted = "more rows of different texts, to hold out some for validation and test"
-        raise ValueError(f"{place}: wanted {wanted}, got {len(rows)} rows")
+        raise ValueError(f"{where}: wanted {wanted}, got {len(rows)} rows")
     away = len(chosen["validation"]) + len(chosen["test"])
     origins = {part: f"{len(indices)} rows of {name}" for part, indices in chosen.items()}
     origins["train"] = f"{name} without {away} rows"

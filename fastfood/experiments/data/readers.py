@@ -77,11 +77,11 @@ def _read_rows(path: Path, columns: Columns) -> list[dict] | None:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """Each value of a file with its place."""
+    """Each value of a file with where it stands."""
     for number, text in _lines(path, "a JSON object"):
         if text.strip():
-            place = f"data: {path} line {number}"
-            yield place, _parsed(text, place, "a JSON object")
+            where = f"data: {path} line {number}"
+            yield where, _parsed(text, where, "a JSON object")
 
 
 def _begins_an_array(path: Path) -> bool:
@@ -90,7 +90,7 @@ def _begins_an_array(path: Path) -> bool:
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, object]]:
-    """Each value of a file's array with its place."""
+    """Each value of a file's array with where it stands."""
     wanted = "an array of objects"
     text = "".join(text for _, text in _lines(path, wanted))
     for number, value in enumerate(_parsed(text, f"data: {path}", wanted), 1):
@@ -104,30 +104,30 @@ def _lines(path: Path, wanted: str) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                place = f"data: {path} line {number}"
-                raise ValueError(f"{place}: wanted {wanted}, got {error}") from None
+                where = f"data: {path} line {number}"
+                raise ValueError(f"{where}: wanted {wanted}, got {error}") from None
 
 
-def _parsed(text: str, place: str, wanted: str):
+def _parsed(text: str, where: str, wanted: str):
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: wanted {wanted}, got {error}") from None
+        raise ValueError(f"{where}: wanted {wanted}, got {error}") from None
 
 
 def _read_json(values: Iterator[tuple[str, object]], columns: Columns) -> list[dict]:
-    """The columns asked for of JSON objects, each checked, so that an error names its place."""
+    """The columns asked for of JSON objects, each checked, so that an error says where it is."""
     rows, names, kinds = [], [*columns.texts, columns.label], columns.kinds
-    for place, row in values:
+    for where, row in values:
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: wanted a JSON object, got {type(row).__name__}")
+            raise ValueError(f"{where}: wanted a JSON object, got {type(row).__name__}")
         for column in names:
             if column not in row:
                 got = ", ".join(row)
-                raise ValueError(f"{place}: wanted a column {column!r}, got the columns {got}")
+                raise ValueError(f"{where}: wanted a column {column!r}, got the columns {got}")
             value = row[column]
             if type(value) not in (kinds if column == columns.label else (str,)):
-                raise ValueError(f"{place}: {columns.wanted(column, kinds)}, got {value!r}")
+                raise ValueError(f"{where}: {columns.wanted(column, kinds)}, got {value!r}")
         kind = type(row[columns.label])  # one kind in a file; JSON has one kind of numbers
         kinds = tuple(k for k in kinds if k is kind or {k, kind} == set(NUMBERS))
         rows.append({column: row[column] for column in names})
@@ -150,27 +150,27 @@ def _read_tabs(path: Path, columns: Columns) -> list[dict]:
     header, rows, numbers = None, [], []
     for number, text in _lines(path, "values between tabs"):
         fields = text.rstrip("\r\n").split("\t")
-        place = f"data: {path} line {number}"
+        where = f"data: {path} line {number}"
         if header is None:
             header = fields
             wanted = {}
             for column in (*columns.texts, columns.label):
                 if header.count(column) != 1:
                     got = f"got the columns {', '.join(header)}"
-                    raise ValueError(f"{place}: wanted a column {column!r}, {got}")
+                    raise ValueError(f"{where}: wanted a column {column!r}, {got}")
                 wanted[column] = header.index(column)
         elif len(fields) == len(header):
             rows.append({column: fields[i] for column, i in wanted.items()})
             numbers.append(number)
         elif fields != [""]:
             names = f"{len(header)} values between tabs, as many as names in the first line"
-            raise ValueError(f"{place}: wanted {names}, got {len(fields)}")
+            raise ValueError(f"{where}: wanted {names}, got {len(fields)}")
     labels = [row[columns.label] for row in rows]
     labels = _typed(labels, columns, lambda index: f"data: {path} line {numbers[index]}")
     return [row | {columns.label: label} for row, label in zip(rows, labels, strict=True)]
 
 
-def _typed(texts: Sequence[str], columns: Columns, place: Callable[[int], str]) -> list:
+def _typed(texts: Sequence[str], columns: Columns, where: Callable[[int], str]) -> list:
     """Labels that were written as texts in the type that they all have: whole numbers, numbers,
     truth values or else texts. Without any label they are all None."""
     texts = [text or "" for text in texts]
@@ -185,10 +185,10 @@ def _typed(texts: Sequence[str], columns: Columns, place: Callable[[int], str]) 
             break
     else:
         index = strange[0]
-        raise ValueError(f"{place(index)}: {columns.wanted(columns.label)}, got {texts[index]!r}")
+        raise ValueError(f"{where(index)}: {columns.wanted(columns.label)}, got {texts[index]!r}")
     if None in labels:
         index = labels.index(None)
-        raise ValueError(f"{place(index)}: {columns.wanted(columns.label)}, got nothing")
+        raise ValueError(f"{where(index)}: {columns.wanted(columns.label)}, got nothing")
     return labels
 
 

@@ -49,11 +49,11 @@ def from_folder(
     `by_name` also dev.tsv or valid.tsv as validation.
     """
     folders = [folder, folder / task, folder / task.split("/")[-1]]
-    for place in folders:
+    for candidate in folders:
         for names in choices:
-            if _files(place, names[0].split("+")[0], by_name):
+            if _files(candidate, names[0].split("+")[0], by_name):
                 parts = [part for name in names for part in name.split("+")]
-                files = {part: _files(place, part, by_name) for part in parts}
+                files = {part: _files(candidate, part, by_name) for part in parts}
                 read_parts = {
                     part: _checked(str(paths[0]), read(paths, columns), columns)
                     for part, paths in files.items()
@@ -102,36 +102,36 @@ def _other_names(split: str) -> list[str]:
     ]
 
 
-def _checked(place: str, rows, columns: Columns):
+def _checked(where: str, rows, columns: Columns):
     """The text columns and the label's, named "label", of rows that have them."""
     if not len(rows):
-        raise ValueError(f"data: {place}: wanted rows, got none")
+        raise ValueError(f"data: {where}: wanted rows, got none")
     for column in (*columns.texts, columns.label):
         if column not in rows.column_names:
             got = ", ".join(rows.column_names)
-            raise ValueError(f"data: {place}: wanted a column {column!r}, got the columns {got}")
-        _check_column(place, rows, column, columns)
+            raise ValueError(f"data: {where}: wanted a column {column!r}, got the columns {got}")
+        _check_column(where, rows, column, columns)
     rows = rows.select_columns([*columns.texts, columns.label])
     return rows if columns.label == "label" else rows.rename_column(columns.label, "label")
 
 
-def _check_column(place: str, rows, column: str, columns: Columns) -> None:
+def _check_column(where: str, rows, column: str, columns: Columns) -> None:
     is_label, wanted = column == columns.label, columns.wanted(column)
     kinds = columns.kinds if is_label else (str,)
     feature = rows.features[column]
     dtype = getattr(feature, "dtype", type(feature).__name__)  # a struct is a dict
     if DTYPES.get(dtype) not in kinds and not (is_label and dtype == "null"):
-        raise ValueError(f"data: {place}: {wanted}, got {dtype}")
+        raise ValueError(f"data: {where}: {wanted}, got {dtype}")
     values = rows.data.column(column)
     # a label column without any label marks an unlabelled split
     if values.null_count and not (is_label and values.null_count == len(rows)):
         index = values.is_null().index(True).as_py()
-        raise ValueError(f"data: {place} row {index + 1}: {wanted}, got nothing")
+        raise ValueError(f"data: {where} row {index + 1}: {wanted}, got nothing")
     if is_label and DTYPES.get(dtype) is float and not values.null_count:
-        _check_numbers(place, values.to_pylist(), columns)
+        _check_numbers(where, values.to_pylist(), columns)
 
 
-def _check_numbers(place: str, labels: Sequence[float], columns: Columns) -> None:
+def _check_numbers(where: str, labels: Sequence[float], columns: Columns) -> None:
     """Numbers that are to be predicted have to be finite, and classes whole."""
     of_classes = str in columns.kinds
     wanted = f"{'whole' if of_classes else 'finite'} numbers in column {columns.label!r}"
@@ -140,4 +140,4 @@ def _check_numbers(place: str, labels: Sequence[float], columns: Columns) -> Non
         if not finite or (of_classes and not label.is_integer()):
             hint = "; to predict numbers, give a metric of numbers: --metric pearson"
             got = f"{label}{hint if finite else ''}"
-            raise ValueError(f"data: {place} row {number}: wanted {wanted}, got {got}")
+            raise ValueError(f"data: {where} row {number}: wanted {wanted}, got {got}")
