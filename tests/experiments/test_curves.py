@@ -6,6 +6,7 @@ import math
 import pytest
 from trials import trial_of
 
+from fastfood.experiments.settings.metrics import METRICS
 from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.trials import curves
 
@@ -193,3 +194,10 @@ def test_points_keep_sizes_apart_and_the_accuracies_of_the_chosen_rate():
     assert (large.size, large.learning_rate) == (4, 0.1)
     assert small.train_accuracy == (0.7,) and large.test_accuracy == (0.8,)
     assert small.rates == (0.1, 0.5)
+
+
+def test_a_metric_of_numbers_has_no_majority_class():
+    trials, score = [trial_of("full", 1000, metric="pearson")], Score(validation=-0.1, test=-0.1)
+    points = curves.curve_points(trials, [score])
+    summary = curves.summarise(points, 0.0, trivial=METRICS["pearson"].trivial)
+    assert "does not beat the constant answer (0.0%)" in summary.remarks[0]

@@ -129,6 +129,7 @@ def _draw_levels(axes, measure: MeasureResults, alone: bool) -> None:
     marks = [display.d90_mark(measure, method) for method in summary.d90]
     ends = {mark.censored for mark in marks if mark is not None}
     full = "full fine-tuning" if alone else "full"
+    trivial = METRICS[measure.settings.metric or "accuracy"].trivial
     if measure.full and not measure.full.whole:
         full += " so far"
     # a curve that starts below the line leaves the space above it free at the smallest d, one that
@@ -138,7 +139,7 @@ def _draw_levels(axes, measure: MeasureResults, alone: bool) -> None:
     levels = [
         (summary.full, "0.15", "-", full, "left", "bottom", 1),
         (summary.line, "0.15", (0, (4, 3)), "90 % of full", *under),
-        (measure.facts.majority, "0.4", (0, (1, 2)), "majority class", "right", "bottom", 1),
+        (measure.facts.majority, "0.4", (0, (1, 2)), trivial, "right", "bottom", 1),
     ]
     for level, color, linestyle, text, side, edge, up in levels:
         if level is None:

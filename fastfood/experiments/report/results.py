@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..settings.measurement import Settings
+from ..settings.metrics import METRICS
 from ..settings.study import Measurement
 from ..settings.trial import Facts, Score, Trial, TrialState
 from ..trials.curves import Point, Summary, curve_points, summarise
@@ -125,7 +126,9 @@ def _measure_results(measurement: Measurement, record) -> tuple[MeasureResults, 
         x=measurement.x,
         settings=settings,
         facts=facts,
-        summary=summarise(points, facts.majority, unfinished),
+        summary=summarise(
+            points, facts.majority, unfinished, METRICS[settings.metric or "accuracy"].trivial
+        ),
         points=points,
         progress=_progress(rows, [entries.get(key) for key in keys], settings.prune),
     )

@@ -13,6 +13,11 @@ class Metric(NamedTuple):
     of_numbers: bool  # whether the answers are numbers; otherwise they are classes 0..k-1
     compute: Callable[[Sequence, Sequence], float]  # of the answers and the true labels
 
+    @property
+    def trivial(self) -> str:
+        """What answers the same to every row, which a trained model has to beat."""
+        return "constant answer" if self.of_numbers else "majority class"
+
 
 def _accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
     from sklearn.metrics import accuracy_score

@@ -211,13 +211,18 @@ def describe(dims: Sequence[int], value: float) -> str:
     return f"<= {dims[0]}" if value == dims[0] else f"{int(value)}"
 
 
-def summarise(points: list[Point], majority: float, unfinished: Collection[str] = ()) -> Summary:
+def summarise(
+    points: list[Point],
+    majority: float,
+    unfinished: Collection[str] = (),
+    trivial: str = "majority class",
+) -> Summary:
     """The full score, the 90 % line, d90 by method, and remarks on what makes them doubtful.
 
     `unfinished` are the methods, "full" among them, that have runs to come; their d90s are marked
-    "so far", all of them where it is the full run. Where the full run does not beat the majority
-    class there is no line and no d90: each method's value, low and high are None, and its text says
-    why.
+    "so far", all of them where it is the full run. `majority` is the score of always giving the same
+    answer, and `trivial` what is called so. Where the full run does not beat it there is no line
+    and no d90: each method's value, low and high are None, and its text says why.
     """
     full = next((point for point in points if point.method == "full"), None)
     if full is None:
@@ -229,17 +234,17 @@ def summarise(points: list[Point], majority: float, unfinished: Collection[str] 
             curves[point.method].append(point)
     if score <= majority:
         remark = (
-            f"full fine-tuning ({score:.1%}) does not beat the majority class ({majority:.1%}): "
+            f"full fine-tuning ({score:.1%}) does not beat the {trivial} ({majority:.1%}): "
             "there is no d90; try other full rates or more steps"
         )
         so_far = "full" in unfinished
-        text = f"none{' so far' if so_far else ''}: the full run does not beat the majority class"
+        text = f"none{' so far' if so_far else ''}: the full run does not beat the {trivial}"
         none = D90(None, None, None, None, False, text, so_far)
         return Summary(score, None, dict.fromkeys(curves, none), (remark,))
     line, remarks = LINE_SHARE * score, []
     if line <= majority:
         remarks.append(
-            f"the 90 % line ({line:.1%}) is not above the majority class ({majority:.1%}): "
+            f"the 90 % line ({line:.1%}) is not above the {trivial} ({majority:.1%}): "
             "reaching it takes no learning"
         )
     results, single = {}, False
