@@ -385,7 +385,7 @@ def parse():
     arguments = parser.parse_args()
     methods = [m for m in arguments.methods.split(",") if m != "authors" or arguments.authors]
     if not set(methods) <= set(TITLES):
-        parser.error(f"--methods must be of {','.join(TITLES)}, got {arguments.methods}")
+        parser.error(f"--methods: wanted names among {','.join(TITLES)}, got {arguments.methods}")
     return arguments, methods
 
 

@@ -141,7 +141,7 @@ def test_zeros_that_the_code_leaves_away_are_refused():
     inside = bits[message.ledger["length"] : message.bits] + "0"
     longer = elias_delta(len(inside) + 1) + inside
     longer += "0" * (-len(longer) % 8)
-    with pytest.raises(ValueError, match="damaged: these symbols have another code"):
+    with pytest.raises(ValueError, match="damaged: wanted the code of its symbols"):
         decode_message(int(longer, 2).to_bytes(len(longer) // 8, "big"))
 
 
