@@ -53,6 +53,15 @@ def test_rotation_makes_rounding_three_times_better():
     assert 3 * found["rotated"] < found["plain"]
 
 
+def test_the_intrinsic_dimension_guide_plans_a_measurement_for_each_method(tmp_path, monkeypatch):
+    module, planned = guide("intrinsic_dimension"), []
+    monkeypatch.setattr(module.study, "conduct", planned.append)
+    with pytest.raises(FileNotFoundError, match="results.json"):  # the study has not run
+        module.main(["--out", str(tmp_path)])
+    [study] = planned
+    assert [m.settings.methods for m in study.measurements] == [("said",), ("did",)]
+
+
 def test_random_features_come_close_to_the_kernel():
     found = guide("random_features").main(["--rows", "300", "--features", "64,1024"])
     (coarse, _), (fine, accuracy) = found.values()
