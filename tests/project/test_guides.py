@@ -1,5 +1,5 @@
-"""The guides: the gallery lists each, each says what it takes, the cheapest run, and so does the
-code of the pages, as it stands."""
+"""The guides: the gallery lists each, each explains its options, and the cheap ones run. The code
+of the pages runs as it is printed."""
 
 import importlib
 import re

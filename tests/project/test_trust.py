@@ -1,5 +1,5 @@
-"""What is never done unasked: no pickle is loaded, no code of a checkpoint's is run, and nothing is
-asked of the network where everything is at hand."""
+"""What the library never does unasked: it loads no pickle, runs no code of a checkpoint, and uses
+no network if all files are at hand."""
 
 import ast
 import json
