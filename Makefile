@@ -1,4 +1,4 @@
-# One command for each thing; every target sets up what it needs in .venv and is cheap when repeated.
+# One command for each task. Every target sets up what it needs in .venv, and is cheap to repeat.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
@@ -9,23 +9,23 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc tests/native 
 help:
 	@echo 'make demo    measure d90 of the digits task: a table and a figure in runs/digits, 5 minutes'
 	@echo 'make test    build everything and run all tests'
-	@echo 'make fuzz    wrong and damaged inputs of every kind: how many were tried, faults found'
+	@echo 'make fuzz    try wrong and damaged inputs of every kind, and count the faults'
 	@echo 'make examples run every guide at its small setting'
-	@echo 'make docs    the API reference and the pages of the guides, in build/docs'
+	@echo 'make docs    build the API reference and the pages of the guides in build/docs'
 	@echo 'make sanitize build the native code with sanitizers and run its tests, 11 minutes'
 	@echo 'make soak    repeat each kind of work 10,000 times: does memory grow? 4 minutes'
-	@echo 'make setup   .venv with the built package and every extra'
-	@echo 'make lint    ruff and clang-format, as they would be accepted'
-	@echo 'make types   mypy, on the public API and on a script that uses it'
+	@echo 'make setup   make .venv with the built package and every extra'
+	@echo 'make lint    check what ruff and clang-format would change'
+	@echo 'make types   run mypy on the public API and on a script that uses it'
 	@echo 'make format  let ruff and clang-format rewrite the sources'
-	@echo 'make hooks   have git run lint and types on what a commit changes'
-	@echo 'make bench   the tables of speed, on a machine at rest; with the peers that are given:'
+	@echo 'make hooks   make git run lint and types on the files of each commit'
+	@echo 'make bench   print the tables of speed, on an idle machine; with peers if you name them:'
 	@echo '             FFHT=libffht.so AUTHORS=compacter/seq2seq/projections/intrinsic.py'
-	@echo 'make gpu     tests, sanitizers and benchmarks on the GPU, with an installed wheel, 10 minutes:'
-	@echo '             results in build/gpu; PYTHON=python3 names who has the wheel, DRY=1 says what'
-	@echo '             would run, OUT= MINUTES= PARTS=tests,sanitizer,fwht,projection,step,overhead'
-	@echo 'make wheel   one checked wheel for this platform, in dist (FASTFOOD_CUDA=0: CPU alone)'
-	@echo 'make matrix  the tests of the operators with that wheel under many Pythons and torches, hours'
+	@echo 'make gpu     run tests, sanitizers and benchmarks on the GPU, with an installed wheel, 10 minutes:'
+	@echo '             results in build/gpu; PYTHON=python3 has the wheel, DRY=1 only prints the steps,'
+	@echo '             OUT= MINUTES= PARTS=tests,sanitizer,fwht,projection,step,overhead'
+	@echo 'make wheel   build and check a wheel for this platform in dist (FASTFOOD_CUDA=0: CPU alone)'
+	@echo 'make matrix  test the operators of that wheel under many Pythons and torches, hours'
 
 setup: .venv/ready
 
@@ -78,7 +78,7 @@ bench: setup
 	$(BIN)/python benchmarks/study.py
 	$(BIN)/python benchmarks/report.py
 
-# Needs no setup: where a GPU is, there may be an installed wheel and no more.
+# This target needs no setup, because a machine with a GPU may have the wheel and nothing else.
 gpu:
 	$(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(BIN)/python) $(PYTHON)),$(PYTHON)) \
 	    tests/tools/gpu.py --out $(or $(OUT),build/gpu) $(if $(MINUTES),--minutes $(MINUTES)) \

@@ -3,7 +3,7 @@
 Environment: FASTFOOD_CUDA=1 insists on the CUDA library, =0 leaves it out, unset builds it where
 nvcc is; FASTFOOD_CUDA_ARCHS replaces the GPU architectures; FASTFOOD_LABEL=cu13 names the version
 0.1.0+cu13; FASTFOOD_TESTS=1 also builds the test module and the programs of tests/native;
-FASTFOOD_TORCH_DIR names the torch package where it is not found by itself.
+FASTFOOD_TORCH_DIR names the folder of the torch package, if setup.py does not find it.
 """
 
 import os
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import setuptools
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # as pyproject.toml says to an isolated build
-    sys.exit(f"fastfood is built with setuptools >= 77, got {setuptools.__version__}: upgrade it")
+if int(setuptools.__version__.split(".")[0]) < 77:  # pyproject.toml binds isolated builds alone
+    sys.exit(f"setuptools: wanted version 77 or newer, got {setuptools.__version__}: upgrade it")
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
-BUILD = ROOT / "build" / "cmake"  # kept: a second build compiles what has changed
+BUILD = ROOT / "build" / "cmake"  # stays, so that a second build compiles only changed files
 TOOLKIT = Path("/usr/local/cuda")
 OLDEST_TORCH = (2, 10)
 FIND_TORCH = """
@@ -39,40 +39,29 @@ print(*(spec.submodule_search_locations or [] if spec else []), sep="\\n")
 def check_platform():
     if sys.platform != "linux":
         raise SetupError(
-            f"fastfood is built on Linux (x86-64 or aarch64), wanted linux, got {sys.platform}"
+            f"platform: wanted linux (x86-64 or aarch64) to build fastfood, got {sys.platform}"
         )
     names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     if not any(map(shutil.which, names)):
         raise SetupError(
-            f"fastfood is built with a C++17 compiler, and there is no {' or '.join(names)} on "
-            "PATH: install g++, or name a compiler in CXX"
+            f"compiler: wanted {' or '.join(names)} on PATH, with C++17, got none: install g++, or "
+            "name a compiler in CXX"
         )
 
 
-def ancestors():
-    """The Pythons that started this one, the nearest first; of this user's alone."""
-    pid = os.getppid()
-    while pid > 1:
-        process = Path("/proc", str(pid))
-        try:
-            name = Path((process / "cmdline").read_bytes().split(b"\0")[0].decode())
-            if name.name.startswith("python") and process.stat().st_uid == os.getuid():
-                bare = len(name.parts) == 1  # found on a PATH that has changed since
-                yield (process / "exe").readlink() if bare else (process / "cwd").readlink() / name
-            pid = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # of another user, or gone
-            return
-
-
 def pythons():
-    """Interpreters that may see a torch that an isolated build hides, the likeliest first."""
+    """Interpreters that may have torch, the likeliest first.
+
+    This interpreter has it, unless a tool such as `build` runs the build in an environment of its
+    own; then the active environment may have it.
+    """
     prefixes = filter(None, map(os.environ.get, ("VIRTUAL_ENV", "CONDA_PREFIX")))
-    found = [Path(sys.executable), *(Path(p, "bin/python") for p in prefixes), *ancestors()]
-    return [python for python in dict.fromkeys(found) if os.access(python, os.X_OK)]
+    candidates = [Path(sys.executable), *(Path(prefix, "bin/python") for prefix in prefixes)]
+    return [python for python in dict.fromkeys(candidates) if os.access(python, os.X_OK)]
 
 
-def torch_places(python):
-    """Folders of the torch package as `python` sees them outside of pip's isolation."""
+def torch_folders(python):
+    """Folders of the torch package that `python` finds, with and without pip's isolation."""
     isolation = ("PYTHONPATH", "PYTHONNOUSERSITE")
     for hidden in (False, True):
         environment = {k: v for k, v in os.environ.items() if not (hidden and k in isolation)}
@@ -81,32 +70,32 @@ def torch_places(python):
         yield from map(Path, done.stdout.splitlines())
 
 
-def torch_version(place):
-    """(major, minor) of the torch package in a folder, which is not imported; None without one."""
-    file = place / "version.py"
+def torch_version(folder):
+    """(major, minor) of the torch package in a folder, read without importing it, or None."""
+    file = folder / "version.py"
     text = file.read_text() if file.is_file() else ""
-    found = re.search(r"__version__ = '(\d+)\.(\d+)", text)
-    return tuple(map(int, found.groups())) if found else None
+    version = re.search(r"__version__ = '(\d+)\.(\d+)", text)
+    return tuple(map(int, version.groups())) if version else None
 
 
 def find_torch():
     named = os.environ.get("FASTFOOD_TORCH_DIR")
     old = []
-    for place in [Path(named)] if named else (t for p in pythons() for t in torch_places(p)):
-        version = torch_version(place)
+    for folder in [Path(named)] if named else (t for p in pythons() for t in torch_folders(p)):
+        version = torch_version(folder)
         if version and version >= OLDEST_TORCH:
-            return place
+            return folder
         if version:
-            old.append(f"{place} is torch {version[0]}.{version[1]}")
+            old.append(f"{folder} is torch {version[0]}.{version[1]}")
     raise SetupError(
-        "fastfood is built against the installed torch, wanted torch >= 2.10, got "
+        "torch: wanted an installed torch >= 2.10 to build against, got "
         + (", ".join(old) or "none in " + (named or " or ".join(map(str, pythons()))))
         + ": install it first, or name its folder in FASTFOOD_TORCH_DIR"
     )
 
 
 def pip_nvccs(torch):
-    """nvcc of the package nvidia-cuda-nvcc beside torch, where its headers are installed too."""
+    """Each nvcc of a package nvidia-cuda-nvcc beside torch that has the headers that it needs."""
     sites = [torch.parent, Path(sysconfig.get_path("purelib"))]
     headers = ("cuda_runtime.h", "crt/host_config.h", "cccl/nv/target")
     for home in (h for s in sites for h in sorted(s.glob("nvidia/cu[0-9]*"), reverse=True)):
@@ -115,7 +104,7 @@ def pip_nvccs(torch):
 
 
 def find_nvcc(torch):
-    """The path of nvcc or None, after the wish in FASTFOOD_CUDA; the decision is printed."""
+    """The path of nvcc, or None to leave out CUDA, as FASTFOOD_CUDA says; prints the decision."""
     wish = os.environ.get("FASTFOOD_CUDA", "")
     if wish not in ("", "0", "1"):
         raise SetupError(f"FASTFOOD_CUDA: wanted 0, 1 or nothing, got {wish!r}")
@@ -131,7 +120,7 @@ def find_nvcc(torch):
     if nvcc:
         print(f"fastfood: CUDA library built with {nvcc}")
     elif wish == "1":
-        raise SetupError(f"FASTFOOD_CUDA=1, but {nowhere}")
+        raise SetupError(f"FASTFOOD_CUDA: wanted nvcc for 1, got none, because {nowhere}")
     else:
         print(f"fastfood: CUDA library left out, {nowhere}")
     return nvcc
@@ -140,7 +129,9 @@ def find_nvcc(torch):
 def tool(name):
     path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if not path:
-        raise SetupError(f"fastfood is built with {name}, which is not on PATH: pip install {name}")
+        raise SetupError(
+            f"{name}: wanted it on PATH to build fastfood, got none: pip install {name}"
+        )
     return path
 
 
@@ -151,7 +142,7 @@ def run(*command):
 
 
 def source_files():
-    """What a build from the sdist needs beside the Python packages, relative to the root."""
+    """The files that a build from the sdist needs beside the Python packages, relative to ROOT."""
     folders = ("csrc", "tests", ".ci")
     kinds = {".cpp", ".h", ".cu", ".cuh", ".py", ".json", ".safetensors"}
     files = [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in kinds]
@@ -187,7 +178,7 @@ class BuildNative(build_ext):
         installed = (BUILD / "install_manifest_libraries.txt").read_text().splitlines()
         for library in (target / "fastfood" / "lib").glob("*.so"):
             if str(library) not in installed:
-                library.unlink()  # of an earlier build, with CUDA
+                library.unlink()  # an earlier build with CUDA has left it
         if tests:
             run(cmake, "--install", BUILD, "--prefix", ROOT, "--component", "tests")
 
@@ -202,7 +193,7 @@ class BuildNative(build_ext):
 
 
 class CleanBuild(build):
-    """Starts from an empty tree: the wheel holds no module or library that has gone since."""
+    """Starts from an empty tree, so that no file of an earlier build gets into the wheel."""
 
     def run(self):
         shutil.rmtree(self.build_lib, ignore_errors=True)
@@ -210,7 +201,7 @@ class CleanBuild(build):
 
 
 class OneWheel(bdist_wheel):
-    """The libraries use torch's stable ABI and nothing of CPython: one wheel for every Python 3."""
+    """Tags the wheel for every Python 3, because its libraries use nothing of CPython."""
 
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]

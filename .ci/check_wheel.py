@@ -1,5 +1,6 @@
-"""Says what a wheel holds, and fails where it would not install or load elsewhere: its tag against
-what the libraries ask of the system, symbols, run paths, CUDA runtime, GPU code, metadata."""
+"""Prints what a wheel holds, and fails if it would not install or load on another machine. It
+compares the wheel's tag with what the libraries need of the system, and checks their symbols, run
+paths, CUDA runtime and GPU code, the metadata and the data files."""
 
 import argparse
 import email
@@ -16,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 SYSTEM = {"libc", "libm", "libstdc++", "libgcc_s", "librt", "libdl", "libpthread", "ld-linux"}
 FOREIGN = ("Py", "_Py", "_ZN2at", "_ZN3c10", "_ZN5torch", "_ZNK2at", "_ZNK3c10", "cuda", "cu")
 FATBIN = struct.pack("<IHH", 0xBA55ED50, 1, 16)  # magic, version, bytes of the header
-DATA = (  # read by the package when it runs; one name for each line of package data
+DATA = (  # files that the package reads when it runs, one for each line of package data
     "fastfood/py.typed",
     "fastfood/experiments/recipes/table1.toml",
     "fastfood/experiments/report/page.css",
@@ -27,7 +28,7 @@ CPU, CUDA = "libfastfood_cpu.so", "libfastfood_cuda.so"
 
 
 def library_faults(path):
-    """What keeps a library from loading beside any torch and any Python, a sentence each."""
+    """What keeps a library from loading beside every torch and Python, one sentence a fault."""
     with path.open("rb") as file:
         elf = ELFFile(file)
         symbols = [s for s in elf.get_section_by_name(".dynsym").iter_symbols() if s.name]
@@ -53,9 +54,9 @@ def library_faults(path):
         "holds no CUDA runtime": path.name == CUDA and b"cudaError" not in texts,
     }
     return [
-        f"{path.name} {fault}" + (f": {', '.join(found)}" if found is not True else "")
-        for fault, found in faults.items()
-        if found
+        f"{path.name} {fault}" + (f": {', '.join(names)}" if names is not True else "")
+        for fault, names in faults.items()
+        if names
     ]
 
 
@@ -65,7 +66,7 @@ def is_stripped(path):
 
 
 def tag_faults(wheel):
-    """What auditwheel finds against the tag in the wheel's name, torch's libraries aside."""
+    """What auditwheel objects to in the tag of the wheel's name, apart from torch's libraries."""
     interpreter, abi, platform = wheel.stem.split("-")[-3:]
     if (interpreter, abi) != ("py3", "none") or not platform.startswith("manylinux"):
         return [f"tag: wanted py3-none-manylinux_*, got {interpreter}-{abi}-{platform}"]
@@ -73,42 +74,43 @@ def tag_faults(wheel):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return [f"auditwheel: {(done.stderr or done.stdout).strip()}"]
-    found = json.loads(done.stdout)
-    libraries = {name for name in found["external_libs"] if not name.startswith("libtorch_c")}
+    report = json.loads(done.stdout)
+    libraries = {name for name in report["external_libs"] if not name.startswith("libtorch_c")}
     return [
         sentence
         for sentence, wrong in {
-            f"tag: wanted {found['sym_tag']}, which the symbols need, got {platform}": (
-                found["sym_tag"] not in platform.split(".")
+            f"tag: wanted {report['sym_tag']}, which the symbols need, got {platform}": (
+                report["sym_tag"] not in platform.split(".")
             ),
             f"needs libraries that the tag does not promise: {', '.join(libraries)}": libraries,
-            "needs instructions that not every processor has": found["unsupported_isa"],
+            "needs instructions that not every processor has": report["unsupported_isa"],
         }.items()
         if wrong
     ]
 
 
 def gpu_code(library):
-    """The architectures with machine code and those with PTX, as the library's fat binaries list
-    them: after a header of 16 bytes, entries whose own header has kind, length and architecture."""
+    """The architectures with machine code ("elf") and with PTX in the library's fat binaries. A fat
+    binary is a header of 16 bytes and then entries, whose headers hold kind, length and
+    architecture."""
     with library.open("rb") as file:
         section = ELFFile(file).get_section_by_name(".nv_fatbin")
         data = section.data() if section else b""
-    found, start = {"ptx": set(), "elf": set()}, 0
+    code, start = {"ptx": set(), "elf": set()}, 0
     while (start := data.find(FATBIN, start)) >= 0:
         (size,) = struct.unpack_from("<Q", data, start + 8)
         entry, start = start + 16, start + 16 + size
         while entry < start:
             kind, header, length = struct.unpack_from("<H2xIQ", data, entry)
-            found["ptx" if kind == 1 else "elf"].add(*struct.unpack_from("<I", data, entry + 28))
+            code["ptx" if kind == 1 else "elf"].add(*struct.unpack_from("<I", data, entry + 28))
             entry += header + length
-    return {kind: sorted(architectures) for kind, architectures in found.items()}
+    return {kind: sorted(architectures) for kind, architectures in code.items()}
 
 
-def gpu_faults(found):
-    if found["elf"][:2] == [75, 80] and 90 in found["elf"] and found["ptx"]:
+def gpu_faults(code):
+    if code["elf"][:2] == [75, 80] and 90 in code["elf"] and code["ptx"]:
         return []
-    return [f"{CUDA}: wanted code for 75, 80, 90 and newer and one PTX, got {found}"]
+    return [f"{CUDA}: wanted code for 75, 80, 90 and newer and one PTX, got {code}"]
 
 
 def metadata_faults(folder):
@@ -155,9 +157,9 @@ def main():
                 f"libraries: wanted {CPU}{'' if arguments.cpu else f', {CUDA}'}, got {names}"
             )
         if CUDA in names:
-            found = gpu_code(libraries[names.index(CUDA)])
-            print(f"  machine code for {found['elf']}, PTX of {found['ptx']}")
-            faults += gpu_faults(found)
+            code = gpu_code(libraries[names.index(CUDA)])
+            print(f"  machine code for {code['elf']}, PTX of {code['ptx']}")
+            faults += gpu_faults(code)
         faults += metadata_faults(Path(folder)) + data_faults(Path(folder))
     if faults:
         sys.exit("\n".join(faults))

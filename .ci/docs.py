@@ -1,9 +1,9 @@
 """Builds the API reference and the guides' pages into build/docs, and fails on any warning and on
 any link that leads nowhere.
 
-The pages link to each other, to scripts and to files of the repository as GitHub wants it. pdoc
-puts all pages into one, so their links are rewritten first, and the files that they name are
-copied."""
+The pages link to each other, to scripts and to files of the repository by relative paths, as GitHub
+wants it. pdoc puts all pages into one, so the links are rewritten first, and the files that they
+name are copied."""
 
 import importlib
 import re
@@ -58,16 +58,19 @@ def broken_links(page: Path) -> list[str]:
     broken = []
     for link in re.findall(r'<a [^>]*?href="([^"]+)"', text):
         file, _, part = link.partition("#")
-        found = (page.parent / file).is_file() if file else part in parts
-        if ":" not in link and not found:
+        exists = (page.parent / file).is_file() if file else part in parts
+        if ":" not in link and not exists:
             broken.append(link)
     return broken
 
 
-for config in (SaidConfig, DidConfig):  # their inherited hints name what only PEFT imports
+for config in (
+    SaidConfig,
+    DidConfig,
+):  # PEFT's type hints name what only PEFT imports
     config.__init__.__annotations__ = typing.get_type_hints(config)
 for module in MODULES:
-    importlib.import_module(module)  # what other packages warn of is not ours
+    importlib.import_module(module)  # warnings of other packages at their import are no errors
 
 warnings.simplefilter("error")
 pdoc.render.configure(docformat="google", math=True, search=True)

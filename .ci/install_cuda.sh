@@ -1,6 +1,6 @@
 #!/bin/sh
-# Lays the toolkits that a wheel is built with into /opt/cu12 and /opt/cu13 of a manylinux_2_28
-# container: CUDA 13 from PyPI, CUDA 12 from NVIDIA's packages, for PyPI has its ptxas alone.
+# Installs the toolkit that a wheel is built with into /opt/cu12 or /opt/cu13 of a manylinux_2_28
+# container: CUDA 13 from PyPI, CUDA 12 from NVIDIA's packages, because PyPI has only its ptxas.
 set -eu
 case ${CUDA_HOME:?wanted /opt/cu12 or /opt/cu13} in
 /opt/cu12)

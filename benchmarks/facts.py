@@ -1,4 +1,4 @@
-"""What a result has to say of where it was measured, and the file that it is written to."""
+"""Collects the facts that a result is printed with (machine, versions, commit), and writes both."""
 
 import json
 import os
@@ -16,8 +16,8 @@ import fastfood
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def said(*command):
-    """The first line that a program prints, or None where it cannot be run."""
+def first_line(*command):
+    """The first line that a program prints, or None if it fails or prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -26,38 +26,39 @@ def said(*command):
 
 
 def commit():
-    """Of the clone, with a + where files differ; FASTFOOD_COMMIT says it for a copy without git."""
-    head = said("git", "rev-parse", "HEAD")
+    """The clone's commit, with a + if files differ from it; without git, FASTFOOD_COMMIT."""
+    head = first_line("git", "rev-parse", "HEAD")
     if not head:
         return os.environ.get("FASTFOOD_COMMIT", "unknown")
-    return head + ("+" if said("git", "status", "--porcelain", "--untracked-files=no") else "")
+    changes = first_line("git", "status", "--porcelain", "--untracked-files=no")
+    return head + ("+" if changes else "")
 
 
 def processor():
-    """Its name where Linux gives one, with family and model: virtual machines hide what it is."""
+    """The processor's name with family and model, because virtual machines hide real names."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = {}
+    entries = {}
     for line in lines:
         name, _, value = line.partition(":")
-        told.setdefault(name.strip(), value.strip())
-    if "model name" not in told:
+        entries.setdefault(name.strip(), value.strip())
+    if "model name" not in entries:
         return platform.processor() or platform.machine()
     numbers = [
-        f"{name} {told[key]}"
+        f"{name} {entries[key]}"
         for name, key in (("family", "cpu family"), ("model", "model"))
-        if key in told
+        if key in entries
     ]
-    return told["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
+    return entries["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def gpu():
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     driver = None
     if shutil.which("nvidia-smi"):
-        driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "gpu": properties.name,
         "memory": properties.total_memory,
@@ -67,8 +68,8 @@ def gpu():
 
 
 def environment(device="cpu"):
-    """Names to facts of this process and its machine."""
-    found = {
+    """The facts of this process and its machine, by name."""
+    facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
@@ -79,11 +80,11 @@ def environment(device="cpu"):
         "processor": processor(),
         "threads": torch.get_num_threads(),
     }
-    return found | (gpu() if torch.device(device).type == "cuda" else {})
+    return facts | (gpu() if torch.device(device).type == "cuda" else {})
 
 
 def write(path, facts, results):
-    """Replaces the file at once: what is cut short leaves the results so far."""
+    """Replaces the file in one step, so that a run that is cut short leaves the results so far."""
     path = Path(path)
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps({"environment": facts, "results": results}, indent=1) + "\n")

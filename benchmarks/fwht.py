@@ -4,12 +4,12 @@
         [--logs 4-26] [--cold] [--plot fwht.png] [--json fwht.json]
     python benchmarks/fwht.py --device cuda [--json fwht.json]
 
-One table: rows in a cache, single long rows, and rows in memory. Ours is the public function in
-place; "rmw" reads, changes and writes the same bytes in place, "copy" copies them elsewhere. Peers
-are FFHT by the path of its shared library (its rows one after the other in a loop of C), and two
-batched matrix products with H_a (x) H_b = H_n in torch. All run in turn, repetition by repetition;
-numbers are medians. With --cold a large array is read before every run. A GPU has sections and
-peers of its own: gpu_fwht.py.
+It prints one table, for rows in a cache, single long rows, and rows in memory. "ours" is the public
+function in place; "rmw" reads, changes and writes the same bytes in place, "copy" copies them
+elsewhere. The peers are FFHT, whose shared library --ffht names (a loop in C calls it for one row
+after the other), and two batched matrix products with H_a (x) H_b = H_n in torch. All run in turn,
+repetition by repetition; numbers are medians. With --cold a large array is read before every run.
+gpu_fwht.py has the sections and peers for a GPU.
 """
 
 import argparse
@@ -50,14 +50,14 @@ def ffht_rows(path):
 
 
 def kronecker(n, dtype):
-    """Rows as a x b matrices X: H_a X H_b."""
+    """The transform of rows as a x b matrices X: H_a X H_b."""
     b = 1 << n.bit_length() // 2
     left, right = (reference.hadamard_matrix(k).to(dtype) for k in (n // b, b))
     return lambda x: (left @ x.view(-1, n // b, b) @ right).view_as(x)
 
 
 def copier():
-    """A copy to a buffer that stays."""
+    """A function that copies x to a buffer, which it keeps for the next call."""
     buffers = {}
 
     def run(x):
@@ -69,24 +69,24 @@ def copier():
 
 
 def contenders(n, arguments):
-    """Name to function of x, ours first."""
+    """The functions of x to compare, by name, ours first."""
     dtype, scale = getattr(torch, arguments.dtype), n**-0.5
-    found = {
+    runs = {
         "ours": lambda x: fastfood.hadamard_transform_KN(x, scale, out=x),
         "rmw": lambda x: x.neg_(),
         "copy": copier(),
     }
     if n & (n - 1):
-        return found
+        return runs
     if n <= 1 << 14 and dtype == torch.float32:
-        found["matmul"] = kronecker(n, dtype)
+        runs["matmul"] = kronecker(n, dtype)
     if arguments.ffht and dtype == torch.float32:
-        found["FFHT"] = ffht_rows(arguments.ffht)
-    return found
+        runs["FFHT"] = ffht_rows(arguments.ffht)
+    return runs
 
 
 def seconds(run, x, calls):
-    """Of one call, out of several in a row."""
+    """Seconds of one call, the mean of `calls` calls in a row."""
     start = time.perf_counter()
     for _ in range(calls):
         run(x)
@@ -94,7 +94,7 @@ def seconds(run, x, calls):
 
 
 def measure(rows, n, arguments):
-    """Name to the median seconds of a call."""
+    """The median seconds of a call of each function, by name."""
     x = torch.randn(rows, n).to(getattr(torch, arguments.dtype))
     flush = torch.zeros(1 << 26 if arguments.cold else 1)
     runs = contenders(n, arguments)
@@ -102,7 +102,7 @@ def measure(rows, n, arguments):
     times = {name: [] for name in runs}
     for repetition in range(arguments.repetitions + 1):
         for name, run in runs.items():
-            x.normal_()  # unscaled peers would overflow
+            x.normal_()  # values of unscaled peers would overflow after some calls
             flush.add_(1)
             time_taken = seconds(run, x, calls)
             if repetition:
@@ -112,7 +112,7 @@ def measure(rows, n, arguments):
 
 def cases(arguments):
     """(kind, rows, n): rows that fill half a MB, longer ones alone, and rows that fill memory."""
-    yield "call", 1, 16  # next to nothing else
+    yield "call", 1, 16  # so small that it measures the call alone
     low, high = map(int, arguments.logs.split("-"))
     cache, memory = 1 << 17, 1 << 26
     for log_n in range(low, high + 1):

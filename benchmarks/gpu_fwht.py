@@ -1,9 +1,9 @@
-"""The transform on a GPU: `benchmarks/fwht.py --device cuda` runs it.
+"""Measures the transform on a GPU; `benchmarks/fwht.py --device cuda` runs it.
 
-Sections, the ones that say most first: small calls in CUDA graphs; the processor's time of an eager
-call; 256 MB in rows of 2^1 to 2^26 in every dtype, to another tensor, in place, and with two
-diagonals; 256 MB in rows of K 2^k. Each beside a copy of the same bytes, and beside Dao-AILab's and
-HadaCore's functions where they can be imported and take the size and dtype.
+The sections, the most telling first, are small calls in CUDA graphs; the processor's time of an
+eager call; 256 MB in rows of 2^1 to 2^26 in every dtype, to another tensor, in place, and with two
+diagonals; and 256 MB in rows of K 2^k. Each is compared with a copy of the same bytes, and with
+Dao-AILab's and HadaCore's functions if they can be imported and take the size and dtype.
 """
 
 import functools
@@ -17,13 +17,13 @@ import fastfood
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LOGS = range(1, 27)
-BYTES = 1 << 28  # in, and as many out: several times any cache
+BYTES = 1 << 28  # of input, and as many of output: several times any cache
 SMALL = [(1, 128), (64, 128), (4096, 128), (1, 4096), (16, 4096), (128, 8192), (1, 16384)]
 SMALL += [(1, 32768)]
 EAGER = [(1, 128), (16, 4096), (1, 32768)]
 ORDERS = [(12, 3072), (28, 3584), (20, 5120), (76, 9728), (40, 10240), (172, 11008), (428, 13696)]
 ORDERS += [(108, 13824), (28, 14336), (148, 18944), (108, 27648), (28, 28672), (924, 29568)]
-HADACORE = [  # its own package, the kernels hub's and vLLM's
+HADACORE = [  # its package, that of the kernels hub, and vLLM's copy
     ("faster_hadamard_transform", "hadamard_transform"),
     ("hadacore", "hadamard_transform"),
     ("vllm._custom_ops", "hadacore_transform"),
@@ -33,7 +33,7 @@ LARGEST_PEER = 1 << 15
 
 @functools.cache
 def imported(module, name):
-    """The function, or None where there is no such package."""
+    """The function, or None if its package cannot be imported."""
     try:
         return getattr(importlib.import_module(module), name, None)
     except Exception:  # a package that does not fit this torch fails in its own ways
@@ -41,35 +41,35 @@ def imported(module, name):
 
 
 def peers(x, scale, K=1):
-    """Name to call of the other libraries' functions that may take x."""
-    found = {}
+    """Calls of the other libraries' functions that may take x, by name."""
+    calls = {}
     suffix = "" if K == 1 else f"_{K}N"
     dao = imported("fast_hadamard_transform", f"hadamard_transform{suffix}")
     if dao and x.dtype != torch.float64 and (K != 1 or x.shape[-1] <= LARGEST_PEER):
-        found["Dao"] = lambda: dao(x, scale)
+        calls["Dao"] = lambda: dao(x, scale)
     sixteen = x.dtype in (torch.float16, torch.bfloat16)
     hadacore = next(filter(None, (imported(*names) for names in HADACORE)), None)
     if hadacore and K == 1 and sixteen and x.shape[-1] <= LARGEST_PEER:
-        found["HadaCore"] = lambda: hadacore(x, False)  # not in place
-    return found
+        calls["HadaCore"] = lambda: hadacore(x, False)  # not in place
+    return calls
 
 
 def contenders(x, K=1, new=False, diagonals=False):
-    """Name to call: a copy, ours to a tensor that is there (and to a new one), and the peers."""
+    """Calls by name: a copy, ours to an existing tensor and, if `new`, to a new one, and peers."""
     n = x.shape[-1]
     scale, out, ours = n**-0.5, torch.empty_like(x), fastfood.hadamard_transform_KN
-    found = {"copy": lambda: out.copy_(x), "ours": lambda: ours(x, scale, out=out)}
+    calls = {"copy": lambda: out.copy_(x), "ours": lambda: ours(x, scale, out=out)}
     if new:
-        found["ours, new"] = lambda: ours(x, scale)
+        calls["ours, new"] = lambda: ours(x, scale)
     if diagonals:
         wide = torch.promote_types(x.dtype, torch.float32)
         before, after = (torch.randn(n, device=x.device).to(wide) for _ in range(2))
-        found["ours, diagonals"] = lambda: ours(x, scale, before=before, after=after, out=out)
-    return found | peers(x, scale, K)
+        calls["ours, diagonals"] = lambda: ours(x, scale, before=before, after=after, out=out)
+    return calls | peers(x, scale, K)
 
 
 def in_place(x):
-    """For the end: x's values change at each call, and keep their size."""
+    """Ours in place. It comes last, because each call changes x, though not its norm."""
     scale = x.shape[-1] ** -0.5
     return {"ours, in place": lambda: fastfood.hadamard_transform_KN(x, scale, out=x)}
 
@@ -115,7 +115,7 @@ SECTIONS = {"small": small, "eager": eager, "large": large, "orders": orders}
 
 
 def line(section, row, times):
-    """Microseconds of a copy, and the others' over it."""
+    """The microseconds of a copy, and the times of the others divided by the copy's."""
     copy = times["copy"]["median"]
     others = (f"{k} {v['median'] / copy:.2f}" for k, v in times.items() if k != "copy")
     size = f"{row['rows']} x {row['n']}"
@@ -123,7 +123,7 @@ def line(section, row, times):
 
 
 def run(device, path=None, sections=SECTIONS):
-    """Measures all, prints a line for each case, and writes the file anew after each."""
+    """Measures all cases; prints a line and rewrites the file after each."""
     facts, results = environment(device), []
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     warm_up()

@@ -1,9 +1,10 @@
-"""The projection on a GPU: `benchmarks/projection.py --device cuda` runs it.
+"""Measures the projection on a GPU; `benchmarks/projection.py --device cuda` runs it.
 
-For each block length L: the forward in float32 beside a fill of the same bytes, the forward on a
-base in bfloat16, cut into as many segments as RoBERTa-large has tensors, beside a copy, and the
-adjoint in both dtypes beside a read. The rows are as many as that model has parameters. The
-projection in plain torch (Kronecker) and the authors' code, once each, if they are asked for.
+For each block length L it compares the forward in float32 with a fill of the same bytes, the
+forward on a base in bfloat16, cut into as many segments as RoBERTa-large has tensors, with a copy,
+and the adjoint in both dtypes with a read. There are as many rows as that model has parameters. At
+one L it also measures the projection in plain torch (Kronecker) and, if --authors names it, the
+authors' code.
 """
 
 import torch
@@ -15,18 +16,32 @@ from fastfood import ops
 
 D = 355_362_818  # RoBERTa-large
 SEGMENTS = 390  # its tensors
-LOGS = (10, 8, 12, 14, 16, 9, 11, 13, 15, 18, 20, 22, 24)  # if time runs out, the last are missing
+LOGS = (
+    10,
+    8,
+    12,
+    14,
+    16,
+    9,
+    11,
+    13,
+    15,
+    18,
+    20,
+    22,
+    24,
+)  # the most important first
 
 
 def cuts(rows, device):
-    """Offsets of SEGMENTS ranges of all lengths, as those of a model: few are aligned."""
+    """Offsets of SEGMENTS ranges of random lengths, few of which are aligned, as in a model."""
     generator = torch.Generator().manual_seed(0)
     inner = torch.randint(1, rows, (SEGMENTS - 1,), generator=generator)
     return torch.cat([torch.tensor([0]), inner.sort().values, torch.tensor([rows])]).to(device)
 
 
 def contenders(P, device):
-    """Name to call, and the floors that they stand beside."""
+    """Our calls, and the floors that they are compared with, by name."""
     theta = torch.randn(P.d, device=device)
     g, out = torch.randn(P.D, device=device), torch.empty(P.D, device=device)
     base = torch.randn(P.D, device=device).bfloat16()
@@ -46,25 +61,25 @@ def contenders(P, device):
 
 
 def peers(P, device, authors):
-    """Of projection.py, which holds all that they store."""
+    """Calls of the peers of projection.py, which store B, Pi and G, by name."""
     from projection import Authors, Kronecker
 
     theta, g = torch.randn(P.d, device=device), torch.randn(P.D, device=device)
     kronecker = Kronecker(P, device)
-    found = {
+    calls = {
         "Kronecker": lambda: kronecker(theta),
         "Kronecker, adjoint": lambda: kronecker.adjoint(g),
     }
     if authors:
         released = Authors(authors, P.D, device)
         released.d = P.d
-        found["authors"] = lambda: released(theta)
-        found["authors, adjoint"] = lambda: released.adjoint(g)
-    return found
+        calls["authors"] = lambda: released(theta)
+        calls["authors, adjoint"] = lambda: released.adjoint(g)
+    return calls
 
 
 def pieces(device, count=16):
-    """The adjoint of a layer's gradients at once: what a call takes of the processor."""
+    """The adjoint of a layer's gradients in one call, to measure the processor's time."""
     gs = [torch.randn(4096, device=device).bfloat16() for _ in range(count)]
     starts, factors = range(0, 5000 * count, 5000), [1.0] * count
     return {"ours": lambda: ops.project_rows_adjoint_sum(gs, starts, factors, 1024, 7)}
@@ -79,7 +94,7 @@ def line(row, times):
 
 
 def run(device, path=None, authors=None, rows=D, logs=LOGS, d=200):
-    """Measures all, prints a line for each case, and writes the file anew after each."""
+    """Measures all cases; prints a line and rewrites the file after each."""
     facts, results = environment(device), []
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     warm_up()
@@ -97,7 +112,7 @@ def run(device, path=None, authors=None, rows=D, logs=LOGS, d=200):
     P = fastfood.Fastfood(d, rows, L=1 << min(logs, key=lambda log_L: abs(log_L - 10)))
     times = in_turn(peers(P, device, authors), repetitions=3)
     results.append({"section": "peers", "d": d, "D": rows, "L": P.L, "times": times})
-    for name, found in times.items():
-        print(f"{name}: {1e6 * found['median']:.0f} us", flush=True)
+    for name, time in times.items():
+        print(f"{name}: {1e6 * time['median']:.0f} us", flush=True)
     if path:
         write(path, facts, results)

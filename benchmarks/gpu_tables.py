@@ -1,9 +1,9 @@
-"""The Markdown tables of the pages, from what `make gpu` measured:
+"""Prints the Markdown tables of the pages from the results of `make gpu`:
 
     python benchmarks/gpu_tables.py build/gpu/gpu.json
 
-Ratios are medians over the median of the floor in the same row, so that less is better and one is
-the floor.
+Ratios are medians divided by the median of the floor in the same row, so less is better, and one is
+as fast as the floor.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def ratio(times, name, floor="copy"):
 
 
 def known(results, names):
-    """The columns that some row has: peers are not on every machine."""
+    """The columns that some row has, because not every machine has the peers."""
     return {key: head for key, head in names.items() if any(key in r["times"] for r in results)}
 
 
@@ -64,7 +64,7 @@ def orders_table(results):
 
 
 def calls_table(results, title):
-    """Microseconds of small calls."""
+    """A table of small calls in microseconds."""
     columns = known(results, {"copy": "copy", "ours": "ours, out=", "ours, new": "ours"} | PEERS)
     cells = [
         [r["dtype"], f"{r['rows']} x {r['n']}", *(microseconds(r["times"], k) for k in columns)]
@@ -95,9 +95,9 @@ def projection_table(results):
 
 def peers_table(results):
     cells = [
-        [name, size(r["L"]), f"{1e6 * found['median']:.0f}"]
+        [name, size(r["L"]), f"{1e6 * time['median']:.0f}"]
         for r in results
-        for name, found in r["times"].items()
+        for name, time in r["times"].items()
     ]
     return ["The projection by others", "", *table(["what", "L", "us"], cells), ""]
 
@@ -132,21 +132,21 @@ def projection_tables(results):
 
 
 def case_of(row):
-    """What was trained, in words."""
+    """The model, dtype and batch that a row was measured with, in words."""
     marks = [f"{row['model']}, {row['dtype']}, {row['batch_size']} x {row['length']}"]
     return ", ".join(marks + [name for name in ("autocast", "checkpointing") if row[name]])
 
 
 def step_ratio(row, rows):
-    """A step's time to that of full fine-tuning of the same, on a GPU with the fused optimizer."""
+    """A step's time divided by that of full fine-tuning, on a GPU with the fused optimizer."""
     of = {r["method"]: r["times"] for r in rows if "times" in r and case_of(r) == case_of(row)}
     fused = row["device"] == "cuda" and "full-fused" in of
-    found = {"ours": row["times"]["step"]} | of.get("full-fused" if fused else "full", {})
-    return ratio(found, "ours", "step")
+    times = {"ours": row["times"]["step"]} | of.get("full-fused" if fused else "full", {})
+    return ratio(times, "ours", "step")
 
 
 def step_tables(results):
-    """Training steps; what did not run is said below."""
+    """A table of training steps, and below it the steps that did not run, with the reasons."""
     cells = []
     for row in (r for r in results if "times" in r):
         ms = 1e3 * row["times"]["step"]["median"]
@@ -189,7 +189,7 @@ def facts(environment):
 
 
 def tables(measured):
-    """Lines of Markdown: where it was measured, what came of each step, and the numbers."""
+    """Lines of Markdown: where was measured, how each step of `make gpu` ended, and the numbers."""
     yield from (facts(measured["environment"]), "", f"`{measured['environment']['command']}`", "")
     cells = [
         [step["name"], step["status"], step["said"], f"{step['seconds']:.0f}"]

@@ -1,19 +1,19 @@
-"""The CUDA kernels' machine code, as far as it tells their speed: what runs without a GPU.
+"""Reads the CUDA kernels' machine code for what it tells of their speed, without a GPU.
 
     python benchmarks/machine_code.py [LIBRARY] [--arch sm_90] [--all] [--cuobjdump PATH]
         [--check FILE.json | --record FILE.json]
 
-One row for each kernel: registers, instructions in all, and in its hot loop the instructions for
-each entry that it stores (the adjoint: that it loads), of which some are floating-point arithmetic
-and some go to shared memory. The hot loop is the one with the longest way around it; "least" is the
-shortest way (no base, no diagonals, aligned, inside), "most" the longest, both without inner loops.
-Of kernels that use tensor cores the hot loop is a tile's, of which the product is an inner loop: "a
-product" has the instructions of that for each of the tensor cores'.
---check fails if a kernel that the file knows takes a fifth more registers or instructions than
-recorded, or is missing, and if one of the shown ones spills, calls, divides, or converts single
-values to 16 bits.
+The table has a row for each kernel: its registers, its instructions, and the instructions of its
+hot loop for each entry that it stores (for the adjoint: loads), with the number of those that are
+floating-point arithmetic and that access shared memory. The hot loop is the one whose way around is
+longest. "least" counts the shortest way around it (no base, no diagonals, aligned, inside), "most"
+the longest, both without inner loops. In kernels with tensor cores the hot loop goes over tiles and
+the product is an inner loop: "a product" counts its instructions for each one of the tensor cores.
+--check fails if a kernel of the file takes a fifth more registers or instructions than recorded or
+is missing, or if a kernel that is shown spills, calls, divides, or converts single values to 16
+bits.
 
-The code comes from cuobjdump and nvdisasm of the CUDA toolkit, which are on PyPI as
+The code is disassembled by cuobjdump and nvdisasm of the CUDA toolkit, which are on PyPI as
 nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm.
 """
 
@@ -50,7 +50,7 @@ class Instruction:
     address: int
     opcode: str
     conditional: bool
-    target: int | None  # of a branch
+    target: int | None  # the address that a branch jumps to
 
     @property
     def kind(self):
@@ -68,18 +68,18 @@ class Kernel:
 # --- Disassembly ---------------------------------------------------------------------------------
 
 
-def find_cuobjdump(given=None):
-    """The path of cuobjdump or None: given, on PATH, of the toolkit, or of PyPI's package."""
+def find_cuobjdump(named=None):
+    """The path of cuobjdump or None: as named, on PATH, in the toolkit, or in PyPI's package."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     places = [Path(home, "bin/cuobjdump") for home in homes if home]
     for site in map(Path, sys.path):
         places += sorted(site.glob("nvidia/cu*/bin/cuobjdump"), reverse=True)
-    found = [given, shutil.which("cuobjdump"), *map(str, places)]
-    return next((path for path in found if path and os.access(path, os.X_OK)), None)
+    candidates = [named, shutil.which("cuobjdump"), *map(str, places)]
+    return next((path for path in candidates if path and os.access(path, os.X_OK)), None)
 
 
 def short_name(symbol):
-    """name<arguments> of a demangled kernel."""
+    """A demangled kernel's name<arguments>."""
     symbol = re.sub(r"\(anonymous namespace\)::|fastfood::cuda::|^void ", "", symbol)
     depth, name = 0, ""
     for character in symbol:
@@ -96,7 +96,7 @@ def demangle(symbols):
 
 
 def parse(disassembly):
-    """Mangled name to the instructions of each function, without the padding behind them."""
+    """The instructions of each function, without the padding after them, by mangled name."""
     functions, code = {}, []
     for line in disassembly.splitlines():
         function = FUNCTION.search(line)
@@ -106,7 +106,7 @@ def parse(disassembly):
         match = INSTRUCTION.search(line)
         if not match or match["opcode"] == "NOP":
             continue
-        # BRA.DIV goes to code out of line, for warps that are not together
+        # BRA.DIV jumps to out-of-line code for diverged warps, which is not counted
         jumps = match["opcode"].split(".")[0] == "BRA" and match["opcode"] != "BRA.DIV"
         target = TARGET.search(match["operands"].strip()) if jumps else None
         code.append(
@@ -137,13 +137,14 @@ def kernels_of(library, arch, cuobjdump):
     names = demangle(functions)
     kernels = {}
     for symbol, code in functions.items():
-        found = resources.get(symbol)
-        registers, stack = (int(found[2]), int(found[3]) + int(found[5])) if found else (0, 0)
+        used = resources.get(symbol)
+        registers, stack = (int(used[2]), int(used[3]) + int(used[5])) if used else (0, 0)
         kernels[names[symbol]] = Kernel(names[symbol], registers, stack, code)
     return dict(sorted(kernels.items(), key=lambda item: natural(item[0])))
 
 
 def natural(name):
+    """A sort key by which numbers in names are compared as numbers."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -151,7 +152,7 @@ def natural(name):
 
 
 def blocks_of(code):
-    """Basic blocks as lists of instructions, and the indices of those that may follow each."""
+    """Basic blocks as lists of instructions, and for each the indices of its successors."""
     starts = {code[0].address} if code else set()
     for now, after in zip(code, code[1:], strict=False):
         if now.target is not None:
@@ -178,7 +179,7 @@ def blocks_of(code):
 
 
 def way(blocks, following, head, tail, shortest, avoided):
-    """The instructions of the shortest or longest way from block head to block tail, forwards."""
+    """The instructions of the shortest or longest forward way from block head to block tail."""
     sign = 1 if shortest else -1
     best = {head: (sign * len(blocks[head]), [head])}
     for i in range(head, tail):
@@ -195,10 +196,10 @@ def way(blocks, following, head, tail, shortest, avoided):
 
 
 def hot_loop(code):
-    """The shortest and the longest way around the loop that takes most, or through all of the code.
+    """The shortest and the longest way around the hot loop, or all code twice if there is none.
 
-    A loop is what lies between the target of a branch backwards and the branch. Its slow ways have
-    loops of their own, over single entries: both ways avoid them if they can.
+    A loop extends from the target of a backward branch to the branch. Slow ways around it contain
+    inner loops over single entries; both results avoid these if they can.
     """
     blocks, following = blocks_of(code)
     loops = [(head, tail) for tail, after in enumerate(following) for head in after if head <= tail]
@@ -214,7 +215,7 @@ def hot_loop(code):
 
 
 def product_loop(code):
-    """The instructions of the shortest loop with tensor cores' for each of these, or none."""
+    """Instructions per HMMA, the tensor cores' instruction, in the shortest loop with any, or 0."""
     blocks, following = blocks_of(code)
     loops = [
         [x for block in blocks[head : tail + 1] for x in block]
@@ -227,7 +228,7 @@ def product_loop(code):
     return round(size / count, 1)
 
 
-# --- What is counted -----------------------------------------------------------------------------
+# --- Counting ------------------------------------------------------------------------------------
 
 
 def bytes_of(opcode):
@@ -238,15 +239,15 @@ def bytes_of(opcode):
 
 
 def storage_sizes(name):
-    """Bytes of an entry as it is loaded and as it is stored."""
+    """The bytes of an entry as the kernel loads it and as it stores it."""
     kinds = re.findall("|".join(SIZES), name)
     return (SIZES[kinds[0]], SIZES[kinds[-1]]) if kinds else (4, 4)
 
 
 def entries_of(name, path):
-    """Entries that a thread handles on a way: what it loads or what it stores, the lesser of them,
-    for it may load a base as well, and store in one of two branches. With tensor cores it loads
-    on another way, and shuffles as many as there are."""
+    """How many entries a thread handles on a way: those it loads or those it stores, whichever are
+    fewer, because it may also load a base or store in two branches. A kernel with tensor cores
+    loads elsewhere, and shuffles once for each entry."""
     moved = Counter()
     for x in path:
         if x.kind in ("LDG", "STG"):
@@ -322,7 +323,7 @@ def show(measured):
 
 
 def faults(measured, recorded):
-    """What is worse than recorded, a line for each."""
+    """The faults of kernels that are shown, and what has grown since recorded, a line for each."""
     lines = [
         f"{name}: {', '.join(facts['flags'])}"
         for name, facts in measured.items()
@@ -345,7 +346,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("library", nargs="?", default=str(LIBRARY))
     parser.add_argument("--arch", default="sm_90")
-    parser.add_argument("--all", action="store_true", help="every kernel, not those of the guide")
+    parser.add_argument("--all", action="store_true", help="show every kernel")
     parser.add_argument("--cuobjdump")
     parser.add_argument("--check", metavar="FILE")
     parser.add_argument("--record", metavar="FILE")
@@ -363,9 +364,9 @@ def main():
     shown = ("",) if arguments.all else SHOWN
     show({name: facts for name, facts in measured.items() if name.startswith(shown)})
     if arguments.check:
-        found = faults(measured, json.loads(Path(arguments.check).read_text()))
-        if found:
-            sys.exit("\n".join(found))
+        lines = faults(measured, json.loads(Path(arguments.check).read_text()))
+        if lines:
+            sys.exit("\n".join(lines))
         print(f"{len(measured)} kernels: none has grown")
 
 

@@ -1,13 +1,13 @@
-"""What a training step costs besides arithmetic: RoBERTa-large's 24 layers at hidden size 16, where
-all that takes time is to call operators.
+"""Measures what a training step costs besides arithmetic, in RoBERTa-large's 24 layers at hidden
+size 16, where calling operators is all that takes time.
 
     python benchmarks/overhead.py [--device cpu] [--repetitions 7] [--json FILE]
 
-On a GPU a step cannot be faster than the processor that launches it; this is the processor's share,
-and it shows without a GPU. Batch 2 x 8, one thread, AdamW. Milliseconds of forward, backward and
-optimizer are medians, the methods taking turns, some steps each; "fastfood" counts calls of this
-library's operators in a step, "operators" those of all, "launches" a GPU's kernels and copies, from
-torch's profiler. Matrices are streamed as they would be at their full size.
+On a GPU a step cannot be faster than the processor launches it. That share of the processor can be
+measured without a GPU. The batch is 2 x 8, with one thread and AdamW. Milliseconds of forward,
+backward and optimizer are medians over steps, for which the methods take turns. From torch's
+profiler, "fastfood" counts calls of this library's operators in a step, "operators" calls of all
+operators, "launches" a GPU's kernels and copies. Matrices are streamed as at their full size.
 """
 
 import argparse
@@ -75,12 +75,12 @@ class Case:
 
 
 def of_the_gpu(events):
-    """A profile's kernels, copies and fills. Ranges that have a name only cover some of these."""
+    """A profile's kernels, copies and fills, without the named ranges that cover some of them."""
     return [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
 
 
 def gpu_work(run):
-    """Of one call: the seconds that kernels and copies take, and how many these are."""
+    """The seconds that the kernels and copies of one call take, and how many there are."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         run()
         torch.cuda.synchronize()
@@ -90,7 +90,7 @@ def gpu_work(run):
 
 
 def count(case):
-    """Calls in one step: of this library's operators, of all, and what the GPU was given."""
+    """Calls in one step: of this library's operators, of all operators, and launches on the GPU."""
     kinds = [ProfilerActivity.CPU]
     kinds += [ProfilerActivity.CUDA] if case.device.type == "cuda" else []
     with profile(activities=kinds) as profiled:
@@ -105,12 +105,15 @@ def count(case):
 
 
 def measure(device, repetitions):
-    """One row a method."""
+    """A row for each method."""
     cases = {method: Case(method, device) for method in METHODS}
     times = {method: [] for method in METHODS}
     for _ in range(repetitions):
         for method, case in cases.items():
-            case.step(), case.step()  # as in a training, its code is in the caches
+            (
+                case.step(),
+                case.step(),
+            )  # brings its code back into the caches
             times[method] += [case.step() for _ in range(IN_A_ROW)]
     rows = []
     for method, case in cases.items():

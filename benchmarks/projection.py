@@ -1,18 +1,18 @@
-"""The projection and its adjoint against the floors of writing and reading, and against peers.
+"""Compares the projection and its adjoint with the floors of writing and reading, and with peers.
 
     python benchmarks/projection.py [--D 22713986,124647170,355362818,7000000000]
         [--d 200,1000,10000,1000000] [--L 0] [--threads 1] [--repetitions 7]
         [--authors PATH/intrinsic.py] [--plot projection.png] [--json projection.json]
     python benchmarks/projection.py --device cuda [--authors PATH] [--json projection.json]
 
-One table. "write" fills the output (by torch or by memset, whichever is faster), "read"
-sums it, "copy" copies it; "+ base" adds the projection to base weights, in bfloat16. "Kronecker" is
-the same projection in plain torch with stored B, Pi and G, by two batched matrix products a block;
-"authors" is the released code of Aghajanyan et al. (`intrinsic.py` of compacter), forward, and
-backward in the column of the adjoint. All run in turn on buffers that stay, repetition by
+In its table "write" fills the output (by torch or by memset, whichever is faster), "read" sums it,
+"copy" copies it; "+ base" adds the projection to base weights, in bfloat16. "Kronecker" is the same
+projection in plain torch with stored B, Pi and G, by two batched matrix products per block;
+"authors" is the released code of Aghajanyan et al. (`intrinsic.py` of compacter), its forward and,
+in the column of the adjoint, its backward. All run in turn on the same buffers, repetition by
 repetition; numbers are medians in nanoseconds per row of P, or ratios of them. "state" is what the
-projection keeps, "peak" how much more memory a forward and an adjoint take while they run. Sizes D
-that memory does not hold go by rows: the last 2^26 of them. A GPU's table is in gpu_projection.py.
+projection keeps in memory, "peak" how much more a forward or an adjoint takes while it runs. If D
+is too large for memory, the last 2^26 rows are measured. gpu_projection.py measures on a GPU.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from facts import environment, processor, write
 import fastfood
 from fastfood import ops, reference
 
-MOST = 1 << 29  # rows that are made at once
+MOST = 1 << 29  # rows, up to which all are made at once
 PART = 1 << 26
-PEERS_UP_TO = 1 << 25  # rows, for peers that take many times as long
+PEERS_UP_TO = 1 << 25  # rows, because peers take many times as long
 
 
 class Kronecker:
-    """What ours computes, with everything stored."""
+    """The same projection as ours, with B, Pi and G stored."""
 
     def __init__(self, P, device):
         self.P, self.blocks = P, -(-P.D // P.L)
@@ -100,7 +100,7 @@ def resident(name):
 
 
 def peak(run):
-    """Bytes that run() takes beyond those that were taken before it."""
+    """By how many bytes the memory of this process grows while run() runs, at most."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest value
     except OSError:
@@ -111,7 +111,7 @@ def peak(run):
 
 
 def measure(d, D, arguments):
-    """Names to medians in seconds, and the rows, state and peak of the case."""
+    """Median seconds by name, and the rows, state and peak of the case."""
     P = fastfood.Fastfood(d, D, L=arguments.L or None)
     start = 0 if D <= MOST else D - PART
     rows = D - start

@@ -1,5 +1,5 @@
-"""How long the report of a study with 10,000 trials takes: seconds in all, and the shares of
-reading its record, of the statistics and of drawing.
+"""Measures how long the report of a study with 10,000 trials takes: seconds in all, and the shares
+of reading its record, of the statistics, of drawing and of writing.
 
     python benchmarks/report.py [--trials 10000] [--keep DIR]
 """
@@ -66,7 +66,7 @@ def describe(folder: Path, count: int) -> list[Trial]:
         command="benchmarks/report.py",
         storage=None,
         study=STUDY,
-        measures=[DescribedMeasurement(x=None, **given) for given in measures],
+        measures=[DescribedMeasurement(x=None, **measure) for measure in measures],
     )
     (folder / DESCRIPTION).write_text(description.model_dump_json())
     return asked
@@ -103,7 +103,7 @@ def fill(folder: Path, asked: list[Trial]) -> None:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Seconds of each part of one report, of the processor: others may use it too."""
+    """The processor's seconds for each part of one report, which other processes do not change."""
     settings = read_description(folder).measures[0].settings
     times = [time.process_time()]
     record = open_record(folder, settings)

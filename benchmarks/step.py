@@ -1,25 +1,26 @@
-"""One optimizer step of DID and SAID and its peak memory, beside full fine-tuning and peers.
+"""Compares one optimizer step of DID and SAID and its peak memory with full fine-tuning and peers.
 
     python benchmarks/step.py [--model minilm] [--dtype float32] [--device cpu] [--d 1000]
         [--batch-size 32] [--length 64] [--threads 1] [--repetitions 7] [--checkpointing]
         [--autocast] [--methods full,lora,did-resident,...] [--authors PATH/intrinsic.py]
         [--json FILE]
 
-One table of random models of known shapes, trained with AdamW. "inference" is the forward under
-no_grad, the floor of memory; "forward + backward" has gradients of all weights and no optimizer.
-LoRA and VeRA are PEFT's with its defaults: query and value, and the head where there is one.
-"authors" is SAID as the released code of Aghajanyan et al. (`intrinsic.py` of compacter) does it.
+The models have random weights and known shapes, and are trained with AdamW. "inference" is the
+forward under no_grad, the floor of memory; "forward + backward" computes the gradients of all
+weights and takes no optimizer step. LoRA and VeRA are PEFT's with its defaults: they adapt query
+and value, and train the head if there is one. "authors" is SAID by the released code of Aghajanyan
+et al. (`intrinsic.py` of compacter).
 
-Peak memory is that of a process of its own for each method: resident memory on the CPU, on CUDA
-what torch allocates, from before the model is built to the end of the second step, less what was
-there before. Times are medians; all methods take turns in one process, and where memory does not
-hold all of them at once each is built anew for each repetition. "projection" is the share of a
-step that goes into writing weights and into the adjoint, measured in steps of their own.
+Peak memory is measured in a separate process for each method: by how much resident memory (on CUDA,
+the memory that torch allocates) grows from before the model is built to the end of the second step.
+Times are medians; all methods take turns in one process, and if memory does not hold all of them
+at once, each is built anew for each repetition. "projection" is the share of a step that goes into
+writing weights and into the adjoint, measured in additional steps.
 
-On CUDA a step is timed by events around it, all optimizers but that of "full" are fused, and
-"/ full" is to "full-fused". "GPU busy" sums what its kernels and copies take in a profiled step,
-"launches" counts them: where busy is far below the step's time, the GPU waits for its launches.
---autocast runs the forward in bfloat16, on weights that are in --dtype.
+On CUDA events time a step, all optimizers except that of "full" are fused, and "/ full" divides by
+"full-fused". "GPU busy" sums the time of the kernels and copies in a profiled step, "launches"
+counts them: if busy is far below the step's time, the GPU waits for its launches. --autocast runs
+the forward in bfloat16, on weights that are in --dtype.
 """
 
 import argparse
@@ -76,7 +77,7 @@ SHAPES = {
     ),
     "llama-7b": transformers.LlamaConfig(use_cache=False),
 }
-TINY = {  # what a process does before its memory is counted: code and its buffers are in place then
+TINY = {  # a model that trains first, so that code and its buffers are loaded before memory counts
     "vocab_size": 100,
     "hidden_size": 64,
     "num_hidden_layers": 1,
@@ -99,7 +100,7 @@ TITLES = {
 }
 RATES = collections.defaultdict(lambda: 1e-3, {"full": 1e-5, "full-fused": 1e-5})
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
-ALLOCATOR = {  # what is freed goes back at once, so that the peak is of what was held
+ALLOCATOR = {  # returns freed memory to the system at once, so that the peak counts used memory
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -131,7 +132,7 @@ def wrap(method, model, d, path):
         }
         return peft.get_peft_model(model, kind(**settings))
     if method == "authors":
-        # "cpu" is what makes it keep the dtype of the weights
+        # with "cpu" it keeps the dtype of the weights
         return released_code(path).intrinsic_dimension_said(
             model, d, None, set(), "fastfood", "cpu"
         )
@@ -176,14 +177,14 @@ class Case:
 
 
 def fresh_case(method, model, arguments):
-    """A case on a copy of the model, or where that is None on a new one."""
+    """A case on a copy of the model, or on a new one if the model is None."""
     if model is None:
         return Case(method, build_model(SHAPES[arguments.model], arguments, "cuda"), arguments)
     return Case(method, copy.deepcopy(model), arguments)
 
 
 def available(device):
-    """Bytes that can still be taken."""
+    """The bytes of memory that are free."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -191,9 +192,9 @@ def available(device):
 
 
 def child(method, arguments):
-    """Prints the peak of building the method's model and of two steps, and what it trains."""
+    """Prints the peak while the method's model is built and takes two steps, and what it trains."""
     cuda = arguments.device == "cuda"
-    if not cuda:  # an error, in place of the kernel ending whichever process it likes
+    if not cuda:  # too large a model is then an error here, before the kernel kills some process
         resource.setrlimit(resource.RLIMIT_DATA, (available("cpu"),) * 2)
     shape = SHAPES[arguments.model]
     tiny = type(shape)(**shape.to_diff_dict() | TINY)
@@ -214,7 +215,7 @@ def child(method, arguments):
 
 
 def impossible(method, model, arguments):
-    """Why a method is not even tried here, or None."""
+    """Why a method is not tried on this machine, or None."""
     if method in ("lora", "vera") and not importlib.util.find_spec("peft"):
         return "peft is not installed"
     if method != "authors":
@@ -250,13 +251,13 @@ def run_children(methods, model, arguments):
     return rows
 
 
-def taken(run, device):
-    """Seconds, by a GPU's own clock where there is one."""
+def time_of(run, device):
+    """The seconds that run() takes, by the GPU's clock on CUDA."""
     return elapsed(run, 1) if device == "cuda" else seconds(run)
 
 
 def time_steps(methods, model, arguments, together):
-    """Method -> seconds of its steps, and the cases that were kept."""
+    """The seconds of each method's steps, by method, and the cases that were kept."""
     times, cases = {method: [] for method in methods}, {}
     for repetition in range(arguments.repetitions + together):
         for method in methods:
@@ -268,7 +269,7 @@ def time_steps(methods, model, arguments, together):
                 cases[method] = case
             if arguments.device == "cuda" or not (together or once):
                 case()
-            value = taken(case, arguments.device)
+            value = time_of(case, arguments.device)
             if once or repetition or not together:
                 times[method].append(value)
             del case
@@ -279,14 +280,14 @@ def time_steps(methods, model, arguments, together):
 def projection_share(case, device, repetitions):
     """The median share of a step that goes into writing weights and into the adjoint.
 
-    The adjoint's gradients are made outside of what is timed: streamed ones come from products.
+    The adjoint's input is not timed, though streaming makes these gradients by products.
     """
     inside, shares = [], []
 
     def timed(function):
         def run(*args, **kwargs):
             results = []
-            inside.append(taken(lambda: results.append(function(*args, **kwargs)), device))
+            inside.append(time_of(lambda: results.append(function(*args, **kwargs)), device))
             return results[0]
 
         return run
@@ -300,21 +301,21 @@ def projection_share(case, device, repetitions):
             patches.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name))))
         for _ in range(repetitions):
             inside.clear()
-            whole = taken(case, device)
-            shares.append(sum(inside) / whole)
+            step = time_of(case, device)
+            shares.append(sum(inside) / step)
     return statistics.median(shares)
 
 
-def look_into(case, arguments):
-    """What steps of their own tell: the projection's share, and how busy a GPU is."""
-    found = {}
+def inspect_step(case, arguments):
+    """The projection's share and how busy a GPU is, which additional steps measure."""
+    row = {}
     if case.method.startswith(("did", "said")):
         repetitions = min(3, arguments.repetitions)
-        found["projection"] = projection_share(case, arguments.device, repetitions)
+        row["projection"] = projection_share(case, arguments.device, repetitions)
     if arguments.device == "cuda":
         case()
-        found |= gpu_work(case)
-    return found
+        row |= gpu_work(case)
+    return row
 
 
 def print_hardware(arguments):
@@ -331,7 +332,7 @@ def print_hardware(arguments):
 
 
 def print_sizes(model, arguments):
-    """What a reader checks peaks against."""
+    """Prints the sizes that a reader can compare peaks with."""
     segments, groups = lay_out(trainable(model), fastfood.SubspaceConfig(d=1, method="did"))
     width, D = getattr(torch, arguments.dtype).itemsize, sum(s.numel for s in segments)
     sizes = [sum(s.numel for s in segments if s.group == group) for group in range(len(groups))]
@@ -358,7 +359,7 @@ def print_table(rows, device):
 
 
 def save(rows, arguments):
-    """Writes what is known so far to the file that was asked for."""
+    """Writes the results so far to the file of --json, if it is given."""
     names = ("model", "dtype", "batch_size", "length", "d", "checkpointing", "autocast", "device")
     for row in rows:
         row |= {name: getattr(arguments, name) for name in names}
@@ -385,32 +386,32 @@ def parse():
     arguments = parser.parse_args()
     methods = [m for m in arguments.methods.split(",") if m != "authors" or arguments.authors]
     if not set(methods) <= set(TITLES):
-        parser.error(f"--methods must be of {','.join(TITLES)}, got {arguments.methods}")
+        parser.error(f"--methods: wanted names among {','.join(TITLES)}, got {arguments.methods}")
     return arguments, methods
 
 
 def measure(methods, arguments):
-    """The rows of the methods, which --json gets anew after each stage."""
+    """The rows of the methods; the file of --json is rewritten after each stage."""
     cuda = arguments.device == "cuda"
     model = build_model(SHAPES[arguments.model], arguments, "meta")
     print_sizes(model, arguments)
     rows = run_children(methods, model, arguments)
     save(rows, arguments)
-    found = {row["method"]: row for row in rows if "peak" in row}
-    # on CUDA a model is built fast, and one to copy may not fit beside another
+    working = {row["method"]: row for row in rows if "peak" in row}
+    # On CUDA models are built fast, and a second one to copy from may not fit.
     model = None if cuda else build_model(SHAPES[arguments.model], arguments, "cpu")
     if cuda:
         warm_up()
-    together = sum(row["peak"] for row in found.values()) < available(arguments.device)
+    together = sum(row["peak"] for row in working.values()) < available(arguments.device)
     if not together:
         print("each built anew for each repetition, as memory does not hold all at once")
-    times, cases = time_steps(found, model, arguments, together)
-    for method, row in found.items():
+    times, cases = time_steps(working, model, arguments, together)
+    for method, row in working.items():
         row["times"] = {"step": summary(times[method])}
     save(rows, arguments)
-    for method, row in found.items():
+    for method, row in working.items():
         case = cases.get(method) or fresh_case(method, model, arguments)
-        row |= look_into(case, arguments)
+        row |= inspect_step(case, arguments)
         del case
         gc.collect()
     save(rows, arguments)
@@ -427,7 +428,7 @@ def main():
     print_hardware(arguments)
     rows = measure(methods, arguments)
     print_table([row for row in rows if "peak" in row], arguments.device)
-    # a CPU's memory may be known to be too small, and other tables follow this one
+    # On a CPU a method may fail for lack of memory, and `make bench` has further tables to print.
     return arguments.device == "cuda" and any("failed" in row for row in rows)
 
 

@@ -1,6 +1,6 @@
-"""What driving a study costs: the share of the workers' time that is not training, with a stand-in
-for training that sleeps, the driver's own time a trial, also with many rows in the record, and the
-wall time of two workers against one on trials that keep a core busy.
+"""Measures what driving a study costs: the share of the workers' time that is not training, with
+trials that sleep; the driver's processor time per trial, also with many rows in the record; and the
+wall time of two workers and of one, with trials that keep a core busy.
 
     python benchmarks/study.py [--trials 1000] [--seconds 1] [--workers 2] [--rows 10000]
 """
@@ -40,13 +40,13 @@ SCORE = Score(validation=0.5, test=0.5)
 
 
 def pause(settings, trial, floor):
-    """Stands for training on another device; its seconds are those asked for."""
+    """Replaces training on another device: sleeps for as many seconds as lambda_lr says."""
     time.sleep(settings.lambda_lr)
     return SCORE
 
 
 def burn(settings, trial, floor):
-    """A fixed amount of work for one core, some seconds."""
+    """Replaces training on the CPU: keeps a core busy for some seconds."""
     total = 0
     for number in range(int(settings.lambda_lr * 2e7)):
         total += number
@@ -78,7 +78,7 @@ def _fill(path: Path, rows: int) -> None:
 
 
 def _run(trials: int, workers: int, seconds: float, train, rows: int = 0) -> tuple[float, float]:
-    """Wall time from the first end of a trial to the last, and the driver's own time, in s a trial.
+    """The wall time and the driver's processor time between ends of trials, in seconds per trial.
 
     The first trial of each worker is left out: it waits for the process to start.
     """
@@ -97,8 +97,8 @@ def _run(trials: int, workers: int, seconds: float, train, rows: int = 0) -> tup
                 ends.append((time.perf_counter(), time.process_time()))
 
         run_study(_measure(Path(name), trials, workers, seconds), record, on_event, train)
-    (wall, own), (last_wall, last_own) = ends[workers - 1], ends[-1]
-    return (last_wall - wall) / (trials - workers), (last_own - own) / (trials - workers)
+    (wall, driver), (last_wall, last_driver) = ends[workers - 1], ends[-1]
+    return (last_wall - wall) / (trials - workers), (last_driver - driver) / (trials - workers)
 
 
 def main() -> None:
@@ -106,15 +106,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=1.0, help="training time of a trial")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=10_000, help="of a record that is not empty")
+    parser.add_argument("--rows", type=int, default=10_000, help="finished trials in the record")
     asked = parser.parse_args()
     print(f"load of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for trials, rows in ((asked.trials, 0), (max(50, asked.trials // 10), asked.rows)):
-        wall, own = _run(trials, asked.workers, asked.seconds, pause, rows)
+        wall, driver = _run(trials, asked.workers, asked.seconds, pause, rows)
         share = wall * asked.workers / asked.seconds - 1
         print(
             f"{trials} trials of {asked.seconds:g} s, {asked.workers} workers, {rows} rows before: "
-            f"overhead {share:.2%} of the training time, driver {own * 1e3:.1f} ms a trial"
+            f"overhead {share:.2%} of the training time, driver {driver * 1e3:.1f} ms a trial"
         )
     one, two = (_run(16, workers, 1.0, burn)[0] for workers in (1, 2))
     print(

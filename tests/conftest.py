@@ -50,7 +50,7 @@ def everywhere(device, monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen():
-    """Takes the objects of torch and transformers out of what the garbage collector walks through,
+    """Exempts the objects of torch and transformers from the walks of the garbage collector,
     because many tests collect garbage."""
     gc.collect()
     gc.freeze()

@@ -41,14 +41,14 @@ Dtype = Annotated[
 def adapter() -> None:
     """Reads, checks, merges and compares task vectors.
 
-    Exit codes: 0 done, 2 bad input; `verify` ends with 1 for a refused file, `diff` with 1 for
-    files that differ.
+    Exit codes: 0 done, 2 bad input; `verify` ends with 1 if it refuses the file, `diff` with 1 if
+    the files differ.
     """
 
 
 @app.command()
 def inspect(file: File, as_json: Json = False) -> None:
-    """Shows what a file holds, down to the bits that each of its tensors takes."""
+    """Shows what a file holds, and how many bits each of its tensors takes."""
     with one_line("adapter inspect"):
         facts = _facts(file)
     if as_json:
@@ -68,7 +68,7 @@ def verify(
 ) -> None:
     """Says whether a file is whole and was trained on this model, and if not, why.
 
-    A file of `fastfood d90 --save-adapters` wants what that study built:
+    For a file of `fastfood d90 --save-adapters`, name the model, labels and seed of that study:
 
     `fastfood adapter verify FILE --model roberta-base --labels 2 --seed 0 --task-class
     AutoModelForSequenceClassification`
@@ -94,13 +94,13 @@ def merge(
     seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> None:
-    """Writes the model with the file merged in, and its tokenizer, as any checkpoint is kept.
+    """Writes the model with the file merged in, and its tokenizer, as a checkpoint like any other.
 
-    It computes what the model with the adapter computes, bit for bit.
+    The merged model computes the same as the model with the adapter, bit for bit.
     """
     with one_line("adapter merge"):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise ValueError(f"out must be a new or empty folder, got {out}")
+            raise ValueError(f"out: wanted a new or empty folder, got {out}")
         base = _base(model, task_class, labels, seed, dtype)
         from fastfood import SubspaceModel
 
@@ -111,26 +111,26 @@ def merge(
 
 @app.command()
 def diff(first: File, second: File, as_json: Json = False) -> None:
-    """Shows in which settings two files differ and, if in none, how far their vectors are apart.
+    """Shows in which settings two files differ and, if in none, how far apart their vectors are.
 
-    Exit codes: 0 the same settings, base and numbers, 1 different, 2 bad input.
+    Exit codes: 0 same settings, base and numbers, 1 different, 2 bad input.
     """
     with one_line("adapter diff"):
-        found = _difference(first, second)
+        comparison = _compare(first, second)
     if as_json:
-        _print_json(found)
-    elif found["same"]:
+        _print_json(comparison)
+    elif comparison["same"]:
         print("the same settings, base and numbers")
     else:
-        rows = [[name, *map(str, pair)] for name, pair in found["settings"].items()]
+        rows = [[name, *map(str, pair)] for name, pair in comparison["settings"].items()]
         for name in ("theta", "lambda_"):
-            rows += [[f"{name} {key}", *_cells(value)] for key, value in found[name].items()]
+            rows += [[f"{name} {key}", *_cells(value)] for key, value in comparison[name].items()]
         _print_table(rows)
-    raise typer.Exit(0 if found["same"] else 1)
+    raise typer.Exit(0 if comparison["same"] else 1)
 
 
 def _facts(file: Path) -> dict:
-    """The header, the sizes, and what can be said of theta and lambda_ in a few numbers."""
+    """The header and the sizes of a file, and a few statistics of theta and lambda_."""
     from fastfood.adapter import read
 
     path, header, tensors, bits = read(file)
@@ -151,59 +151,61 @@ def _facts(file: Path) -> dict:
     return facts
 
 
-def _difference(first: Path, second: Path) -> dict:
-    """Settings that differ, each as a pair; distances where P and the groups are the same."""
+def _compare(first: Path, second: Path) -> dict:
+    """The settings in which two files differ, as pairs; if there are none, so that both files have
+    the same P and groups, the distances between their vectors."""
     from fastfood.adapter import SETTINGS, read
 
     a, b = read(first), read(second)
     names = (*SETTINGS, "D", "base")
     pairs = {name: [a.header[name], b.header[name]] for name in names}
     settings = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    found = {"same": False, "settings": settings, "theta": {}, "lambda_": {}}
+    comparison = {"same": False, "settings": settings, "theta": {}, "lambda_": {}}
     shapes = [{name: t.shape for name, t in held.tensors.items()} for held in (a, b)]
     if settings or shapes[0] != shapes[1]:
-        return found
+        return comparison
     x, y = ({name: t.double() for name, t in held.tensors.items()} for held in (a, b))
-    found["same"] = all(x[name].equal(y[name]) for name in x)
+    comparison["same"] = all(x[name].equal(y[name]) for name in x)
     norms = x["theta"].norm() * y["theta"].norm()
-    found["theta"] = {
+    comparison["theta"] = {
         "distance": (x["theta"] - y["theta"]).norm().item(),
         "cosine": (x["theta"] @ y["theta"] / norms).item() if norms else None,
     }
     if "lambda_" in x:
-        found["lambda_"] = {"difference": (y["lambda_"] - x["lambda_"]).tolist()}
-    return found
+        comparison["lambda_"] = {"difference": (y["lambda_"] - x["lambda_"]).tolist()}
+    return comparison
 
 
 def _base(model: str, task_class: str | None, labels: int | None, seed: int, dtype: str):
-    """The base model as a training made it: its head, if new, from the seed.
+    """The base model as the training built it; the seed fixes the initial values of a new head.
 
     Raises ValueError naming the argument.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"dtype: wanted one of {', '.join(DTYPES)}, got {dtype!r}")
     import torch
     import transformers
 
     from .training.models import SAFELY
 
-    transformers.utils.logging.set_verbosity_error()  # a new head is no news here
+    transformers.utils.logging.set_verbosity_error()  # it would warn about each new head
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         name = task_class or (config.architectures or [None])[0]
         if name is None:
-            raise ValueError("its configuration has no architectures, give --task-class")
+            raise ValueError("its configuration names no architectures: give --task-class")
         cls = getattr(transformers, name, None)
         if not hasattr(cls, "from_pretrained"):
-            raise ValueError(f"transformers has no model class {name!r}, see --task-class")
+            raise ValueError(f"transformers has no model class {name!r}: give another --task-class")
         options = {} if labels is None else {"num_labels": labels}
         transformers.set_seed(seed)
         return cls.from_pretrained(
             model, dtype=getattr(torch, dtype), ignore_mismatched_sizes=True, **SAFELY, **options
         )
     except Exception as error:  # the loaders raise many unrelated types
-        raise ValueError(f"model: {model!r} cannot be loaded: {error}") from error
+        wanted = "a checkpoint that transformers can load"
+        raise ValueError(f"model: wanted {wanted}, got {model!r} ({error})") from error
 
 
 def _write_checkpoint(merged, model: str, out: Path) -> None:
@@ -225,19 +227,19 @@ def _write_checkpoint(merged, model: str, out: Path) -> None:
 
 
 def _tokenizer(model: str):
-    """The model's tokenizer, or None without one."""
+    """The model's tokenizer, or None if it has none."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError):
         return None
-    # where its files are missing, some classes make one that knows no word
+    # Some classes return a tokenizer without words where its files are missing.
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
 def _cells(value) -> list[str]:
-    """A fact as text: a mapping's entries in one line."""
+    """The cells of a table that show a fact; a mapping or a list goes into one cell."""
     if isinstance(value, dict):
         return [", ".join(f"{name} {_cells(part)[0]}" for name, part in value.items())]
     if isinstance(value, list):

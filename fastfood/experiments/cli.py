@@ -1,5 +1,5 @@
 """The command line. `fastfood d90` and `fastfood study` run measurements, `fastfood report` shows
-them; their options are the fields of `Settings`. Each other command stands beside what it does.
+them; their options are the fields of `Settings`. Each other command is defined in its own module.
 Nothing heavy is imported before the arguments have been read."""
 
 import sys
@@ -31,7 +31,7 @@ def main() -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # instead of failing at a character
     exit_on_signals()
     app(prog_name="fastfood")
 
@@ -100,8 +100,8 @@ def study(
 
     `fastfood study table1 --storage postgresql://user@host/studies --ray auto`
 
-    Stop it at any time: the same command goes on where it stopped. With a database that is shared,
-    start it on as many machines as there are. Exit codes as for `fastfood d90`.
+    Stop it at any time: the same command goes on where it stopped. With a shared database, start it
+    on as many machines as you like. Exit codes are as for `fastfood d90`.
     """
     with one_line("study"):
         planned = recipes.read(recipe, scale, options)
@@ -112,13 +112,13 @@ def study(
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a study.", metavar="DIR")],
     watch: Annotated[
-        bool, typer.Option("--watch", help="Write anew when something changed, until all is done.")
+        bool, typer.Option("--watch", help="Rewrite it after each change, until all is done.")
     ] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+    every: Annotated[float, typer.Option(help="Seconds between two checks for changes.")] = 30.0,
     storage: Annotated[
         str | None,
         typer.Option(
-            help="The study's database where its URL has a password, which the study does not keep."
+            help="URL of the study's database, needed if it has a password, which is never saved."
         ),
     ] = None,
 ) -> None:

@@ -1,5 +1,5 @@
-"""Files that a reader finds whole or as they were before, whoever else writes them, and one kind of
-error for all that cannot be written."""
+"""Writes files so that a reader finds either the old or the new content, never a part, however many
+processes write; and makes every error of writing an OSError."""
 
 import os
 import secrets
@@ -10,8 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to be written, which takes its place at the end; after an error
-    nothing is left of it. Any number of processes may do so at once."""
+    """Yields a temporary path beside `path`. The file written there replaces `path` at the end, or
+    is removed after an error. Any number of processes may write the same `path` at once."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield partial
@@ -22,11 +22,11 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Has safetensors and torch raise OSError, as everything else, for what cannot be written."""
+    """Turns the errors that safetensors and torch raise for a failed write into OSError."""
     try:
         yield
     except Exception as error:
-        own = type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in str(error)
-        if own and not isinstance(error, OSError):
+        failed = type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in str(error)
+        if failed and not isinstance(error, OSError):
             raise OSError(str(error)) from error
         raise

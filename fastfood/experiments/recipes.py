@@ -1,16 +1,16 @@
-"""Recipes: studies as TOML files. A recipe states the settings of several measurements and the
-models to pre-train for them; the folder `recipes` has one for each figure and for the table of the
-paper (Aghajanyan, Gupta, Zettlemoyer, 2021).
+"""Reads recipes, which are studies as TOML files. A recipe states the settings of several
+measurements and the models to pre-train for them; the folder `recipes` holds one for each figure
+and one for the table of the paper (Aghajanyan, Gupta, Zettlemoyer, 2021).
 
 The keys of a recipe are `title`, `kind` (the figure that its report draws), `note`, a table
 `settings`, a table `vary` and tables `pretrain`:
 
-- `settings` are those of every measurement.
-- `vary` has lists, and the measurements are their product. An entry is a value of the setting that
-  the list is named after, or a table of several settings.
+- `settings` applies to every measurement.
+- `vary` holds lists, and there is one measurement for each combination of their entries. An entry
+  is a value of the setting that the list is named after, or a table of several settings.
 - Each `pretrain` makes a model, named by its key `name`. The model "pretrained/NAME/*" stands for
-  all of its checkpoints, each a measurement of its own.
-- `small` is a table of the same keys. At `--scale small` they override those above.
+  all of its checkpoints, each of which becomes a measurement.
+- `small` is a table of the same keys. `--scale small` makes them override the keys above.
 - `base` is another recipe, by its name in the package or as a file beside this one. The keys here
   override it.
 
@@ -45,7 +45,7 @@ MOST = 1_000  # measurements of a study
 
 
 def names() -> list[str]:
-    """The recipes that come with the package."""
+    """The names of the recipes that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
@@ -65,7 +65,7 @@ def single(settings: Settings) -> Planned:
 
 
 def read(recipe: str, scale: str, options: Mapping[str, object]) -> Planned:
-    """Reads a recipe, by its file or its name here, at scale "full" or "small".
+    """Reads a recipe, given as a file or by its name in the package, at scale "full" or "small".
 
     `options` are settings that replace the recipe's. Raises ValueError naming the key, what was
     wanted and what was got; writes nothing.
@@ -105,12 +105,12 @@ def _measurement(
     options: Mapping[str, object],
     out: Path,
 ) -> Measurement:
-    """One measurement of a study: its settings are those of all, its own, and the options."""
+    """One measurement: `common` settings, overridden by `varied`, overridden by `options`."""
     for key in set(varied) & set(options):
         raise refusal(key, "nothing, because the recipe varies it", options[key])
     values = {**common, **varied, **options, "out": str(out)}
     if _is_digits(values):
-        values.pop("data", None)  # given for the other tasks
+        values.pop("data", None)  # it is the folder of the other tasks' data
     model = values.get("model")
     if str(model).startswith(PRETRAINED + "/"):
         values["model"] = str(out / model)
@@ -137,10 +137,10 @@ def _path(recipe: str, folder: Path = Path()) -> Path:
 
 
 def _load(path: Path, recipe: str, above: tuple[Path, ...]) -> dict:
-    """The checked tables of a recipe, over those that it builds on; `above` are the files that
-    build on it."""
-    what = "base" if above else "recipe"
-    real = Path(os.path.realpath(path))  # also of a link to itself
+    """The checked tables of a recipe, merged over the tables of its base; `above` lists the files
+    whose chain of bases has led here."""
+    argument = "base" if above else "recipe"
+    real = Path(os.path.realpath(path))  # unlike resolve(), accepts a link to itself
     if real in above:
         wanted = "a recipe that is not built on itself"
         raise ValueError(f"base: wanted {wanted}, got {recipe!r} in {above[-1]}")
@@ -148,9 +148,9 @@ def _load(path: Path, recipe: str, above: tuple[Path, ...]) -> dict:
         parsed = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         wanted = f"a TOML file or one of {', '.join(names())}"
-        raise ValueError(f"{what}: wanted {wanted}, got {recipe!r} ({error})") from None
+        raise ValueError(f"{argument}: wanted {wanted}, got {recipe!r} ({error})") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
-        raise ValueError(f"{what}: wanted TOML in {path}, got {error}") from None
+        raise ValueError(f"{argument}: wanted TOML in {path}, got {error}") from None
     _check_tables(parsed, path)
     base = parsed.pop("base", None)
     if base is None:
@@ -160,7 +160,7 @@ def _load(path: Path, recipe: str, above: tuple[Path, ...]) -> dict:
 
 
 def _replaced(tables: dict, by: dict) -> dict:
-    """`tables` with the keys of `by` in the place of its own."""
+    """`tables`, overridden by the keys of `by`."""
     merged = {
         key: _replaced(tables[key], by[key])
         for key in ("settings", "small")
@@ -204,7 +204,7 @@ def _pretraining(
 
 
 def _product(vary: Mapping[str, list], pretrainings: list[Pretraining]) -> list[dict]:
-    """The settings that distinguish each measurement."""
+    """The settings that distinguish the measurements, one dict for each."""
     lists = []
     for key, values in vary.items():
         full = isinstance(values, list) and values
@@ -223,7 +223,7 @@ def _checkpoints(table: dict, pretrainings: list[Pretraining]) -> list[dict]:
     """[table], or one table for each checkpoint that its model "pretrained/NAME/*" stands for."""
     model = table.get("model")
     if not isinstance(model, str):
-        return [table]  # refused where the setting is read
+        return [table]  # reading the settings will refuse it
     if not (model.startswith(PRETRAINED + "/") and model.endswith("/*")):
         return [table]
     folder = model.removesuffix("/*")
@@ -235,13 +235,13 @@ def _checkpoints(table: dict, pretrainings: list[Pretraining]) -> list[dict]:
 
 
 def _label(settings: Settings) -> str:
-    """What a measurement is called in the report: its model and task."""
+    """The name of a measurement in the report: its model and task."""
     return f"{settings.model_name}, {settings.task}"
 
 
 def _step_along_pretraining(varied: Mapping[str, object]) -> float | None:
-    """The number at the end of a varied revision or model, such as 200 of "step-200" or 20000 of
-    "step_20k": after how many steps of pre-training the model was saved."""
+    """After how many steps of pre-training the model was saved: the number at the end of a varied
+    revision or model, such as 200 of "step-200" or 20000 of "step_20k"."""
     for key in ("revision", "model"):
         step = re.search(r"step[-_]?(\d+)(k?)$", str(varied.get(key)))
         if step:

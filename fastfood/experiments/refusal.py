@@ -1,5 +1,5 @@
-"""How commands end before their end: one line on stderr where something cannot be done, and an exit
-code, also on signals."""
+"""How commands end early: with one line on stderr that says what cannot be done, and with an exit
+code, also after a signal."""
 
 import signal
 import sys
@@ -11,7 +11,7 @@ import typer
 
 @contextmanager
 def one_line(command: str, outcome: str = "error", code: int = 2) -> Iterator[None]:
-    """Ends the program with one line and the exit code where its body refuses something."""
+    """Ends the program with one line and exit code `code` if its body refuses something."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
@@ -19,14 +19,14 @@ def one_line(command: str, outcome: str = "error", code: int = 2) -> Iterator[No
 
 
 def exit_on_signals() -> None:
-    """Has SIGTERM and SIGHUP end the program as an exit would, with code 128 + their number."""
+    """Makes SIGTERM and SIGHUP raise SystemExit, so that cleanup runs, with code 128 + signal."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has set it to be ignored
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def end(command: str, error: object, outcome: str = "error", code: int = 2) -> None:
-    """Prints what was wrong in one line, whatever characters are in it, and ends the program."""
+    """Prints the error in one line, with unprintable characters escaped, and ends the program."""
     reason = " ".join(str(error).split())
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
     print(f"fastfood {command}: {outcome}: {shown}", file=sys.stderr)

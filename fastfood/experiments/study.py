@@ -1,5 +1,5 @@
-"""Conducts a study: pre-trains what it needs, looks at every model and data set, runs the trials
-with a bar of progress, and reports. What a study is stands in OUT/study.json from then on."""
+"""Conducts a study: pre-trains the models it needs, inspects every model and data set, writes the
+study's description to OUT/study.json, runs the trials with a progress bar, and reports."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from .trials.folder import describe, locked_folder, open_record
 def conduct(planned: Planned) -> int:
     """Runs a study and returns the exit code: 0, 1 when trials failed, 130 when interrupted.
 
-    Raises ValueError naming the argument for what can be seen before training.
+    Raises ValueError naming the argument for every mistake that can be seen before training.
     """
     console = Console()
     settings, record = planned.measurements[0].settings, None
@@ -52,7 +52,7 @@ def _inspect(console: Console, planned: Planned) -> list[Measurement]:
     measurements = []
     for measurement in planned.measurements:
         with console.status(f"loading the data and the model of {escape(measurement.label)} ..."):
-            from .trials.facts import inspect  # takes seconds, the first time
+            from .trials.facts import inspect  # importing it takes seconds
 
             measurements.append(replace(measurement, facts=inspect(measurement.settings)))
     return measurements
@@ -88,8 +88,8 @@ def _run(console: Console, measurements: list[Measurement], record) -> int:
             done: int, asked: int, measure: Measurement | None, trial: Trial | None, outcome: str
         ) -> None:
             progress.update(bar, completed=done, total=asked)
-            if measure is None or trial is None:  # the start
-                progress.advance(bar, 0)  # the time left is judged from here on
+            if measure is None or trial is None:  # the study starts
+                progress.advance(bar, 0)  # the time left is estimated from here on
                 if done:
                     console.print(f"{done} of {asked} trials are already done")
                 return

@@ -26,4 +26,4 @@ GUIDES = {
     "error_bound": "--steps 30 --d 100 --qat-steps 5",
     "custom_model": "--steps 30",
 }
-"""Each guide with the small setting at which CI runs it."""
+"""The guides, each with the small setting at which CI runs it."""

@@ -1,5 +1,5 @@
-"""`python -m fastfood.guides` runs every guide at its small setting, each in a process of its own,
-and ends with the first that fails."""
+"""`python -m fastfood.guides` runs every guide at its small setting, each in a new process, and
+stops at the first that fails."""
 
 import shlex
 import subprocess

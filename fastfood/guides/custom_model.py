@@ -1,14 +1,14 @@
 """A model of your own: a plain nn.Module and training loop, groups by a function, and weights that
-are never held.
+are never all in memory.
 
-SAID gives each group of tensors a scale. What a group is can be said by a function of a parameter's
-name; here the convolutions, the biases and the rest. With `weights="streamed"` each weight is made
-for the operator that uses it, forward and backward, and thrown away: beside theta_0, which may lie
-in 16 bits or be mapped from a file, nothing of the model's size is kept. The logits are those of
-resident weights to the bit, as the last line shows.
+SAID gives each group of tensors a scale. A function of a parameter's name can define the groups;
+here they are each convolution, the biases and the rest. With `weights="streamed"` each weight is
+made for the operator that uses it, forward and backward, and thrown away: beside theta_0, which may
+be stored in 16 bits or mapped from a file, nothing of the model's size is kept. The logits equal
+those of resident weights to the bit, as the last line shows.
 
 Expect an accuracy of 0.85 to 0.95 on scikit-learn's digits with 500 of 33,514 numbers, and "equal".
-A function cannot be saved: it is given again when the file is loaded.
+A function cannot be saved, so it is passed again when the file is loaded.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def group(name):
-    """Each convolution's weights alone, all biases together, and the linear layers together."""
+    """A group for each convolution's weights, one for all biases, and one for the linear layers."""
     if name.endswith("bias"):
         return "biases"
     return name if name.startswith(("first", "second")) else "linear"

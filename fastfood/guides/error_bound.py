@@ -1,13 +1,13 @@
-"""A bound on an adapter's error: what its few bits promise about rows that nobody has seen.
+"""A bound on an adapter's error on rows that nobody has seen, from the few bits that it takes.
 
-An adapter of d numbers on a few levels is a message of some hundred bits, and a model that so short
-a message picks cannot have fitted its m training rows by chance: with 95 % confidence its error on
-new rows is below a bound that counts these bits (section 5 of Aghajanyan et al., ACL 2021; the
-exact binomial tail is the tightest form). This script trains SAID on the digits and then does what
+An adapter of d numbers on a few levels is a message of some hundred bits. A model that so short a
+message describes cannot fit its m training rows by chance: with 95 % confidence its error on new
+rows is below a bound that counts these bits (section 5 of Aghajanyan et al., ACL 2021; the exact
+binomial tail is the tightest form). This script trains SAID on the digits and then does what
 `fastfood bound FOLDER --task digits` does.
 
 Expect after the default 400 steps a training error near 0.5 on four levels and a bound near 0.85,
-where always answering one digit is wrong on 0.9 of the rows; the test error lies below the bound.
+while always answering one digit is wrong on 0.9 of the rows; the test error is below the bound.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--d", type=int, default=200)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--levels", type=int, default=4, help="of theta, and of lambda_")
-    parser.add_argument("--qat-steps", type=int, default=200, help="of training on the levels")
+    parser.add_argument("--levels", type=int, default=4, help="levels of theta and of lambda_")
+    parser.add_argument("--qat-steps", type=int, default=200, help="steps of training on levels")
     args = parser.parse_args(arguments)
 
     settings = complete(read_settings({"task": "digits"}))
@@ -40,18 +40,17 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder) / "digits")
         options = Options(levels=(args.levels,), qat_steps=args.qat_steps)
-        found = certify(settings, Path(folder) / "digits", options)
+        certified = certify(settings, Path(folder) / "digits", options)
 
-    print(f"{found['levels']} levels, a message of {found['bits']} bits:")
-    for part, bits in found["ledger"].items():
+    print(f"{certified['levels']} levels, a message of {certified['bits']} bits:")
+    for part, bits in certified["ledger"].items():
         print(f"    {part:14} {bits}")
-    best, wrong = found["best"], found["majority_error"]["train"]
-    print(
-        f"training error {found['train_error']:.3f} on m = {found['m']} rows; majority {wrong:.3f}"
-    )
+    best, majority = certified["best"], certified["majority_error"]["train"]
+    error, m = certified["train_error"], certified["m"]
+    print(f"training error {error:.3f} on m = {m} rows; majority {majority:.3f}")
     print(f"error on new rows at most {best['value']:.3f} ({best['name']}, 95 % confidence)")
-    print(f"test error {found['test_error']:.3f} on {found['test_rows']} rows")
-    return found
+    print(f"test error {certified['test_error']:.3f} on {certified['test_rows']} rows")
+    return certified
 
 
 def train(model, rows, steps):

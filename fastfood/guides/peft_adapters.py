@@ -1,13 +1,13 @@
 """PEFT: SAID as a PEFT method, with two adapters over one causal language model, saved, loaded and
 merged by PEFT's own calls.
 
-Importing fastfood.peft registers SaidConfig and DidConfig. Each adapter is a subspace of all
-weights of its own; one is active at a time. This tiny GPT-2 of random weights has two tasks: to
-count up and to count down.
+Importing fastfood.peft registers SaidConfig and DidConfig. Each adapter moves all weights within
+its subspace, and one adapter is active at a time. This tiny GPT-2 of random weights has two tasks:
+to count up and to count down.
 
 Expect the loss of each adapter on its own task to fall from about 3.5 to below 1.5, to stay high on
 the other's, to be the same after saving and loading, and a merged model that is a plain GPT-2.
-A causal checkpoint is taken by `--model`; its tokens then stand for the numbers.
+`--model` takes a causal checkpoint, whose first tokens then stand for the numbers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def base_model(checkpoint):
 
 
 def loss_of(model, task):
-    """The loss on sequences that count up or down modulo NUMBERS from everywhere."""
+    """The loss on sequences that count up or down modulo NUMBERS from every number."""
     start = torch.arange(NUMBERS).unsqueeze(1)
     tokens = (start + STRIDES[task] * torch.arange(16)) % NUMBERS
     return model(input_ids=tokens, labels=tokens).loss

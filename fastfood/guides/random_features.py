@@ -1,4 +1,4 @@
-"""Random features: a kernel machine on handwritten digits by a linear model over FastfoodFeatures.
+"""Random features: FastfoodFeatures turn a kernel machine on digits into a linear model.
 
 Kernel ridge regression solves a system of as many equations as there are rows of data. Features
 phi(x) with phi(x) . phi(y) close to k(x, y) turn it into a linear ridge regression of D columns,
@@ -26,7 +26,9 @@ RIDGE = 1e-3
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--features", default="64,256,1024,4096", help="D, between commas")
+    parser.add_argument(
+        "--features", default="64,256,1024,4096", help="values of D, between commas"
+    )
     parser.add_argument("--rows", type=int, default=1297, help="rows to train on, at most 1297")
     args = parser.parse_args(arguments)
 
@@ -41,15 +43,15 @@ def main(arguments=None):
     print(f"exact kernel: ridge {accuracy:.3f}, support vectors {machine:.3f}")
 
     kernel = rbf_kernel(images[test], gamma=GAMMA)
-    found = {}
+    results = {}
     for D in map(int, args.features.split(",")):
         phi = FastfoodFeatures(d=64, D=D, kernel="rbf", length_scale=LENGTH_SCALE, seed=0)
         mapped = phi(torch.tensor(images)).numpy()
         error = abs(mapped[test] @ mapped[test].T - kernel).mean()
         linear = RidgeClassifier(alpha=RIDGE).fit(mapped[train], labels[train])
-        found[D] = error, linear.score(mapped[test], labels[test])
-        print(f"D = {D:5d}: mean error of the kernel {error:.4f}, accuracy {found[D][1]:.3f}")
-    return found
+        results[D] = error, linear.score(mapped[test], labels[test])
+        print(f"D = {D:5d}: mean error of the kernel {error:.4f}, accuracy {results[D][1]:.3f}")
+    return results
 
 
 if __name__ == "__main__":

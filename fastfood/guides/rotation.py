@@ -7,8 +7,8 @@ an orthogonal matrix Q, x W^T = (x Q)(W Q)^T: rotate both, and each entry is a m
 row. Q here is random signs and then a Hadamard matrix (Ashkboos et al., "QuaRot", 2024), of 11008
 columns = 172 * 2^6, where no power of two fits.
 
-Expect the same output before rounding, to 1e-6, and an error of the rounded layer of about 0.8 as
-it is and 0.2 with the rotation.
+Expect the same output before rounding, to 1e-6, and a relative error of the rounded layer of about
+0.8 without the rotation and 0.2 with it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def rotate(x, seed):
 
 
 def round_to_int4(x):
-    """Each row on the 15 levels -7 ... 7 times a step of its own."""
+    """Rounds each row to the 15 levels -7 ... 7 times a step that depends on the row."""
     step = x.abs().amax(-1, keepdim=True) / 7
     return (x / step).round().clamp(-7, 7) * step
 
@@ -53,9 +53,9 @@ def main(arguments=None):
     return {"plain": plain, "rotated": rotated}
 
 
-def relative_error(found, wanted):
-    """|found - wanted| / |wanted|."""
-    return ((found - wanted).norm() / wanted.norm()).item()
+def relative_error(got, wanted):
+    """|got - wanted| / |wanted|."""
+    return ((got - wanted).norm() / wanted.norm()).item()
 
 
 if __name__ == "__main__":

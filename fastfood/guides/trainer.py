@@ -2,13 +2,13 @@
 as a file and loaded over the same base model again.
 
 get_subspace_model puts everything that trains, the head included, into a random subspace; the
-Trainer then sees a model with two parameters, theta and the scales lambda_. They want rates of
-their own, which `parameter_groups` gives. The base model has to be the same when the file is
-loaded: its random head belongs to it, so the seed is set before it is made.
+Trainer then sees a model with two parameters, theta and the scales lambda_. They need different
+learning rates, which `parameter_groups` sets. The base model has to be the same when the file is
+loaded, and its random head is part of it, so the seed is set before it is made.
 
 Expect an accuracy of 0.83 to 0.93 on test rows after 300 steps, 0.1 before, a file of 4.4 KB
 (theta and lambda_ in four bytes each, and a header), and after loading the same logits to the bit.
-A checkpoint with an image classification head is taken by `--model`.
+`--model` takes a checkpoint with an image classification head.
 """
 
 import argparse
@@ -36,13 +36,13 @@ def base_model(checkpoint):
 
 
 def rows(config):
-    """The digits as rows of a ViT of that configuration: those to train on, those to test on."""
+    """The digits as training rows and test rows for a ViT of this configuration."""
     images, labels = load_digits(return_X_y=True)
     pixels = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
     size = (config.image_size, config.image_size)
     pixels = torch.nn.functional.interpolate(pixels, size).expand(-1, config.num_channels, -1, -1)
-    found = [{"pixel_values": x, "labels": int(y)} for x, y in zip(pixels, labels, strict=True)]
-    return found[:1297], found[1297:]
+    digits = [{"pixel_values": x, "labels": int(y)} for x, y in zip(pixels, labels, strict=True)]
+    return digits[:1297], digits[1297:]
 
 
 def main(arguments=None):
@@ -65,13 +65,13 @@ def main(arguments=None):
             model, settings, train_dataset=train, optimizer_cls_and_kwargs=(torch.optim.Adam, rates)
         )
         trainer.train()
-        found = trainer.predict(test)
+        predicted = trainer.predict(test)
         file = model.save_pretrained(Path(folder) / "task")
         print(f"{file.name} has {file.stat().st_size:,} bytes")
         again = fastfood.SubspaceModel.from_pretrained(base_model(args.model), file)
         trainer.model = trainer.model_wrapped = again
-        same = (trainer.predict(test).predictions == found.predictions).all()
-    accuracy = (found.predictions.argmax(-1) == found.label_ids).mean()
+        same = (trainer.predict(test).predictions == predicted.predictions).all()
+    accuracy = (predicted.predictions.argmax(-1) == predicted.label_ids).mean()
     print(f"accuracy {accuracy:.3f}; the same logits after loading: {same}")
     return {"accuracy": accuracy, "same": bool(same)}
 

@@ -1,4 +1,4 @@
-"""Commands run in this process, a small setting for one, and what they leave in a folder."""
+"""Runs commands in this process, and compares what they leave in a folder."""
 
 from typer.testing import CliRunner
 
@@ -10,7 +10,7 @@ TINY += ["--intermediate-size", "16", "--batch-size", "4"]
 
 
 def contents(folder):
-    """{path: bytes, or None for a folder} of all that lies in a folder."""
+    """All files and folders within a folder: {path: bytes, or None for a folder}."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")

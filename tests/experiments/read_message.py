@@ -1,5 +1,5 @@
-"""What a receiver of a message does who has the base model and nothing else: prints the predictions
-of the model in the message's file on rows of the digits, as JSON. test_certify.py runs it."""
+"""Acts as a receiver who has a message's file and the base model and nothing else: prints the
+decoded model's predictions on rows of the digits, as JSON. test_certify.py runs it."""
 
 import json
 import sys

@@ -31,7 +31,7 @@ def measures(folder, **changes):
 
 
 def behave(folder, changes=None, **behaviour):
-    """Writes behaviour.json: what differs from the settings, and how trials behave from now on."""
+    """Writes behaviour.json: changes of the settings, and how trials behave from now on."""
     folder.mkdir(exist_ok=True)
     text = json.dumps({"changes": changes or {}} | behaviour)
     (folder / "behaviour.json").write_text(text)
@@ -42,7 +42,7 @@ def name_of(trial):
 
 
 def pretend(settings, trial, floor):
-    """Stands for training: notes its start, may sleep, fail or die, and scores by a formula."""
+    """Replaces training: notes its start, may sleep, fail or die, and scores by a formula."""
     from fastfood.experiments.settings.trial import Pruned, Score
 
     folder, name = Path(settings.out), name_of(trial)
@@ -70,7 +70,7 @@ def _note(path, line):
 
 
 def started(folder):
-    """The (name, process) of every run of a trial so far."""
+    """The (name, process id) of every run of a trial so far."""
     notes = folder / "started"
     lines = notes.read_text().splitlines() if notes.exists() else []
     return [tuple(line.split()) for line in lines]
@@ -108,7 +108,7 @@ def package_without_torch(folder):
 
 @contextmanager
 def drivers(folder):
-    """Starts programs of drivers of the study in a folder; in the end kills what is left."""
+    """Starts programs of drivers of the study in a folder; kills those that are left at the end."""
     variables = os.environ | package_without_torch(folder.parent)
     processes = []
 

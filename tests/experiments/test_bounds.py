@@ -27,7 +27,7 @@ from fastfood.experiments.bound.formulas import (
 
 
 def exact_tail(m, k, p):
-    """P[Bin(m, p) <= k] as a fraction."""
+    """P[Bin(m, p) <= k] as an exact fraction."""
     p = Fraction(p)
     return sum(math.comb(m, i) * p**i * (1 - p) ** (m - i) for i in range(k + 1))
 
@@ -231,7 +231,7 @@ DRAWS, DELTA = 4000, 0.1
 
 
 def slack(draws, delta):
-    """Above delta x draws: four standard deviations of as many coins."""
+    """How far violations may exceed delta x draws: four standard deviations of as many coins."""
     return 4 * math.sqrt(draws * delta * (1 - delta))
 
 

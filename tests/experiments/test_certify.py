@@ -39,7 +39,7 @@ def task_settings(model_folder, data, **changes):
 
 
 def save_adapter(settings, folder, method="said", d=40, seed=3, std=12.0, **config):
-    """An adapter at a random point: how it was trained is of no importance to a bound."""
+    """An adapter at a random point, because a bound does not depend on how it was trained."""
     task = load_task(settings)
     config = fastfood.SubspaceConfig(d, method=method, seed=seed, **config)
     model = fastfood.get_subspace_model(build_base(settings, task.num_labels, seed), config)
@@ -108,7 +108,7 @@ def test_everything_comes_back_and_every_bit_is_in_the_ledger(
     inside = message.bits - message.ledger["length"]
     assert message.ledger["length"] == length_bits(inside)
     assert message.ledger["candidate"] == length_bits(candidates - 1)
-    # the arithmetic code is that of quantize.py, less the zeros at its end
+    # the arithmetic code is quantize.py's, without the zeros at its end
     code = 8 * (len(encode(theta)) - 4 - 2 * len(theta.codebook))
     assert code - 8 < message.ledger["theta symbols"] <= code
     assert message.ledger["theta codebook"] == 16 * len(theta.codebook)
@@ -126,7 +126,7 @@ def test_a_changed_bit_is_refused_or_means_another_message():
         except ValueError:
             continue
         same = other == config and all(map(torch.equal, values, vectors))
-        # the candidate's number is for the ledger alone
+        # the number of candidates is sent only to be charged
         assert not same or message.ledger["candidate"] == 1
     for cut in (b"", message.data[:-1], message.data + b"\0", message.data[:3]):
         with pytest.raises(ValueError, match="damaged"):
@@ -141,7 +141,7 @@ def test_zeros_that_the_code_leaves_away_are_refused():
     inside = bits[message.ledger["length"] : message.bits] + "0"
     longer = elias_delta(len(inside) + 1) + inside
     longer += "0" * (-len(longer) % 8)
-    with pytest.raises(ValueError, match="damaged: these symbols have another code"):
+    with pytest.raises(ValueError, match="damaged: wanted the code of its symbols"):
         decode_message(int(longer, 2).to_bytes(len(longer) // 8, "big"))
 
 
@@ -310,7 +310,7 @@ def test_statistics_that_training_changes_are_the_bases_own(tmp_path, monkeypatc
     digits = complete(Settings(device="cpu"))
     model = fastfood.get_subspace_model(build(None, 10, 0), fastfood.SubspaceConfig(50))
     nn.init.normal_(model.theta)
-    model.train()(torch.randn(20, 1, 8, 8))  # which moves the statistics
+    model.train()(torch.randn(20, 1, 8, 8))  # this changes the batch statistics
     model.save_pretrained(tmp_path)
     found = certify(digits, tmp_path, Options(levels=(4,), train_rows=200, qat_steps=3))
     fresh = decoded_model(build(None, 10, 0), bytes.fromhex(found["message"]))

@@ -1,5 +1,5 @@
 """Studies on the means of several machines: drivers on one PostgreSQL, and a Ray cluster of two
-nodes whose workers and driver are killed. All listens on loopback and ends with the tests."""
+nodes whose workers and driver are killed. All servers listen on loopback and end with the tests."""
 
 import os
 import secrets
@@ -90,7 +90,7 @@ def test_a_killed_drivers_trials_are_taken_over_by_another_one(driver, study, po
     wait_for(lambda: len(started(study)) == 2)
     behave(study, threads=2, study="another")
     other = driver(postgres, 1)
-    wait_for(lambda: len(started(study)) == TRIALS)  # all but those that are held
+    wait_for(lambda: len(started(study)) == TRIALS)  # all except the trials that are held up
     assert len(set(names(study))) == TRIALS and other.poll() is None
     killed.kill()
     killed.communicate()

@@ -1,5 +1,5 @@
-"""Tests of what is made of scores: the choice of rates, d90 and its interval, and what is said
-where there is none."""
+"""Tests of the statistics of scores: the choice of rates, d90 and its interval, and the words where
+there is no d90."""
 
 import math
 

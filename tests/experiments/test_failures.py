@@ -1,4 +1,4 @@
-"""What machines do to programs: full disks, folders without rights, a clock that is set back,
+"""Commands on machines with faults: full disks, folders without rights, a clock that is set back,
 terminals that cannot show what is printed, containers without semaphores."""
 
 import ctypes
@@ -38,7 +38,7 @@ PR_SET_KEEPCAPS, CAPABILITIES_3, CAP_DAC_READ_SEARCH = 8, 0x20080522, 2  # of Li
 
 @contextmanager
 def full_disk(room):
-    """No file can grow beyond `room` bytes, as on a disk that is full."""
+    """Makes writes fail that let a file grow beyond `room` bytes, as on a full disk."""
     _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
     try:
@@ -49,7 +49,7 @@ def full_disk(room):
 
 @contextmanager
 def without_rights():
-    """As a user who may read but not write what this one has made."""
+    """Runs its body as a user who may read but not write this user's files."""
     root = os.geteuid() == 0
     if root:
         libc = ctypes.CDLL(None)
@@ -83,7 +83,7 @@ def seal(folder):
 
 
 def refused(*arguments):
-    """A command's only line on stderr, as it ends with exit code 2."""
+    """The only line that a command prints on stderr before it ends with exit code 2."""
     result = invoke(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1, result.stderr

@@ -32,7 +32,7 @@ def _results(folder, kind, given=None, **state):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Coarse pictures, without the curves of every measure."""
+    """Makes pictures coarse, and leaves out the curves of the single measures."""
     monkeypatch.setattr(figures, "DPI", 60)
     monkeypatch.setattr(figures.figure_curves, "draw", lambda pyplot, _: pyplot.figure())
 

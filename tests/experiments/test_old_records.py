@@ -46,7 +46,7 @@ def key(config):
 
 
 def resumed(kept, url):
-    """The trials that a driver still runs, by key, when their training fails at once."""
+    """The trials that a driver still runs, by key; their training fails at once."""
     asked = []
 
     def train(settings, trial, floor):

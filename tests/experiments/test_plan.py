@@ -59,7 +59,7 @@ def test_a_trial_is_known_by_what_its_score_depends_on():
         assert not set(keys(**changes)) & {full, did, said}
     for name in ("model_hash", "data_hash"):
         assert not set(keys(facts=replace(FACTS, **{name: "cc"}))) & {full, did, said}
-    # the baseline is re-used whatever is compared with it
+    # all comparisons share one baseline
     assert keys(normalization="tensor", methods=("did",))[0] == full
 
 

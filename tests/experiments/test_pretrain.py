@@ -75,7 +75,7 @@ def test_a_checkpoint_does_not_depend_on_those_after_it(tmp_path):
     whole = run(_digits(tmp_path / "whole"))
     part = run(_digits(tmp_path / "part", checkpoints=(0, 2)))
     assert _same(whole[:2], part) == [True, True]
-    # more are asked for later, before and after those that are there
+    # more checkpoints are asked for later, before and after the existing ones
     later = run(_digits(tmp_path / "part", checkpoints=(1, 2, 4)))
     assert _same(whole[1:], later[1:]) == [True, True]
     alone = run(_digits(tmp_path / "alone", checkpoints=(1,)))
@@ -85,7 +85,7 @@ def test_a_checkpoint_does_not_depend_on_those_after_it(tmp_path):
 
 
 class Stopped(BaseException):
-    """As if the process had been killed."""
+    """Is raised in a training to stop it as if the process had been killed."""
 
 
 @pytest.mark.parametrize("moment", ["before the state", "before the checkpoint"])

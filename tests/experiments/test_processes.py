@@ -1,4 +1,4 @@
-"""Several processes on one folder, and the signals that end them."""
+"""Tests of several processes on one folder, and of the signals that end them."""
 
 import json
 import multiprocessing
@@ -30,7 +30,7 @@ def in_process(function, *arguments):
 
 
 def conduct(out, changes):
-    """A driver whose trainings are made up."""
+    """Drives a study whose trainings are made up."""
     facts = study_folders.facts()
     look.inspect = lambda settings: facts
     run.open_workers = lambda settings, device: study_driver.Threads(2)

@@ -31,7 +31,7 @@ def coarse(monkeypatch):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Reports whose figures are one pixel."""
+    """Replaces the figures of reports by one pixel."""
 
     def draw(results, folder):
         first = [results.kind] if results.kind not in ("d90", "figure1") else []
@@ -201,7 +201,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path, content):
 
 
 def places(content):
-    """Every container within and each of its keys."""
+    """Yields each container within `content`, itself included, with each of its keys."""
     keys = list(content) if isinstance(content, dict) else range(len(content))
     for key in keys:
         yield content, key
@@ -416,7 +416,7 @@ def test_a_browser_shows_the_page(tmp_path):
 
 
 def _look(folder, page: str, width: int) -> dict:
-    """What the browser makes of the page in a frame of that width, which no window need have."""
+    """What the browser shows of the page in a frame, which may be narrower than any window."""
     frame = f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(page)}">'
     (folder / "look.html").write_text(f"<!DOCTYPE html>{LOOK}{frame}</iframe>")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]

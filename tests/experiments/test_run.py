@@ -1,5 +1,5 @@
-"""Driving a study: what is run again and what is not, and worker processes and drivers that are
-stopped or killed. The parent package, which loads torch, is stood in for in their processes."""
+"""Tests of driving a study: which trials run again, and worker processes and drivers that are
+stopped or killed. Their processes replace the parent package, which would load torch."""
 
 import os
 import signal

@@ -96,7 +96,7 @@ def test_trials_share_the_machine(settings, monkeypatch):
 
 
 def _final_weights(monkeypatch):
-    """Keeps what each later call of train_trial trained: a list with a list of tensors for each."""
+    """A list to which each later call of train_trial adds the list of tensors that it trained."""
     kept, scores = [], train._scores
 
     def keep(trial, task, model):

@@ -1,5 +1,5 @@
-"""Tests of what the report of a study shows that ended early: 84 of its 126 trials, so that every
-point has two seeds of three or less, and of what stands in it after fewer still."""
+"""Tests of the report of a study that ended after 84 of its 126 trials, so that every point has at
+most two of three seeds, and of its report after even fewer trials."""
 
 import json
 from dataclasses import replace
@@ -87,7 +87,7 @@ def test_the_terminal_counts_the_seeds_of_partial_points(tmp_path):
 
 
 def _hollow(axes):
-    """How many points of the curves are white inside; the rows of d90 stand below a height of 1."""
+    """How many points of the curves are white inside, without the markers of d90 below y = 1."""
     hollow = [line for line in axes.lines if line.get_mfc() == "white"]
     return sum(len(line.get_xdata()) for line in hollow if min(line.get_ydata()) > 1)
 

@@ -1,5 +1,5 @@
-"""Tests of the processes that trials run in: what they say they compute with, and that ending them
-ends no others."""
+"""Tests of the processes that trials run in: the environment that they report, and that ending them
+ends no other process."""
 
 import multiprocessing
 import sys
@@ -56,7 +56,7 @@ def test_a_driver_that_does_not_say_its_version_is_none(monkeypatch, tmp_path):
 
 
 def sleep(settings, trial, floor):
-    """Stands for a training that takes long."""
+    """Replaces a training that takes long."""
     time.sleep(60)
 
 

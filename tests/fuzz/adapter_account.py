@@ -1,5 +1,5 @@
-"""A plain account of what an adapter should be and what its weights and gradients follow from it,
-for the tests that put adapters through sequences of calls; and how these sequences are drawn."""
+"""A plain model of what an adapter should hold, from which its weights and gradients are computed,
+for the tests that put adapters through sequences of calls, and strategies for the sequences."""
 
 import copy
 import functools
@@ -32,7 +32,7 @@ def net():
 
 
 class Held(NamedTuple):
-    """What an adapter should be."""
+    """What an adapter should hold."""
 
     config: SubspaceConfig
     theta: torch.Tensor
@@ -83,7 +83,7 @@ def put_in(plain, shown, held):
 
 
 def gradients_of(held, base):
-    """Those of theta and lambda_ by the plain model's own backward, in float64."""
+    """The gradients of theta and lambda_ by the plain model's backward, in float64."""
     leaves = [p.double().requires_grad_() for p in held[1:] if p is not None]
     weights = weights_of(Held(held.config, *(*leaves, None)[:2]), base)
     names = [name for name, _ in base.named_parameters() if name != "frozen"]

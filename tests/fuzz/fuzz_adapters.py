@@ -53,7 +53,7 @@ damages = st.lists(
 
 @pytest.fixture(scope="module", autouse=True)
 def little_memory():
-    """No input may make us take much: ru_maxrss is the most that was ever held, in KiB."""
+    """Checks that no input makes us take much memory; ru_maxrss is the peak so far, in KiB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < MOST_MEMORY
@@ -135,7 +135,7 @@ def untouched(base):
 
 
 def try_file(content):
-    """The model that a file loads as, as far as it is right, or None where it is refused."""
+    """The model that a file loads as, after checks that it is right, or None if it is refused."""
     path = FOLDER / adapter.FILE_NAME
     path.write_bytes(content)
     named = {"default": WRAPPED.theta.clone()}
@@ -165,7 +165,7 @@ def try_file(content):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """A current folder where no name that is made up is a file."""
+    """Makes a folder current in which no made-up name is a file."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_adapter_file_bytes(content, changes):
 
 @st.composite
 def forged(draw):
-    """A file whose headers somebody wrote with care."""
+    """A file whose headers an attacker could have written."""
     outer, inner, data = parsed(draw(st.sampled_from(FILES)))
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(["inner", "tensor", "outer", "data", "metadata"]))
@@ -243,7 +243,7 @@ def test_names_of_adapters(name):
 
 
 def run(*arguments):
-    """The exit code, which tells what happened: no command ends with a traceback."""
+    """Runs a command and returns its exit code, after checking that it printed no traceback."""
     result = CliRunner().invoke(app, ["adapter", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -1,5 +1,5 @@
-"""Every command with wrong and damaged inputs, in one process and with training left out: what is
-wrong ends with a line or two and exit code 1 or 2, and what is refused has written nothing."""
+"""Tries every command with wrong and damaged inputs, in one process and without training: a wrong
+input must end with a line or two and exit code 1 or 2, and a refused one must write nothing."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ COMMAND = typer.main.get_command(app)
 
 
 class Place:
-    """The current folder of every input, with things in it that are none of ours."""
+    """The current folder of every input, with files in it that no command may change."""
 
     def __init__(self, folder, model_folder, adapter_folder):
         self.folder, self._model, self._adapter = folder, model_folder, adapter_folder
@@ -68,7 +68,7 @@ class Place:
         self.mark()
 
     def mark(self):
-        """Takes what is there now for what there was."""
+        """Remembers the present content for `clean`."""
         self._before = self._look()
 
     def _look(self):
@@ -78,7 +78,7 @@ class Place:
         }
 
     def clean(self):
-        """Whether nothing has changed since the last mark; renews where something has."""
+        """Whether nothing has changed since the last `mark`; renews the folder after a change."""
         same = self._look() == self._before
         if not same:
             self.renew()
@@ -176,7 +176,7 @@ def _flat(options):
 
 
 def check_recipe(place, content, scale, out):
-    """A recipe's file with any bytes."""
+    """Tries a recipe's file with any bytes."""
     (place.folder / "recipe.toml").write_bytes(content)
     place.mark()
     code = invoke("recipes", ["study", "recipe.toml", "--scale", scale, "--out", out])
@@ -184,18 +184,18 @@ def check_recipe(place, content, scale, out):
 
 
 def check_line(place, command, arguments, options):
-    """A command line of options with any values."""
+    """Tries a command line of options with any values."""
     code = invoke(f"lines_of_{command}", [command, *arguments, *_flat(options)])
     assert place.clean() or code != 2, (arguments, options)
 
 
 def check_report(place, arguments):
-    """A command line of report, in a place without a study."""
+    """Tries a command line of report, in a folder without a study."""
     assert invoke("lines_of_report", ["report", *arguments]) == 2 and place.clean()
 
 
 def check_description(place, damage, change):
-    """A report of a study.json that is damaged, as bytes or as values."""
+    """Tries a report of a study.json that is damaged, as bytes or as values."""
     given = {"task": "digits", "dims": (10, 100), "lrs": (0.1,), "seeds": 1}
     held = study_folders.write_study(
         place.folder / "study", "d90", [("ViT, digits", None, given, study_folders.facts(), {})]
@@ -213,7 +213,7 @@ def check_description(place, damage, change):
 
 
 def check_database(place, path, damage):
-    """A report of a study whose trials.db is damaged, and what a driver does that goes on."""
+    """Tries a report of a study whose trials.db is damaged, and a driver that resumes it."""
     given = {"task": "digits", "dims": (10, 100), "lrs": (0.1,), "seeds": 1}
     measures = [("ViT, digits", None, given, study_folders.facts(), {})]
     held = study_folders.write_study(place.folder / "study", "d90", measures)

@@ -49,7 +49,7 @@ values = st.recursive(
 
 
 def good(cls, name):
-    """Values of an option that fit its type, most of them also its range."""
+    """Values of an option of the right type, most of them also in its range."""
     kind, several = kinds(cls)[name]
     plain = {int: st.integers(1, 40), float: st.floats(0.01, 0.9), str: st.just("a")}
     one = plain.get(kind, st.booleans())
@@ -102,7 +102,7 @@ def recipe_tables(draw, oddity=8):
 
 
 def toml(value):
-    """A value as TOML; what TOML has no form for comes out as something that is none."""
+    """A value as TOML, or as text that is no TOML if TOML has no form for it."""
     match value:
         case bool():
             return str(value).lower()
@@ -139,7 +139,7 @@ def recipe_files(draw, oddity=8):
 
 
 def spelled(value):
-    """A value as the command line has it, without the byte that no argument can hold."""
+    """A value as an argument of the command line, without the zero byte, which none can hold."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text.replace("\0", "\x01")
 

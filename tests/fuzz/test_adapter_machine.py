@@ -66,7 +66,7 @@ class SubspaceMachine(RuleBasedStateMachine):
 
     @property
     def wide(self):
-        """The type of theta beside theta_0."""
+        """The dtype of theta for the dtype of theta_0."""
         return torch.float64 if self.base.head.weight.dtype == torch.float64 else torch.float32
 
     def note_new(self, name, config):
@@ -188,7 +188,7 @@ class SubspaceMachine(RuleBasedStateMachine):
 
     @rule(name=names, config=configs, merged=st.booleans())
     def take_out(self, name, config, merged):
-        """And put the model that came out into a subspace of its own."""
+        """Unloads or merges the model, and puts what comes out into a new subspace."""
         before = logits(self.model)
         if merged:
             taken = self.model.merge_and_unload()

@@ -1,5 +1,5 @@
-"""Calls of the native kernels in memory with guards around it, and their checks against the numpy
-model. `cuda` says which backend: the CUDA sources on the emulator, or the CPU's kernels."""
+"""Calls the native kernels on memory with guards around it, and checks them against the numpy
+model. `cuda` chooses the backend: the CUDA sources on the emulator, or the CPU's kernels."""
 
 import ctypes
 import math
@@ -34,7 +34,7 @@ def set_guards(array, what):
 
 
 class Array:
-    """Values `shift` entries from a 64-byte boundary, amid NaN that is not to be touched."""
+    """Values `shift` entries after a 64-byte boundary, amid NaN that must not be touched."""
 
     def __init__(self, values, shift=0):
         self.bytes = np.full(values.nbytes + 2 * GUARD + 128, 0xFF, np.uint8)
@@ -52,7 +52,7 @@ class Array:
         return self.values.ctypes.data if self.values.size else self.bytes.ctypes.data
 
     def take(self):
-        """A copy of the values, after a look at the guards."""
+        """A copy of the values, after a check of the guards."""
         set_guards(self, "unpoison")
         assert (self.bytes[: self.begin] == 0xFF).all() and (
             self.bytes[self.end :] == 0xFF
@@ -77,7 +77,7 @@ def diagonals_for(n, kind):
 
 @dataclass(frozen=True)
 class Transform:
-    """One way to call the transform, for as many rows of n entries as there are."""
+    """One way to call the transform, for any number of rows of n entries."""
 
     kind: int  # the entries' type, as numpy_model numbers it
     n: int

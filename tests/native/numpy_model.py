@@ -1,5 +1,5 @@
-"""csrc/definitions.h and the transform once more, plainly in numpy: what the native kernels have to
-give bit for bit. Types are numbered as in csrc/kernels.h; bfloat16 is its bits."""
+"""A plain numpy version of csrc/definitions.h and the transform, which the native kernels have to
+equal bit for bit. Types are numbered as in csrc/kernels.h; bfloat16 is its bits."""
 
 import math
 
@@ -19,7 +19,7 @@ def arithmetic(kind):
 
 
 def narrow(x, kind):
-    """Rounds to the storage type; bfloat16 as its bits."""
+    """Rounds to the storage type; bfloat16 is returned as its bits."""
     if kind != BF16:
         return x.astype(STORAGE[kind])
     bits = x.astype(np.float32).view(np.uint32)
@@ -33,7 +33,7 @@ def widen(x, kind):
 
 
 def fwht(x):
-    """Rows of x, in x's own precision, levels in ascending stride order."""
+    """The transform of x's rows in x's precision, whose levels go in ascending order of strides."""
     rows, n = x.shape
     stride = 1
     while stride < n:
@@ -91,7 +91,7 @@ def adjoint(g, L, start):
 
 
 def transform(x, kind, n, scale, diagonals=()):
-    """Rows of n = 2^k entries, to the bit."""
+    """The transform of rows of n = 2^k entries, to the bit."""
     wide = widen(x, kind).reshape(-1, n)
     if diagonals:
         wide = wide * diagonals[0]
@@ -100,8 +100,8 @@ def transform(x, kind, n, scale, diagonals=()):
 
 
 def transform_of_orders(x, kind, n, scale, orders, transpose, diagonals=()):
-    """Rows of n = K 2^k entries in float64, and how far a backend may be from that: it chooses the
-    order of its sums, and rounds to sixteen bits once. Orders may be matrices."""
+    """The transform of rows of n = K 2^k entries in float64, and how far a backend may be from it,
+    as it chooses the order of its sums and rounds to sixteen bits once. Orders may be matrices."""
     wide, size = widen(x, kind).reshape(-1, n).astype(np.float64), abs(scale)
     if diagonals:
         wide, size = wide * diagonals[0], size * abs(diagonals[1].astype(np.float64))

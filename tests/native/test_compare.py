@@ -1,5 +1,5 @@
-"""The program that compares the CUDA backend with the CPU's, here on the emulator: that it finds
-nothing, and that it would."""
+"""The program that compares the CUDA backend with the CPU's, here on the emulator: it finds no
+difference, and it would find one."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ KINDS += ["projection on a base", "adjoint"]
 
 
 def compare(*options):
-    """(exit code, its lines, {kind: (compared, differ)})."""
+    """Runs the program; returns (exit code, its lines, {kind: (entries compared, different)})."""
     done = subprocess.run([PROGRAM, *options], capture_output=True, text=True)
     found = re.findall(r"^(.+): (\d+) compared, (\d+) differ", done.stdout, re.M)
     counts = {kind: (int(compared), int(differ)) for kind, compared, differ in found}

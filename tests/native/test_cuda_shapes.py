@@ -1,6 +1,6 @@
 """Every shape of the CUDA kernels (csrc/cuda/shapes.h) under the emulator, bit for bit, with the
-shared memory of small and large GPUs, and the cycles that their shared memory takes: as many as
-without any bank conflict."""
+shared memory of small and large GPUs. Its accesses must take as many cycles as without any bank
+conflict."""
 
 import re
 
@@ -33,7 +33,7 @@ def names(cases):
 
 
 def no_conflicts():
-    """Whether what ran since count_cycles() took as few cycles as it can, and some at all."""
+    """Whether accesses since count_cycles() took as few cycles as possible, and there were any."""
     taken, least = native.cycles()
     return taken == least > 0
 

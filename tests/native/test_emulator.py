@@ -45,8 +45,8 @@ TYPES = pytest.mark.parametrize("kind", NAMES, ids=NAMES.values())
 
 @pytest.fixture(params=["cpu", "cuda", "backwards"])
 def cuda(request):
-    """Which kernels; the emulated ones with the threads of a block in either order, and limits so
-    small that nothing fits at once."""
+    """The kernels to test; the emulated ones run the threads of a block in either order, and with
+    limits so small that nothing fits at once."""
     native.configure(3, 2**15, 3 << 10, 48 * 1024, request.param == "backwards")
     return request.param != "cpu"
 
@@ -223,8 +223,8 @@ def test_adjoint(cuda, kind, L):
 
 
 def some_pieces(L, kinds, start=0):
-    """Neighbours that share blocks, several in one block, one that overlaps, one that is empty, one
-    that lies before the others, one of many blocks: each a piece of its own type and factor."""
+    """Pieces of different types and factors: neighbours that share blocks, several in one block,
+    and pieces that overlap, are empty, lie before the others, or have many blocks."""
     places = [(70, 100), (170, 3 * L), (170 + 3 * L, 9), (179 + 3 * L, 5), (184 + 3 * L, L)]
     places += [(5 * L, L), (6 * L, 40), (6 * L + 30, 40), (7, 0), (6 * L + 70, 2 * L + 1), (3, 50)]
     kinds = itertools.cycle(kinds)
@@ -295,7 +295,7 @@ def test_adjoint_of_no_rows(cuda, L):
 
 
 def digest():
-    """Of all CPU kernels' results in this process."""
+    """A hash of all CPU kernels' results in this process."""
     sha = hashlib.sha256()
     for kind in NAMES:
         for n, K in [(1, 1), (8, 1), (64, 1), (2**10, 1), (2**14, 1), (12, 12), (44 * 64, 44)]:

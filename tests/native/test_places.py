@@ -1,6 +1,6 @@
-"""Rows that lie apart, and diagonals that span several, in the native kernels without torch: the
-CPU's, and the CUDA sources on the emulator, bit for bit against the numpy model where it defines
-every bit; no entry beside the rows is written."""
+"""Rows that lie apart in memory, and diagonals that span several rows, in the native kernels
+without torch: the CPU's, and the CUDA sources on the emulator, bit for bit against the numpy model
+where it defines every bit. No entry beside the rows may be written."""
 
 import math
 

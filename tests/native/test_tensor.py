@@ -73,7 +73,7 @@ def made_up(K):
 
 
 def bits_of(matrix):
-    """As SignMatrix has them."""
+    """The signs as bits, as SignMatrix stores them."""
     K = len(matrix)
     padded = np.zeros((K, -(-K // 32) * 32), bool)
     padded[:, :K] = matrix < 0

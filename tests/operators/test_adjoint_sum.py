@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def pieces_for(device, dtypes=DTYPES):
-    """Gradients that overlap, are empty, lie far away and are no neighbours in memory."""
+    """Gradients that overlap, are empty or lie far apart; none is contiguous in memory."""
     torch.manual_seed(0)
     sizes = (700, 0, 5000, 33, 1)
     starts = [10, 400, 1 << 34, 3, 709]

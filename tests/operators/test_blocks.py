@@ -28,7 +28,7 @@ SIZES = [
 
 
 def diagonals(n, block, dtype, device):
-    """Pairs of every kind: none, of all entries, of a block, a seed, mixed."""
+    """Pairs of diagonals of every kind: none, of all entries, of a block, by a seed, mixed."""
     wide = torch.promote_types(dtype, torch.float32)
     whole, part = (torch.randn(size, dtype=wide, device=device) for size in (n, block))
     return [
@@ -105,7 +105,7 @@ def test_small_cases(device):
 
 
 def rows(x, block, **options):
-    """What blocks have to give, by rows of a contiguous copy."""
+    """The result that blocks must have, from the rows of a contiguous copy."""
     y = x.clone(memory_format=torch.contiguous_format).view(-1, block)
     return hadamard_transform_KN(y, **options).view(x.shape)
 
@@ -168,7 +168,7 @@ def test_views_with_diagonals(device):
 
 
 def copies(*calls):
-    """The operators that the calls reach, at whatever depth, that copy entries."""
+    """The operators that copy entries among all that the calls reach at any depth."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         for f, arguments in calls:
             f(**arguments)

@@ -149,7 +149,7 @@ def read_file(content):
 
 
 def decode(code):
-    """The numbers of a code, by the interval of exact integers."""
+    """Decodes a code to its numbers, with exact integers for the interval."""
     N, r = int.from_bytes(code[:3], "little"), code[3] + 1
     levels = struct.unpack(f"<{r}e", code[4 : 4 + 2 * r])
     stream = code[4 + 2 * r :] + bytes(3 * N + 16)
@@ -255,7 +255,7 @@ def test_dense_and_sparse(known):
 
 
 class Net(nn.Module):
-    """Names of all three kinds, and weights of three types."""
+    """A model with parameter names of all three kinds, and weights of three types."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""An adapter file of format 1 that is kept for ever, and the weights it must give: on every
+"""An adapter file of format 1 that never changes, and the weights that it must give on every
 instruction set, and from the CUDA sources on the emulator.
 
 `python tests/operators/test_golden.py` prints the instruction set's digest of these weights.
@@ -43,7 +43,7 @@ def adapted():
 
 
 def digest(model):
-    """Of all weights, in the order of their names."""
+    """A hash of all weights, in the order of their names."""
     sha = hashlib.sha256()
     for _, p in model.wrapped.named_parameters():
         sha.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -41,7 +41,7 @@ def test_every_bit_is_defined(n, dtype, device):
 
 # --- Orders --------------------------------------------------------------------------------------
 
-# Of the signs, row by row: rotated checkpoints depend on them.
+# Hashes of the signs, row by row, which must never change, as rotated checkpoints depend on them.
 GOLDEN = """
     12 d8f1cd00d0ed5550     20 c3a3d9922a9b49c7     28 12c1ba894761bf1d     36 147097e41d5a3707
     40 09c4022b9b0bdfd1     44 d7e970988e4b3641     52 9aa6bec96394cfca     60 e0d3fe922af47d1e
@@ -144,7 +144,7 @@ def test_sizes_of_models(n, device):
 
 
 def reference_rows(x, n, K):
-    """The reference's matrix times rows, factor by factor, as that of a long row is large."""
+    """The reference's matrix times rows, factor by factor, because the whole matrix is large."""
     m = n // K
     a = 1 << m.bit_length() // 2
     y = x.double().reshape(-1, K, a, m // a)

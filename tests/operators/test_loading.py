@@ -1,5 +1,5 @@
-"""What `import fastfood` says where it cannot work, and what still works without the CUDA library:
-each in a process of its own, with copies of the libraries that are broken in one way or another.
+"""What `import fastfood` says where it cannot work, and what still works without the CUDA library.
+Each test starts a process with copies of the libraries, of which one is broken.
 """
 
 import importlib.util
@@ -56,7 +56,7 @@ FAULTS = {
 
 @pytest.fixture
 def room(tmp_path):
-    """A folder with the package but for its libraries, where a stand-in for torch may lie."""
+    """A folder with the package without its libraries; tests may add a stand-in for torch."""
     (tmp_path / "fastfood" / "lib").mkdir(parents=True)
     for file in INSTALLED.glob("*.py"):
         (tmp_path / "fastfood" / file.name).symlink_to(file)
@@ -76,7 +76,7 @@ def python(room, code, *options):
 
 
 def refusal(room, code="import fastfood", *options):
-    """The one line with which an import ends, and nothing before it but where it happened."""
+    """The line that ends a failed import, after a check that there is only one error."""
     done = python(room, code, *options)
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("Error: ") == 1, done.stderr

@@ -1,6 +1,6 @@
 """The operators of the generator and the projection: torch's own checks, and the same bits on every
-instruction set and thread count, the transform's and a training's among them. Of a training we
-promise our part; the bits of torch's own sums may depend on its threads where these are large.
+instruction set and thread count, also of the transform and of a training. Of a training we promise
+only our part, because the bits of torch's large sums may depend on its threads.
 """
 
 import os
@@ -147,7 +147,7 @@ def start(isa, threads, caches):
 def test_every_instruction_set_thread_count_and_cache_gives_the_same_bits():
     flags = torch.backends.cpu.get_cpu_capability()
     known = ["avx512"] * ("AVX512" in flags) + ["avx2"] * ("AVX" in flags)
-    # all at once, for most of their time is torch's import
+    # all at once, because importing torch takes most of their time
     plain = start("portable", "1", "32,1024,1000000")
     bad = [start("sse9", "1", "32,1024,32768"), start("portable", "1", "32,1024")]
     # with small caches long rows go through a buffer, of 2^7 rows or of 2^4 in several sweeps

@@ -255,7 +255,7 @@ def test_isometric_like_a_gaussian(name, d):
 
 
 def extreme_eigenvalues(P):
-    """Of P^T P: exactly for small d, else by Lanczos iteration on the operator."""
+    """The extreme eigenvalues of P^T P, exact for small d, else by Lanczos iteration."""
     if P.d <= 300:
         dense = P.to_dense(torch.float64)
         values = torch.linalg.eigvalsh(dense.T @ dense)

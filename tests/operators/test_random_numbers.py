@@ -47,7 +47,7 @@ def test_normals_meet_the_exact_quantiles(device):
 
 
 def sixteen_bit_normals():
-    """Every 16-bit number that 2^20 draws meet, with its normal: (k, z)."""
+    """The 16-bit numbers k that occur in 2^20 draws, and the normals z that they give."""
     words = ops.philox_words(0, 0, 0, 1 << 17).numpy().view(np.uint32)
     k = np.stack([words & 0xFFFF, words >> 16], 1).reshape(-1)
     return k, ops.normals(0, 0, 0, 1 << 17).numpy()

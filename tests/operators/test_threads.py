@@ -19,7 +19,7 @@ THREADS, ROUNDS = 8, 2
 
 
 def differentiated(f, *shape, device="cpu"):
-    """f and its gradient at a point given by the shape."""
+    """f and its gradient at a point that the shape determines."""
     x = torch.linspace(-1, 1, shape[0] * shape[1], device=device).reshape(shape).requires_grad_()
     y = f(x)
     [g] = torch.autograd.grad(y.square().sum(), x)
@@ -27,7 +27,7 @@ def differentiated(f, *shape, device="cpu"):
 
 
 def jobs(device="cpu"):
-    """What the threads do at once; projections are shared, and fresh, so that all make B and Pi."""
+    """The work of the threads; they share new projections, so that all threads make B and Pi."""
     projections = [
         Fastfood(300, 40_000, 1),
         Fastfood.one_block(300, 40_000, 2),
@@ -142,8 +142,8 @@ def test_many_cuda_streams_get_the_same_bits():
 
 
 def large():
-    """Of what the kernels divide among threads: a transform, a projection, an adjoint, and a
-    training."""
+    """Results of all work that kernels divide among threads: a transform, a projection, an adjoint,
+    and a training."""
     x = torch.linspace(-1, 1, 1 << 18)
     P = Fastfood(3000, 200_000, 8)
     return (

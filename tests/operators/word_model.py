@@ -1,4 +1,4 @@
-"""A small model and its training, whose bits depend on nothing but our operators."""
+"""A small model and its training, whose bits depend on our operators alone."""
 
 import torch
 from torch import nn

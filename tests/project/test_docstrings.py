@@ -88,7 +88,7 @@ def test_a_docstring_has_the_parts_that_apply(path):
 @pytest.mark.parametrize("path", PARTS)
 def test_a_docstring_names_each_argument(path):
     value = found(path)
-    if path == "fastfood.SubspaceModel":  # made by get_subspace_model
+    if path == "fastfood.SubspaceModel":  # get_subspace_model makes it
         return
     told = inspect.getdoc(value)
     own = inspect.signature(value).parameters

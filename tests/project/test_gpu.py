@@ -1,5 +1,5 @@
-"""`make gpu` where there is no GPU: what it would run, that its steps stand alone, the benchmarks'
-cases with what stands in for a GPU's clock and profiler, and the tables from numbers made up."""
+"""`make gpu` where there is no GPU: what it would run, that its steps need nothing else, the
+benchmarks' cases with stand-ins for a GPU's clock and profiler, and tables of made-up numbers."""
 
 import ast
 import importlib.util
@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ("facts", "fwht", "gpu_fwht", "gpu_projection", "gpu_tables", "gpu_timing")
-# in a folder that gpu.py names
+# importing gpu.py puts their folder on the path
 facts, fwht, gpu_fwht, gpu_projection, gpu_tables, gpu_timing, projection = (
     pytest.importorskip(name, reason="needs the repository, not its copy")
     for name in (*BENCHMARKS, "projection")
@@ -53,7 +53,7 @@ def test_the_dry_run_takes_parts_and_sees_what_is_missing(tmp_path, monkeypatch)
 
 
 def imported_at_once(path):
-    """Names of the modules that a file imports where it begins."""
+    """The names of the modules that a file imports at its top level."""
     body = ast.parse(path.read_text()).body
     names = [alias.name for n in body if isinstance(n, ast.Import) for alias in n.names]
     return names + [n.module for n in body if isinstance(n, ast.ImportFrom)]
@@ -179,7 +179,7 @@ def test_each_step_stands_alone(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    """One call by the processor's clock for each measurement."""
+    """Replaces each measurement by one call, timed by the processor's clock."""
 
     def elapsed(run, calls):
         run()
@@ -280,7 +280,7 @@ def test_the_processor_s_results_are_files_too(monkeypatch, tmp_path, capsys):
 
 
 def times(**seconds):
-    """Made up, in microseconds."""
+    """Made-up times; the arguments are in microseconds."""
     return {k: {"median": v / 1e6, "least": 0, "most": 0} for k, v in seconds.items()}
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/step.py and overhead.py on a GPU, with what stands in for its clock and profiler."""
+"""benchmarks/step.py and overhead.py as on a GPU, with stand-ins for its clock and profiler."""
 
 import contextlib
 import importlib.util
@@ -20,7 +20,7 @@ facts, gpu_tables = (
 
 @pytest.fixture
 def step(monkeypatch):
-    """benchmarks/step.py with a small model, and without what it sets for its whole process."""
+    """benchmarks/step.py with a small model, and without settings of the whole process."""
     pytest.importorskip("transformers")
     step = pytest.importorskip("step")
     sizes = step.TINY | {"num_hidden_layers": 2}
@@ -55,10 +55,10 @@ def step_on_a_gpu(step, monkeypatch):
 
 
 def run_steps(step, monkeypatch, tmp_path, methods, *options, fails=""):
-    """What main returns and the rows, with children that are no processes."""
+    """The result of main() and the rows; the results of child processes are made up."""
 
     def child(command, **_):
-        if command[1] != step.__file__:  # git's
+        if command[1] != step.__file__:  # git, which step.py also calls
             return types.SimpleNamespace(returncode=1, stdout="", stderr="")
         printed = json.dumps({"peak": 5 * 10**6, "trainable": 7})
         code = int(command[-1] == fails)

@@ -1,5 +1,5 @@
-"""The guides: the gallery lists each, each says what it takes, the cheapest run, and so does the
-code of the pages, as it stands."""
+"""The guides: the gallery lists each, each explains its options, and the cheap ones run. The code
+of the pages runs as it is printed."""
 
 import importlib
 import re
@@ -51,6 +51,15 @@ def test_each_guide_says_what_it_takes(name, capsys):
 def test_rotation_makes_rounding_three_times_better():
     found = guide("rotation").main(["--rows", "64"])
     assert 3 * found["rotated"] < found["plain"]
+
+
+def test_the_intrinsic_dimension_guide_plans_a_measurement_for_each_method(tmp_path, monkeypatch):
+    module, planned = guide("intrinsic_dimension"), []
+    monkeypatch.setattr(module.study, "conduct", planned.append)
+    with pytest.raises(FileNotFoundError, match="results.json"):  # the study has not run
+        module.main(["--out", str(tmp_path)])
+    [study] = planned
+    assert [m.settings.methods for m in study.measurements] == [("said",), ("did",)]
 
 
 def test_random_features_come_close_to_the_kernel():

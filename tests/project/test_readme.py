@@ -1,6 +1,6 @@
-"""The README's code as it stands, and in small the script of the page on the subspace model: a
-second process loads what the first one saved and prints the same logits; and so with the lines that
-differ for PEFT."""
+"""The README's code runs as it is printed. The script of the page on the subspace model runs with a
+small model: a second process loads what the first one saved and prints the same logits, also with
+the lines that differ for PEFT."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a user writes who checks types: `make types` holds it to mypy --strict. Nothing runs it."""
+"""The code of a user who checks types. `make types` runs mypy --strict on it; nothing runs it."""
 
 import torch
 

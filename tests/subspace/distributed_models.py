@@ -1,5 +1,5 @@
-"""The batch, training steps and models of test_distributed.py, which one process runs on the whole
-batch and two processes on a half each."""
+"""The batch, training steps and models of test_distributed.py. One process trains on the whole
+batch, and two processes on a half each."""
 
 import subspace_models
 import torch
@@ -103,7 +103,7 @@ def frozen():
 
 
 def whole(model, **options):
-    """Stands in one process for shard(model, **options) in two."""
+    """Takes the place of shard(model, **options) where one process trains."""
     return model
 
 

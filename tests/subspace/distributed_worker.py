@@ -70,7 +70,7 @@ def main(folder, backend="gloo"):
 
 
 def in_halves(model, wrapper, context):
-    """A step of two backwards, a row each."""
+    """A step of two backwards, each of one row."""
     first, second = rows()[:1], rows()[1:]
     with context:
         (loss(wrapper, first) / 2).backward()
@@ -80,7 +80,7 @@ def in_halves(model, wrapper, context):
 
 @contextmanager
 def collectives():
-    """A list that gets (name, size) of all collectives that start within."""
+    """A list to which each collective that starts in the body adds (name, size)."""
     found = []
     with profile(record_shapes=True) as profiled:
         yield found
@@ -201,7 +201,7 @@ def shard(model, only_inside=False, copies=False, **options):
 
 @contextmanager
 def counted_rows():
-    """How many rows are projected and adjoined within, and how often theta is spread over them."""
+    """Counts the rows that are projected and adjoined in the body, and the calls of `spread`."""
     places = {"perturb_": ops, "project_rows_adjoint_sum": ops, "spread": Fastfood}
     plain = {name: getattr(place, name) for name, place in places.items()}
     numbers = dict.fromkeys(plain, 0)
@@ -324,7 +324,7 @@ def fsdp_taken_out(folder):
 
 @check
 def fsdp_in_bfloat16(folder):
-    """The gradients of a subspace, and what the plain model's own, in the same precision, give."""
+    """A subspace's gradients, and those from the plain model's own in the same precision."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     model = move(wrap(shard(bert().float(), mp_policy=policy)))
     found = one_step(model)

@@ -1,4 +1,4 @@
-"""Adapter files: what is written comes back, stays small, and is refused where it is wrong."""
+"""Adapter files give back what was written, are small, and are refused if they are wrong."""
 
 import json
 import os
@@ -237,7 +237,7 @@ def test_groups_must_be_those_of_the_training(tmp_path):
 
 
 def rewrite(path, change):
-    """The same file with a changed header or changed tensors, as one without a checksum."""
+    """Changes the header or tensors of a file, and leaves out its checksum."""
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["fastfood"])
@@ -303,7 +303,7 @@ def tensors(**values):
 
 
 def flipped(path):
-    """One bit of the last number, which stays finite."""
+    """The content with one bit of its last number changed, which stays finite."""
     content = bytearray(path.read_bytes())
     content[-4] ^= 1
     path.write_bytes(content)
@@ -401,4 +401,4 @@ def test_the_hash_is_of_theta_0_and_made_once(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert adapter.base_hash(model.double()) != wanted
     monkeypatch.setattr(adapter, "_CHUNK", 16)
-    assert adapter.base_hash(model.float()) != wanted  # chunks are part of the definition
+    assert adapter.base_hash(model.float()) != wanted  # the hash is defined by chunks

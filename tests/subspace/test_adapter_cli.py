@@ -172,7 +172,7 @@ def test_merging_overwrites_nothing(checkpoint, file, tmp_path, monkeypatch):
     for out in (file.parent, file):
         before = file.read_bytes()
         result = run("merge", file, "--model", checkpoint, "--out", out)
-        refused(result, "merge", f"out must be a new or empty folder, got {out}")
+        refused(result, "merge", f"out: wanted a new or empty folder, got {out}")
         assert file.read_bytes() == before and len(list(file.parent.iterdir())) == 1
 
     def broken(*_):
@@ -194,10 +194,10 @@ def test_merging_another_base_writes_nothing(headless, file, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "/no/model"], "model: '/no/model' cannot be loaded"),
+        (["--model", "/no/model"], "transformers can load, got '/no/model'"),
         (["--model", "BASE", "--task-class", "BertForNothing"], "no model class 'BertForNothing'"),
-        (["--model", "BASE", "--dtype", "int8"], "dtype must be one of float32, "),
-        (["--model", "PLAIN"], "has no architectures, give --task-class"),
+        (["--model", "BASE", "--dtype", "int8"], "dtype: wanted one of float32, "),
+        (["--model", "PLAIN"], "names no architectures: give --task-class"),
     ],
 )
 def test_bad_models_end_with_exit_code_2(checkpoint, file, tmp_path, command, options, message):

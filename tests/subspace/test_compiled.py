@@ -104,7 +104,7 @@ def step(model, optimizer, x):
 
 
 def training(weights="resident"):
-    """Of a model with small weights, a unit for each block, and a large one."""
+    """The training of a model with small weights, a unit for each block, and a large weight."""
     torch.manual_seed(0)
     model = wrap(Mlp((400, 8, 8, 8)).to(subspace_models.DEVICE), d=40, weights=weights)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, capturable=True)

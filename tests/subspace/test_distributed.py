@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def in_both(folder, *backend):
-    """What both processes return."""
+    """Runs both processes and returns the results of each."""
     here = Path(__file__).parent
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -65,7 +65,7 @@ def relative(got, wanted):
 
 
 def check(results, model, get):
-    """What `get` takes from each process's results are the gradients of one process."""
+    """Checks that get(result) of each process equals the gradients of a single process."""
     wanted = models.one_step(model)
     D = model.projection.D
     assert bound(D) < 2e-10 and wanted[0].norm() > 1e-6
@@ -261,7 +261,7 @@ def test_sharded_in_bfloat16(results):
             "torch.float32"
         ]
         assert relative(found.double(), wanted) <= D * torch.finfo(torch.float32).eps
-        assert relative(found.double(), exact) > 2**-10  # it is not float32 all through
+        assert relative(found.double(), exact) > 2**-10  # so not all of it was computed in float32
 
 
 def test_what_sharding_refuses(results):

@@ -89,7 +89,7 @@ def test_the_best_model_comes_back(tmp_path):
     run = trainer(
         model,
         tmp_path,
-        learning_rate=1.0,  # far too much, so that the last model is not the best
+        learning_rate=1.0,  # far too high, so that the last model is not the best
         save_strategy="steps",
         save_steps=1,
         eval_strategy="steps",

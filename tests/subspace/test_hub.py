@@ -21,7 +21,7 @@ def classifier():
 
 
 class Hub:
-    """Repositories as folders, behind the signatures of huggingface_hub."""
+    """Keeps repositories as folders, with the functions of huggingface_hub."""
 
     def __init__(self, root, monkeypatch):
         self.root, self.created = root, []
@@ -73,7 +73,7 @@ def test_to_the_hub_and_back(hub):
         assert torch.equal(loaded.theta, model.theta.half().float())
     with pytest.raises(FileNotFoundError, match="me/x: no such file or folder, and no .*404"):
         SubspaceModel.from_pretrained(classifier(), "me/x", revision="v2")
-    model.save_pretrained("me/x")  # what is here goes before what is there
+    model.save_pretrained("me/x")  # a local folder takes precedence over the hub
     assert torch.equal(SubspaceModel.from_pretrained(classifier(), "me/x").theta, model.theta)
 
 

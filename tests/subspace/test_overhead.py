@@ -1,5 +1,5 @@
-"""How many calls of operators a training step makes: on a GPU each has its price, whatever its
-size. Counted in a RoBERTa of 24 layers whose table is as large beside them as the real one's."""
+"""Counts the operator calls of a training step, because each costs time on a GPU whatever its size.
+The model is a RoBERTa of 24 layers whose table is as large, relative to them, as the real one."""
 
 from collections import Counter
 
@@ -31,7 +31,7 @@ def roberta():
 
 
 def calls(model, kind=torch.optim.AdamW):
-    """Of the operators in one step with this optimizer, by name."""
+    """The number of calls of each operator in one step with this optimizer, by name."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = kind(trained, lr=1e-3, fused=True)
 

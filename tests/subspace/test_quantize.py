@@ -18,7 +18,7 @@ def same(a, b):
 
 
 def entropy(symbols):
-    """In bits, of all symbols together."""
+    """The entropy of all symbols together, in bits."""
     counts = torch.bincount(symbols.long()).double()
     counts = counts[counts > 0]
     return -(counts * (counts / counts.sum()).log2()).sum().item()
@@ -97,7 +97,7 @@ def test_carries_go_through_settled_bytes(monkeypatch):
 @pytest.mark.parametrize(
     ("x", "levels", "book", "size"),
     [
-        ([0.5] * 1000, 16, [0.5], 6),  # one level says it all
+        ([0.5] * 1000, 16, [0.5], 6),  # one level holds all values
         ([0.25], 1, [0.25], 6),
         ([1.0, 2.0, 6.0], 1, [3.0], 6),
         ([0.0, 1.0, 10.0, 11.0, 12.0], 2, [0.5, 11.0], 9),

@@ -83,7 +83,7 @@ def test_a_backward_after_a_step_uses_the_weights_of_its_forward():
 
 
 class Kinds(nn.Module):
-    """Weights used otherwise than by their own module's forward."""
+    """A model that uses weights outside of their module's forward."""
 
     def __init__(self):
         super().__init__()
@@ -121,7 +121,7 @@ def test_any_use_of_a_weight(train):
 
 
 class Product(torch.autograd.Function):
-    """As a fused kernel of somebody else: sees the weight inside autograd.Function alone."""
+    """Acts like another library's fused kernel, which reads the weight in an autograd.Function."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -146,7 +146,7 @@ def test_weights_inside_an_autograd_function():
 
 
 def peak_bytes(run):
-    """The most memory that tensors on the CPU took at one time, beside those there before."""
+    """The peak memory of tensors on the CPU during a call, beyond those from before."""
     gc.collect()
     with torch.profiler.profile(profile_memory=True) as profile:
         run()

@@ -1,5 +1,5 @@
-"""What users do with a subspace model: accumulate, generate, convert, copy, merge, train it with a
-Trainer."""
+"""Users' work with a subspace model: they accumulate gradients, generate, convert, copy, merge it,
+and train it with a Trainer."""
 
 import copy
 import inspect
@@ -127,7 +127,7 @@ def test_writes_through_data_are_seen():
 
 
 class ByAddress(torch.optim.SGD):
-    """As fused kernels of other libraries, which know nothing of version counters."""
+    """Acts like other libraries' fused kernels, which do not change version counters."""
 
     @torch.no_grad()
     def step(self):

@@ -151,7 +151,7 @@ def test_grpo_raises_the_reward(tmp_path):
 
 
 class Base(torch.nn.Module):
-    """A SubspaceModel's base as TRL's reference model, without a second copy of the weights."""
+    """Makes a SubspaceModel's base TRL's reference model, without a second copy of the weights."""
 
     def __init__(self, model):
         super().__init__()
@@ -174,7 +174,7 @@ def test_a_reference_model(tmp_path):
     own.beta, own.ref_model = 0.1, Base(own.model)
     history = []
     for trainer in (loaded, own):
-        transformers.set_seed(0)  # what is sampled
+        transformers.set_seed(0)  # fixes the samples
         trainer.train()
         history.append([entry["kl"] for entry in trainer.state.log_history if "kl" in entry])
     assert history[0][0] == 0 and min(history[0][1:]) > 1e-3

@@ -92,7 +92,7 @@ def find_sanitizer():
 
 
 def knows(program, option):
-    """Whether the help of a program names an option."""
+    """Whether the help text of a program names an option."""
     try:
         done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,3 +1,3 @@
-"""What error on new rows an adapter's few bits promise: `command` is the command line, `certify`
-the way from an adapter to its bounds, by `qat` (fine-tuning on few levels), `message` (the bits)
-and `formulas` (the bounds of the literature)."""
+"""Bounds an adapter's error on new rows by the few bits that it takes: `command` is the command
+line, and `certify` goes from an adapter to its bounds with `qat` (fine-tuning on few levels),
+`message` (the bits) and `formulas` (the bounds of the literature)."""

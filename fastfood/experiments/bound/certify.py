@@ -1,7 +1,7 @@
-"""From an adapter to a bound on its risk: it becomes a message, the message a model again, and that
-model's errors on the training rows and the message's length are what counts. Only what comes back
-out of the message is scored, so nothing that training left elsewhere (batch statistics, other
-tensors, random numbers) can enter the bound unpaid."""
+"""Goes from an adapter to a bound on its risk. The adapter is encoded as a message, the message is
+decoded to a model, and the bound follows from the message's length and from that model's errors on
+the training rows. Only the decoded model is scored, so nothing that training left elsewhere (batch
+statistics, other tensors, random numbers) can enter the bound without being charged for."""
 
 import math
 import platform
@@ -26,7 +26,7 @@ from .message import Message, decode_message, encode_message
 from .options import Options
 from .qat import fine_tune
 
-LR_FACTORS = {"global": 2.0, "tensor": 0.2}  # of 1/sqrt(d): half of the lowest that d90 tries
+LR_FACTORS = {"global": 2.0, "tensor": 0.2}  # times 1/sqrt(d): half of d90's lowest
 IN_ADVANCE = (
     "the base checkpoint, parameters and buffers: it must not have been made from these rows",
     "the initial values of a new head: a function of its seed",
@@ -37,9 +37,9 @@ ASSUMED = "the m rows are independent draws from the distribution that the risk 
 
 
 def certify(settings: Settings, adapter: Path, options: Options) -> dict:
-    """Bounds on the risk of an adapter, on as many levels as make the best one smallest.
+    """Bounds on the risk of an adapter, at the number of levels that makes the best bound smallest.
 
-    Returns all that was found as a JSON dict; shares are in [0, 1], `message` is in hexadecimal.
+    Returns all numbers as a JSON dict; shares are in [0, 1], `message` is in hexadecimal.
     Raises FileNotFoundError, or ValueError naming the argument, what was wanted and what was got;
     ValueError also if the adapter was trained on another base model.
     """
@@ -49,7 +49,7 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
         raise ValueError(f"task: wanted {wanted}, got {got}")
     file = read(adapter)
     if file.header["groups"] == "custom":
-        raise ValueError('adapter: wanted groups "layer" or "tensor", got a function\'s')
+        raise ValueError('adapter: wanted groups "layer" or "tensor", got groups of a function')
     use_cache_without_network(settings)
     settings = _on_device(settings)
     task = load_task(settings)
@@ -73,8 +73,8 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     return {
         **_origin(settings, options, task, file),
         "tried": [
-            {"levels": count, "bits": made.bits, "errors": wrong, "rows": len(screen)}
-            for _, count, wrong, made in tried
+            {"levels": count, "bits": encoded.bits, "errors": wrong, "rows": len(screen)}
+            for _, count, wrong, encoded in tried
         ],
         "levels": levels,
         "message": message.data.hex(),
@@ -87,10 +87,10 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
 
 
 def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
-    """The SubspaceModel over `base` that a message says, in evaluation mode.
+    """The SubspaceModel over `base` that a message describes, in evaluation mode.
 
     base: the model that the adapter was trained on, with its head's initial values. data: bytes of
-    encode_message(). Raises ValueError if the message is damaged or cannot be of this model.
+    encode_message(). Raises ValueError if the message is damaged or does not fit this model.
     """
     config, theta, lambda_ = decode_message(data)
     model = fastfood.get_subspace_model(base, config)
@@ -109,7 +109,7 @@ def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
 def _message(
     settings: Settings, options: Options, task: Task, file: AdapterFile, levels: int
 ) -> Message:
-    """theta and lambda_ on at most `levels` levels each."""
+    """The message of the adapter with theta and lambda_ rounded to at most `levels` levels each."""
     model = SubspaceModel.from_pretrained(_base(settings, options, task), file.path)
     config = model.subspace_config
     if options.qat_steps:
@@ -132,7 +132,7 @@ def _base(settings: Settings, options: Options, task: Task) -> nn.Module:
 
 
 def _errors(settings: Settings, options: Options, task: Task, rows, message: Message) -> int:
-    """How many rows are answered wrongly by the model that the message's bytes alone give."""
+    """How many rows the model decoded from the message's bytes answers wrongly."""
     model = decoded_model(_base(settings, options, task), message.data)
     predicted, labels = predict(model, task, rows, settings.bf16)
     return sum(answer != label for answer, label in zip(predicted, labels, strict=True))
@@ -154,7 +154,7 @@ def _bounds(m: int, k: int, d: int, message: Message, delta: float) -> dict:
 
 
 def _origin(settings: Settings, options: Options, task: Task, file: AdapterFile) -> dict:
-    """What the numbers are of, and what has to be so for them to hold."""
+    """The adapter, settings and data that were bounded, and what the bounds assume."""
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
         "adapter": {"path": str(file.path), **file.header},
@@ -180,7 +180,7 @@ def _majority_error(rows) -> float:
 
 
 def _candidates(path: Path) -> int:
-    """The adapters that a study kept in the same folder, OUT/adapters/NAME/adapter.safetensors."""
+    """How many adapters a study keeps in the folder of this one, OUT/adapters; else 1."""
     folder = path.absolute().parent.parent
     return len(list(folder.glob(f"*/{path.name}"))) if folder.name == "adapters" else 1
 
@@ -192,5 +192,5 @@ def _on_device(settings: Settings) -> Settings:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        torch.set_num_threads(1)  # sums depend on the number of threads
+        torch.set_num_threads(1)  # the rounding of sums depends on the number of threads
     return settings.replaced(device=device)

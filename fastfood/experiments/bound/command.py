@@ -1,6 +1,6 @@
-"""The command `fastfood bound`: an upper bound on an adapter's error on new rows, from its training
-rows and from the bits that it takes. Nothing heavy is imported before the arguments have been
-read."""
+"""The command `fastfood bound`, an upper bound on an adapter's error on new rows, computed from its
+errors on the training rows and from the bits that it takes. Nothing heavy is imported before the
+arguments have been read."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..settings.options import read, require, with_options
 from ..settings.task import TaskSettings, check_folder
 from .options import Options
 
-MESSAGE = ".message"  # what the file of the bits ends in
+MESSAGE = ".message"  # suffix of the file that holds the bits
 TASK = (*TaskSettings.model_fields, "max_length", "batch_size", "device")
 
 
@@ -36,14 +36,14 @@ def bound(
 ) -> None:
     """Bounds an adapter's error on new rows, with a confidence.
 
-    θ and λ are put on a few levels and written as one message, whose bits are counted one by one.
-    What is read back from it is scored on the training rows. Example:
+    θ and λ are rounded to a few levels and written as one message, whose bits are counted one by
+    one. The model that is read back from it is scored on the training rows. Example:
 
     `fastfood bound d90-glue-sst2/adapters/NAME --task glue/sst2 --model ./minilm --data ./data
     --levels 2,4 --qat-steps 300 --out bound.json`
 
     The base model, the initial values of a new head and max_length have to be fixed before the
-    rows are seen: what was chosen by them, and is not in the message, counts in --choices.
+    rows are seen. If any was chosen by the rows, --choices has to count the alternatives.
     Exit codes: 0 done, 2 bad input.
     """
     with one_line("bound"):
@@ -61,7 +61,7 @@ def bound(
 
 
 def _check_file(out: Path) -> None:
-    """Raises ValueError unless `out` and the message beside it can be files of ours."""
+    """Raises ValueError unless `out`, and the message beside it, can be written as files."""
     fits = out.name and not out.is_dir() and out.suffix != MESSAGE
     require(bool(fits), "out", f"a file's name that does not end in {MESSAGE}", str(out))
     check_folder(out.parent)

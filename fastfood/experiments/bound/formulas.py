@@ -1,27 +1,27 @@
 """Bounds on the risk of a classifier that is described by a short message, as functions of numbers.
 
-The risk R is the probability of a wrong answer on a new row. k of m training rows, drawn
-independently from the same distribution, are answered wrongly, and the classifier is the one that a
-message of a prefix code means, fixed before the rows were seen. A message of b bits has the prior
-probability 2^-b, and the divergence of a point on it from the prior is KL = b ln 2. Every bound
-below holds for all messages at once with probability 1 - delta over the rows, so whatever was tried
-on them is paid for as soon as the message says what came out of it.
+The risk R is the probability of a wrong answer on a new row. The classifier answers k of m training
+rows wrongly, which were drawn independently from the same distribution. It is described by a
+message in a prefix code that was fixed before the rows were seen. A message of b bits has the prior
+probability 2^-b, and a posterior that is concentrated on it has the divergence KL = b ln 2 from the
+prior. Every bound below holds for all messages at once with probability 1 - delta over the rows, so
+it stays valid whatever was tried on the rows, as long as the message describes the result.
 """
 
 import math
 
 CATONI_ALPHA = 1.01  # fixed in advance: Catoni's grid of parameters is 1, 1.01, 1.01^2, ...
 
-_HALVINGS = 60  # of an interval in [0, 1]: it is then narrower than a double's spacing at 1
+_HALVINGS = 60  # these make an interval in [0, 1] narrower than the spacing of doubles at 1
 
 
 def length_bits(length: int) -> int:
-    """The bits of Elias's delta code of length + 1, which makes a message of `length` bits part of
-    a prefix code: the length goes first (Elias, 1975, Universal codeword sets).
+    """The bits of Elias's delta code of length + 1 (Elias, 1975, Universal codeword sets). Sent
+    before a message of `length` bits, it makes the whole a prefix code.
 
     With N = length + 1 and k = floor(log2 N) it is k + 2 floor(log2(k + 1)) + 1. Kraft's sum over
     all messages, sum over N >= 1 of 2^(N - 1) 2^-(N - 1) 2^-length_bits(N - 1), is exactly 1. The
-    often used 2 log2(length) is longer from 128 bits on, but no code: its sum is pi^2 / 6.
+    often used 2 log2(length) is longer from 128 bits on, and still no code: its sum is pi^2 / 6.
 
     Raises ValueError for a negative length.
     """
@@ -59,7 +59,8 @@ def kl_inverse(m: int, k: int, kl: float, delta: float) -> float:
     Chernoff's inequality for the binomial tail and a union over the messages (Langford, 2005,
     section 4; for Gibbs classifiers Seeger, 2002, Theorem 1). The ln((m + 1) / delta) or
     ln(2 sqrt(m) / delta) of PAC-Bayes pays for posteriors that spread over several classifiers,
-    where R is an average. Here all of the posterior is on one message, and ln(1 / delta) is enough.
+    where R is an average. Here the posterior is concentrated on one message, so ln(1 / delta) is
+    enough.
     """
     _check(m, k, kl, delta)
     share, most = k / m, (kl - math.log(delta)) / m
@@ -72,7 +73,7 @@ def binomial_tail(m: int, k: int, kl: float, delta: float) -> float:
     """The largest R with P[Bin(m, R) <= k] >= delta exp(-KL), in log space.
 
     The Occam's razor bound of Langford (2005, section 4), which is his test set bound (section 3)
-    at delta times the prior probability. Nothing is lost to an inequality but the union's.
+    at delta times the prior probability. The union over messages is the only inequality used.
     """
     _check(m, k, kl, delta)
     least = math.log(delta) - kl
@@ -86,7 +87,7 @@ def catoni(m: int, k: int, kl: float, delta: float, alpha: float = CATONI_ALPHA)
     x = k / m + alpha / lambda (KL + ln(1 / delta) + 2 ln(ln(alpha^2 lambda) / ln(alpha))).
 
     Catoni (2007, section 1.2), as Lotfi et al. (2022) use it: the last term is the union over
-    a grid of lambdas with the ratio alpha > 1, and any lambda may be taken after that.
+    a grid of lambdas with the ratio alpha > 1, which allows every lambda afterwards.
     """
     _check(m, k, kl, delta)
     if not alpha > 1:
@@ -131,9 +132,10 @@ def all_bounds(m: int, k: int, bits: float, delta: float) -> dict[str, float]:
 def best_bound(bounds: dict[str, float]) -> str:
     """The name of the least of all_bounds(); it holds at the same 1 - delta as each of them.
 
-    delta need not be split among them: "binomial tail" is the least always, and where it holds for
-    all messages the others do. By Chernoff P[Bin(m, R) <= k] <= exp(-m kl(k / m || R)) for
-    R >= k / m, so each R that the tail allows is allowed by the kl-inverse. By Pinsker's inequality
+    delta need not be split among the bounds: "binomial tail" is always the least, so whenever it
+    holds for all messages, the others hold too. By Chernoff, for R >= k / m,
+    P[Bin(m, R) <= k] <= exp(-m kl(k / m || R)), so the kl-inverse allows each R that the tail
+    allows. By Pinsker's inequality
     the kl-inverse is at most the bound for a finite hypothesis class. And since kl(q || p) is the
     largest over C of -ln(1 - p (1 - e^-C)) - C q (Germain et al., 2009, section 2), it is at most
     Catoni's at any C = lambda / m, even without the union.
@@ -144,7 +146,7 @@ def best_bound(bounds: dict[str, float]) -> str:
 def binary_kl(q: float, p: float) -> float:
     """q ln(q / p) + (1 - q) ln((1 - q) / (1 - p)) in nats; infinite where p alone is 0 or 1.
 
-    q, p: in [0, 1]. It keeps its digits also where they nearly meet.
+    q, p: in [0, 1]. It stays accurate where q and p are close.
     """
     if p in (0, 1):
         return 0.0 if q == p else math.inf
@@ -152,7 +154,7 @@ def binary_kl(q: float, p: float) -> float:
 
 
 def _share(q: float, p: float, gap: float) -> float:
-    """q ln(q / p), by the gap p - q where that is small."""
+    """q ln(q / p), computed from gap = p - q where that is small, to avoid cancellation."""
     if q == 0:
         return 0.0
     return -q * (math.log1p(gap / q) if abs(gap) < q / 2 else math.log(p / q))
@@ -161,8 +163,8 @@ def _share(q: float, p: float, gap: float) -> float:
 def log_binomial_tail(m: int, k: int, p: float) -> float:
     """ln P[Bin(m, p) <= k] for k / m <= p <= 1, 0 <= k <= m.
 
-    The last and largest term is taken in Loader's form (2000, Fast and accurate computation of
-    binomial probabilities), which loses nothing at large m; the others follow as its ratios.
+    The last term is the largest. It is taken in Loader's form (2000, Fast and accurate computation
+    of binomial probabilities), which stays accurate at large m; ratios give the others from it.
     """
     if k == m:
         return 0.0
@@ -187,7 +189,7 @@ def log_binomial_tail(m: int, k: int, p: float) -> float:
 
 
 def _stirling_error(n: int) -> float:
-    """ln n! less Stirling's formula, n >= 1."""
+    """ln n! minus Stirling's formula, n >= 1."""
     if n < 16:
         return math.lgamma(n + 1) - (n + 0.5) * math.log(n) + n - 0.5 * math.log(2 * math.pi)
     square = 1.0 / (n * n)
@@ -196,7 +198,7 @@ def _stirling_error(n: int) -> float:
 
 
 def _largest(allowed, low: float) -> float:
-    """The end of the risks from `low` on that are allowed, rounded up to the next one refused."""
+    """The largest allowed risk above `low`, rounded up, by bisection."""
     high = 1.0
     if allowed(high):
         return high

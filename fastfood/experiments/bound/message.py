@@ -1,6 +1,6 @@
-"""A task vector as one bit string from which everything of it comes back: what a compression bound
-counts. The base model, its head's initial values and this code are known to both sides; the rest is
-in the message, each entry a prefix code of its own, and a ledger says what each costs."""
+"""Encodes a task vector as one bit string, whose length a compression bound charges, and decodes it
+again. Sender and receiver both know the base model, its head's initial values and this code; the
+rest is in the message, each entry in a prefix code, and a ledger says how many bits each costs."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,18 @@ from torch import Tensor
 from fastfood.layout import CHOICES, SubspaceConfig
 from fastfood.quantize import MAX_LEVELS, Quantized, decode, encode
 
-FLAGS = ("method", "normalization", "groups", "projection")  # of one or two bits, as CHOICES has
+FLAGS = ("method", "normalization", "groups", "projection")  # one or two bits each
 
-_MOST_BITS = 64  # of a whole number: a longer one is damage
+_MOST_BITS = 64  # the longest whole number; a longer one means that the message is damaged
 
 
 class Message(NamedTuple):
-    """data: the bits, the first one highest, and less than a byte of zeros. ledger: entry: bits;
-    their sum is what a bound charges. The length's own code is the entry "length"."""
+    """A message and its price.
+
+    data: the bits, eight to a byte from the highest on, filled up with fewer than eight zeros.
+    ledger: the number of bits of each entry, by its name; a bound charges their sum. The entry
+    "length" is the code of the message's length.
+    """
 
     data: bytes
     ledger: dict[str, int]
@@ -31,9 +35,10 @@ def encode_message(
 ) -> Message:
     """The message of a subspace and a quantised point in it.
 
-    theta: of d - m numbers. lambda_: of m numbers for SAID, None for DID. candidates: at least 1;
-    one more whole number in the message, for a choice among so many that the rest of it does not
-    tell. Whole numbers are in Elias's delta code: length_bits() of bounds.py says how long it is.
+    theta: d - m numbers. lambda_: m numbers for SAID, None for DID. candidates: at least 1, how
+    many trained adapters this one was chosen from: that choice used the rows, so it is charged as
+    one more integer. Integers are in Elias's delta code; length_bits() of formulas.py gives its
+    length.
 
     Raises ValueError naming the argument, what was wanted and what was got.
     """
@@ -69,7 +74,7 @@ def encode_message(
 def decode_message(data: bytes) -> tuple[SubspaceConfig, Tensor, Tensor | None]:
     """The subspace, theta (d - m,) and for SAID lambda_ (m,), else None, in float32.
 
-    data: what encode_message() made. Raises ValueError with the reason if it never makes that.
+    data: bytes of encode_message(). Raises ValueError with the reason if it cannot have made them.
     """
     reader = _Reader(_to_bits(data))
     length = reader.number() - 1
@@ -81,7 +86,7 @@ def decode_message(data: bytes) -> tuple[SubspaceConfig, Tensor, Tensor | None]:
     for name in FLAGS:
         settings[name] = CHOICES[name][int(reader.take(_width(name)), 2)]
     d, seed = reader.number(), reader.number() - 1
-    reader.number()  # the candidate's
+    reader.number()  # the number of candidates, which is in the message only to be charged
     config = SubspaceConfig(d, seed=seed, **settings)
     m, lambda_ = 0, None
     if config.method == "said":
@@ -105,7 +110,7 @@ def _width(name: str) -> int:
 
 
 def _parts(q: Quantized) -> tuple[str, str, str]:
-    """The levels, the codebook and the symbols; the zeros at the symbols' end are not sent."""
+    """The bits of the number of levels, the codebook and the symbols, without trailing zeros."""
     code, r = encode(q), len(q.codebook)
     return elias_delta(r), _to_bits(code[4 : 4 + 2 * r]), _to_bits(code[4 + 2 * r :]).rstrip("0")
 
@@ -114,14 +119,14 @@ def _read_codebook(reader: "_Reader") -> bytes:
     levels = reader.number()
     if levels > MAX_LEVELS:
         raise ValueError(
-            f"the message is damaged: at most {MAX_LEVELS} levels can be, got {levels}"
+            f"the message is damaged: wanted at most {MAX_LEVELS} levels, got {levels}"
         )
     return _to_bytes(reader.take(16 * levels))
 
 
 def _quantized(n: int, codebook: bytes, symbols: str) -> Quantized:
     if symbols.endswith("0") or not 1 <= n < 1 << 24:
-        raise ValueError("the message is damaged: these symbols have another code")
+        raise ValueError("the message is damaged: wanted the code of its symbols, got another")
     head = n.to_bytes(3, "little") + bytes([len(codebook) // 2 - 1])
     return decode(head + codebook + _to_bytes(symbols))
 
@@ -135,26 +140,27 @@ def _to_bytes(bits: str) -> bytes:
 
 
 class _Reader:
-    """Takes bits off the front of a string of them."""
+    """Reads a string of bits from its front."""
 
     def __init__(self, bits: str):
-        self.bits, self.place = bits, 0
+        self.bits, self.position = bits, 0
 
     def left(self) -> int:
-        return len(self.bits) - self.place
+        return len(self.bits) - self.position
 
     def take(self, count: int) -> str:
         if count > self.left():
             raise ValueError(f"the message is damaged: wanted {count} bits, got {self.left()}")
-        self.place += count
-        return self.bits[self.place - count : self.place]
+        self.position += count
+        return self.bits[self.position - count : self.position]
 
     def number(self) -> int:
-        """A whole number in the delta code."""
+        """Reads a whole number in the delta code."""
         zeros = 0
         while self.take(1) == "0":
             zeros += 1
         length = int("1" + self.take(min(zeros, _MOST_BITS)), 2)
         if length > _MOST_BITS + 1:
-            raise ValueError(f"the message is damaged: a number of {length} bits")
+            most = _MOST_BITS + 1
+            raise ValueError(f"the message is damaged: wanted at most {most} bits, got {length}")
         return int("1" + self.take(length - 1), 2)

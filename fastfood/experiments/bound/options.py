@@ -1,4 +1,4 @@
-"""What a bound depends on beside its adapter and the settings of its task."""
+"""The options of a bound; it also depends on its adapter and the settings of its task."""
 
 from typing import Annotated
 
@@ -19,29 +19,28 @@ Levels = Annotated[
 
 
 class Options(OptionsModel):
-    """What a bound depends on beside its adapter and the settings of its task."""
+    """The options of a bound; it also depends on its adapter and the settings of its task."""
 
     levels: Levels = option(
-        "Bound", "Numbers of levels to try, at most 256.", (2, 4, 8, 16), metavar="R,..."
+        "Bound", "Numbers of levels to try, each at most 256.", (2, 4, 8, 16), metavar="R,..."
     )
     delta: Share = option("Bound", "One minus the confidence.", 0.05)
     qat_steps: CountFromZero = option(
-        "Bound", "Steps of fine-tuning on the levels; 0 rounds what there is.", 0
+        "Bound", "Steps of fine-tuning on the levels; 0 only rounds the adapter.", 0
     )
     lr: Rate | None = option(
-        "Bound", "Its learning rate of θ.  [default: 2/√d, 0.2/√d if by tensor]", None
+        "Bound", "θ's learning rate in these steps.  [default: 2/√d, 0.2/√d if by tensor]", None
     )
-    lambda_lr: Rate = option("Bound", "Its learning rate of SAID's λ.", 0.002)
+    lambda_lr: Rate = option("Bound", "λ's learning rate in these steps (SAID).", 0.002)
     train_rows: Count | None = option(
-        "Bound", "m: so many of the training rows, chosen at random.  [default: all]", None
+        "Bound", "m, the number of training rows to use, chosen at random.  [default: all]", None
     )
     screen_rows: Count | None = option(
-        "Bound", "Choose the levels by so many of the m rows.  [default: all]", None
+        "Bound", "How many of the m rows choose the levels.  [default: all]", None
     )
     choices: Count | None = option(
         "Bound",
-        "Among how many trained candidates this one was chosen.  [default: as many as lie in its "
-        "study's folder]",
+        "How many trained adapters this one was chosen from.  [default: all in its study's folder]",
         None,
     )
     head_seed: int | None = option(

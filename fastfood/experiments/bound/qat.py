@@ -1,6 +1,7 @@
-"""Fine-tuning on few levels: theta and lambda_ are used as they will be sent, and the gradient goes
-straight through the rounding to the numbers before it (Bengio et al., 2013, the straight-through
-estimator) and, summed over the numbers that share a level, to the level."""
+"""Fine-tunes theta and lambda_ on few levels. The model uses the rounded values, as a message sends
+them. The gradient passes unchanged through the rounding to the numbers before it (the
+straight-through estimator of Bengio et al., 2013) and, summed over the numbers that share a level,
+to that level."""
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,16 @@ from fastfood.quantize import quantize
 from ..data.tasks import Task
 from ..training.train import Schedule, make_trainer
 
-# A level's rate as a share of its parameter's: at the same rate two levels soon meet at 0.
+# Learning rate of the levels, relative to their parameter's: at 1, two levels soon meet at 0.
 BOOK_RATE = 0.1
 
 
 class OnLevels(TrainerCallback):
     """Keeps `parameters`, each a vector in an optimizer's group of its own, on `levels` levels.
 
-    The forward and the backward see the values that quantize() keeps as they are: at most `levels`
-    numbers of float16. The optimizer sees the numbers before rounding. Adam moves the levels, at a
-    tenth of the rate that the parameter's group has at that step.
+    Forward and backward see rounded values, at most `levels` numbers of float16, which quantize()
+    does not change further. The optimizer sees the numbers before rounding. An Adam of this class
+    moves the levels, at a tenth of the rate that the parameter's group has at that step.
     """
 
     def __init__(self, parameters: list[nn.Parameter], levels: int):
@@ -33,7 +34,7 @@ class OnLevels(TrainerCallback):
 
     @torch.no_grad()
     def write(self) -> None:
-        """Puts the values on levels into the parameters."""
+        """Writes the rounded values into the parameters."""
         for p, unrounded, book in zip(self.parameters, self.unrounded, self.books, strict=True):
             p.copy_(_half(book)[_nearest(unrounded, book)])
 
@@ -58,11 +59,10 @@ class OnLevels(TrainerCallback):
 def fine_tune(
     schedule: Schedule, lr: float, lambda_lr: float, task: Task, model: SubspaceModel, levels: int
 ) -> None:
-    """Trains a SubspaceModel's theta (at `lr`) and lambda_ (at `lambda_lr`) on, with at most
-    `levels` values each, and leaves them at these values. The batches come in an order of their
-    own, by the schedule's seed."""
+    """Trains theta (at `lr`) and lambda_ (at `lambda_lr`) of a SubspaceModel further, on at most
+    `levels` values each, and leaves them rounded. The schedule's seed orders the batches."""
     leaves = [model.theta] if model.lambda_ is None else [model.theta, model.lambda_]
-    model.accepts_loss_kwargs = False  # the loss is the batch's mean, as in the training before
+    model.accepts_loss_kwargs = False  # the loss is a batch's mean, as in the first training
     trainer = make_trainer(schedule, parameter_groups(model, lr, lambda_lr), task, model)
     on_levels = OnLevels(leaves, levels)
     trainer.add_callback(on_levels)

@@ -1,4 +1,4 @@
-"""What a process computes with: versions of libraries, and hardware."""
+"""Describes what a process computes with: versions of libraries, and hardware."""
 
 import os
 import platform
@@ -17,8 +17,8 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @cache
 def environment() -> dict:
-    """The versions and the hardware of this process. `gpus` is there only when the process has
-    computed on one before the first call."""
+    """The versions and the hardware of this process. The hardware has the entry `gpus` only if the
+    process has computed on a GPU before the first call."""
     versions = {"python": platform.python_version(), "fastfood": fastfood.__version__}
     versions |= {name: metadata.version(name) for name in LIBRARIES}
     info = Path("/proc/cpuinfo")
@@ -31,10 +31,10 @@ def environment() -> dict:
 
 
 def _gpus() -> list[dict]:
-    """The visible GPUs, an entry for each kind: its name, how many there are, GiB of memory of one,
-    the version of the driver (None where it does not say) and that of torch's CUDA runtime."""
-    torch = sys.modules.get("torch")  # a process that has not loaded it computes on no GPU
-    # Looking at a GPU takes memory on it, so a process that uses none does not look.
+    """The visible GPUs, an entry for each kind: its name, how many there are, the memory of one in
+    GiB, and the versions of the driver (None if unknown) and of torch's CUDA runtime."""
+    torch = sys.modules.get("torch")  # a process without torch computes on no GPU
+    # Asking a GPU for its properties takes memory on it, so a process that uses none does not ask.
     if torch is None or not torch.cuda.is_initialized():
         return []
     visible = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))

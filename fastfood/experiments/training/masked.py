@@ -1,4 +1,4 @@
-"""The models of `pretrain` and their masked batches: masked language models of any size and
+"""Builds the models of `pretrain` and their masked batches: masked language models of any size and
 architecture that transformers knows, and a small ViT that fills in masked patches of digits."""
 
 import hashlib
@@ -12,7 +12,7 @@ from ..settings.pretraining import SIZE_NAMES, Pretraining
 
 
 def masked_parts(pretraining: Pretraining) -> tuple:
-    """The model, its tokenizer or None, the rows to train on and their collator."""
+    """The model, its tokenizer or None, the rows to train on, and their collator or None."""
     from transformers.utils import logging
 
     from ..data.tasks import load_task, load_tokenizer, text_parts
@@ -52,7 +52,7 @@ def masked_parts(pretraining: Pretraining) -> tuple:
 
 
 def _new_tokenizer(texts: Iterator[str], size: int):
-    """A tokenizer like BERT's, of at most `size` pieces of the words of `texts`."""
+    """A tokenizer like BERT's, with at most `size` word pieces learned from `texts`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -88,7 +88,8 @@ def _load_model(pretraining: Pretraining):
 
 
 def _new_text_model(pretraining: Pretraining, tokenizer):
-    """New weights: with a masked-LM head, or alone where no step is to be trained."""
+    """A model with random weights and a masked-LM head, or without a head if transformers has no
+    masked-LM model of this architecture; then no step can be trained."""
     from transformers import (
         CONFIG_MAPPING,
         AutoModel,
@@ -108,13 +109,13 @@ def _new_text_model(pretraining: Pretraining, tokenizer):
         raise ValueError(f"architecture: wanted {wanted}, got {name!r}")
     sizes = _sized_config(pretraining, config_class())
     config = config_class(**sizes, **_token_settings(tokenizer))
-    if config.is_encoder_decoder:  # a decoder's text starts as BART's or as T5's does
+    if config.is_encoder_decoder:  # a decoder starts as BART's or as T5's does
         config.decoder_start_token_id = config.eos_token_id if masked else config.pad_token_id
     return (AutoModelForMaskedLM if masked else AutoModel).from_config(config)
 
 
 def _sized_config(pretraining: Pretraining, default) -> dict:
-    """The names and values of a new model's sizes in a configuration like `default`."""
+    """A new model's sizes, under the names that `default`'s class of configuration gives them."""
     known = default.to_dict()
     sizes = {
         name: getattr(pretraining, size)
@@ -125,14 +126,14 @@ def _sized_config(pretraining: Pretraining, default) -> dict:
     if "d_kv" in known:
         sizes["d_kv"] = pretraining.hidden_size // pretraining.heads
     if "max_position_embeddings" in known:
-        # RoBERTa and its kin count positions from the padding's number on
+        # RoBERTa and models like it number positions from the padding token's id + 1 on.
         needed = pretraining.max_length + 2
         sizes["max_position_embeddings"] = max(known["max_position_embeddings"], needed)
     return sizes
 
 
 def _token_settings(tokenizer) -> dict:
-    """The numbers of special tokens; BERT's kin end and start texts by [SEP] and [CLS]."""
+    """The ids of special tokens; with BERT's tokenizers [CLS] starts a text and [SEP] ends it."""
     pad = tokenizer.pad_token_id
     if pad is None:
         raise ValueError("tokenizer: wanted one with a padding token, got one without")
@@ -150,7 +151,7 @@ def _token_settings(tokenizer) -> dict:
 
 
 def _fit_tokenizer(tokenizer, model) -> None:
-    """Takes from a tokenizer's outputs what the model has no argument for, such as segments."""
+    """Removes the tokenizer's outputs that the model has no argument for, such as segment ids."""
     arguments = inspect.signature(model.forward).parameters
     names = tokenizer.model_input_names
     tokenizer.model_input_names = [name for name in names if name in arguments]
@@ -164,15 +165,15 @@ def _new_patch_model(pretraining: Pretraining):
     config = digits_model(10).config
     for name, value in _sized_config(pretraining, config).items():
         setattr(config, name, value)
-    config.encoder_stride = config.patch_size  # the decoder gives back pixels of whole patches
+    config.encoder_stride = config.patch_size  # the decoder returns the pixels of whole patches
     return ViTForMaskedImageModeling(config)
 
 
-def random_numbers(seed: int, *what):
-    """Random numbers that are a function of the seed and of what they are for."""
+def random_numbers(seed: int, *purpose):
+    """A generator of random numbers that depend on the seed and on their purpose alone."""
     import torch
 
-    digest = hashlib.sha256(json.dumps([seed, *what]).encode()).digest()
+    digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 

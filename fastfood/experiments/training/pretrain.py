@@ -1,8 +1,9 @@
-"""`fastfood pretrain`: a short masked-LM or masked-patch run whose checkpoints a study can measure.
+"""The command `fastfood pretrain`, which trains on masked words or masked patches for a few steps
+and saves checkpoints that a study can measure.
 
 Checkpoint N depends on the settings alone, not on which checkpoints follow or on where a run was
-stopped: the rate is constant after the warm-up, and masks and dropout are functions of the seed and
-of the batch or the step. Nothing heavy is imported before the arguments have been read."""
+stopped: the learning rate is constant after the warm-up, and masks and dropout are functions of the
+seed and of the batch or the step. Nothing heavy is imported before the arguments have been read."""
 
 import fcntl
 import json
@@ -18,16 +19,16 @@ from ..settings.pretraining import Pretraining, complete
 
 RECORD, RESUME, LOCK = "pretrain.json", "resume", "pretrain.lock"
 RESUME_EVERY = 500  # steps
-LOSS_STEPS = 50  # a checkpoint's loss is the mean of so many steps
+LOSS_STEPS = 50  # a checkpoint's loss is the mean over its last 50 steps
 
 
 def run(pretraining: Pretraining, say: Callable[[str], None] = lambda line: None) -> list[Path]:
     """Makes the checkpoints that are missing in `out` and returns the folders of all, out/step-N.
 
-    Each loads with AutoModelForSequenceClassification and AutoTokenizer (digits:
+    Each folder loads with AutoModelForSequenceClassification and AutoTokenizer (digits:
     AutoModelForImageClassification) and holds pretrain.json. A run that was stopped goes on from
-    its last saved state. Raises ValueError naming the argument before anything is written, also
-    when the folder holds checkpoints of other settings.
+    its last saved state. Raises ValueError naming the argument, before anything is written, if an
+    argument is wrong or the folder holds checkpoints of other settings.
     """
     pretraining = complete(pretraining)
     out = Path(pretraining.out)
@@ -48,18 +49,18 @@ def run(pretraining: Pretraining, say: Callable[[str], None] = lambda line: None
 
 
 def _check_record(pretraining: Pretraining) -> dict:
-    """The settings that checkpoints depend on; raises ValueError when the folder has others."""
+    """The settings that checkpoints depend on; raises ValueError if the folder's are different."""
     settings = json.loads(json.dumps(pretraining.model_dump()))
     settings = {k: v for k, v in settings.items() if k not in ("out", "checkpoints")}
     path = Path(pretraining.out, RECORD)
     if path.is_file():
         try:
-            known = dict(json.loads(path.read_text())["settings"])
+            saved = dict(json.loads(path.read_text())["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"out: wanted a whole {path}, got {error!r}") from None
-        changed = [name for name in settings if known.get(name) != settings[name]]
+        changed = [name for name in settings if saved.get(name) != settings[name]]
         if changed:
-            got = f"{changed[0]} = {settings[changed[0]]!r}, not {known.get(changed[0])!r}"
+            got = f"{changed[0]} = {settings[changed[0]]!r}, not {saved.get(changed[0])!r}"
             raise ValueError(f"out: wanted the settings of {path}, got {got}")
     return {"settings": settings}
 
@@ -78,7 +79,7 @@ def _train(pretraining: Pretraining, record: dict, say: Callable[[str], None]) -
     out = Path(pretraining.out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a driver that comes second waits and finds all done
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second driver waits, then finds all checkpoints
         _write_json(out / RECORD, record)
         for partial in out.glob(".step-*"):
             shutil.rmtree(partial)
@@ -91,7 +92,7 @@ def _train(pretraining: Pretraining, record: dict, say: Callable[[str], None]) -
 
 
 def _saver(pretraining, record, model, tokenizer, say) -> Callable[[int, list[float]], None]:
-    """Makes save(step, losses), which writes a checkpoint that is asked for and not there."""
+    """Makes save(step, losses), which writes a checkpoint if it is asked for and missing."""
     out = Path(pretraining.out)
 
     def save(step: int, losses: list[float]) -> None:
@@ -144,7 +145,7 @@ def _trainer(pretraining: Pretraining, model, rows: list[dict], collate, save):
         use_cpu=pretraining.device == "cpu",
         seed=pretraining.seed,
         data_seed=pretraining.seed,
-        remove_unused_columns=False,  # the collator makes exactly what the model takes
+        remove_unused_columns=False,  # the collator returns exactly the model's arguments
         dataloader_pin_memory=torch.cuda.is_available() and pretraining.device != "cpu",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -154,7 +155,7 @@ def _trainer(pretraining: Pretraining, model, rows: list[dict], collate, save):
         disable_tqdm=True,
         log_level="error",
     )
-    model.accepts_loss_kwargs = False  # the loss is the batch's mean
+    model.accepts_loss_kwargs = False  # the loss is the mean of a batch
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -167,10 +168,10 @@ def _trainer(pretraining: Pretraining, model, rows: list[dict], collate, save):
 
 
 def _last_state(folder: Path, before: int) -> str | None:
-    """The last whole state of a stopped run from which step `before` can still be reached."""
+    """The last complete state that a stopped run saved before step `before`, or None."""
     states = {}
     for state in folder.glob("checkpoint-*/trainer_state.json"):
-        try:  # this file is written last
+        try:  # the Trainer writes this file last, so its state is complete
             step = json.loads(state.read_text())["global_step"]
         except (ValueError, KeyError):
             continue
@@ -186,7 +187,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 @with_options("options", Pretraining)
 def pretrain(options: dict) -> None:
-    """Makes checkpoints along a short masked-LM or masked-patch run, for `fastfood study`.
+    """Trains on masked words or patches for a few steps and saves checkpoints for `fastfood study`.
 
     Examples:
 
@@ -194,7 +195,7 @@ def pretrain(options: dict) -> None:
 
     `fastfood pretrain --task glue/sst2 --vocabulary 4096 --layers 4 --out bert`
 
-    Each OUT/step-N is a model's folder for `--model`. Labels, validation and test rows are not
+    `--model` of other commands takes each OUT/step-N. Labels, validation and test rows are not
     used. Stop it at any time: the same command goes on where it stopped. Exit codes: 0 done, 1
     diverged, 2 bad input, 130 interrupted.
     """

@@ -1,5 +1,4 @@
-"""What a measurement depends on beside its settings: its data, its model and its device, looked at
-once before anything is trained."""
+"""Inspects the data, the model and the device of a measurement once, before anything is trained."""
 
 import hashlib
 from dataclasses import replace
@@ -12,7 +11,7 @@ from .plan import cell_trials
 def inspect(settings: Settings) -> Facts:
     """Loads the data and the base model once, and checks each method's d against the model.
 
-    Raises ValueError naming the argument; writes nothing.
+    Raises ValueError naming the argument that does not fit; writes nothing.
     """
     import torch
 
@@ -21,7 +20,7 @@ def inspect(settings: Settings) -> Facts:
 
     use_cache_without_network(settings)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        # A cluster's driver may have no GPU of its own.
+        # The driver of a cluster may have no GPU; its workers then have them.
         if settings.ray is None:
             raise ValueError(f"device: wanted a device of this machine, got {settings.device!r}")
     device = settings.device
@@ -53,9 +52,9 @@ def inspect(settings: Settings) -> Facts:
 
 
 def _check_dims(settings: Settings, facts: Facts, method: str) -> int | None:
-    """Builds a method's models of the least and the largest d; returns SAID's m, else None.
+    """Builds a method's models of the smallest and the largest d; returns m for SAID, else None.
 
-    Raises ValueError when one cannot be built.
+    Raises ValueError naming the setting if a model cannot be built.
     """
     from ..training.models import build_model
 

@@ -1,5 +1,5 @@
-"""Which trials a measurement consists of. The list is a pure function of the settings, of the facts
-and of the scores known so far, so that any number of drivers, and a resumed one, agree on what is
+"""Plans which trials a measurement consists of. The list is a pure function of the settings, of the
+facts and of the scores known so far, so all drivers of a study, also resumed ones, agree on what is
 to be done."""
 
 import math
@@ -16,17 +16,17 @@ from ..settings.trial import Facts, Score, Trial
 from .curves import LINE_SHARE, curve_points
 
 START, STRIDE = 1000, 8  # a bisection's first d, and the ratio of its steps until d90 is bracketed
-PRUNE_MARGIN = 0.1  # a trial this far behind another rate at half of its steps is hopeless
+PRUNE_MARGIN = 0.1  # a trial scoring this much less than another rate at half-time is stopped
 
 Known = Mapping[str, Score | None]  # by key; None for a trial that will have no score
 
 
 def trials(settings: Settings, facts: Facts, known: Known) -> list[Trial]:
     """All trials asked for so far in the order in which they run: full fine-tuning first, then
-    seed by seed every d, so that a run stopped early holds whole curves.
+    every d with the first seed, then with the next, so a study stopped early has whole curves.
 
-    `known` holds the scores of finished trials by key, and None for those that gave no score and
-    will not run again. A grid does not depend on it; a bisection grows with it.
+    `known` holds the scores of finished trials by key, and None for trials that ended without a
+    score and will not run again. A grid does not depend on it; a bisection grows with it.
     """
     seeds = range(settings.seeds)
     full = [
@@ -98,7 +98,7 @@ def cell_trials(
 
 
 def theta_rates(settings: Settings, d: int) -> tuple[float, ...]:
-    """The learning rates of theta to try at d: `lrs`, or multiples of d^-1/2 in two digits."""
+    """The learning rates of theta to try at d: `lrs`, or multiples of d^-1/2 to two digits."""
     if settings.lrs is not None:
         return tuple(sorted(set(settings.lrs)))
     factors = settings.lr_factors
@@ -109,9 +109,9 @@ def theta_rates(settings: Settings, d: int) -> tuple[float, ...]:
 
 
 def floor(settings: Settings, trial: Trial, asked: Sequence[Trial], known: Known) -> float | None:
-    """The validation score that a trial must have at half of its steps to go on: `PRUNE_MARGIN`
-    below the best that another rate of the same method, d and seed had there. None without
-    `prune` and where nothing is known yet."""
+    """The validation score that a trial needs at half of its steps to go on: the best that another
+    rate of the same method, d and seed had there, minus `PRUNE_MARGIN`. None if `prune` is off or
+    no such score is known yet."""
     if not settings.prune:
         return None
     cell = [other for other in asked if _cell_of(other) == _cell_of(trial)]
@@ -135,7 +135,7 @@ def _has_no_score(trial: Trial, known: Known) -> bool:
 
 
 def _without_pruned_rates(asked: list[Trial], known: Known) -> list[Trial]:
-    """A rate that was stopped at one seed cannot be chosen, so its other seeds need not run."""
+    """Leaves out the trials of rates that were stopped at another seed: these cannot be chosen."""
     stopped = {
         (*_cell_of(trial), trial.learning_rate) for trial in asked if _has_no_score(trial, known)
     }
@@ -147,14 +147,14 @@ def _without_pruned_rates(asked: list[Trial], known: Known) -> list[Trial]:
 
 
 def _mean(cell: list[Trial], known: Known) -> float | None:
-    """The mean test score of trials of one method and d at the best of their rates, None without
-    one; raises KeyError while some of them are not known yet."""
+    """The mean test score of the trials of one method and d at the best of their rates, or None if
+    none has a score. Raises KeyError if the result of a trial is not known yet."""
     points = curve_points(cell, [known[trial.key] for trial in cell])
     return points[0].mean if points else None
 
 
 def _line(full: list[Trial], known: Known) -> float | None:
-    """90 % of the full score, or None while full runs are missing or when none came through."""
+    """90 % of the full score, or None if full runs are missing or none of them has a score."""
     if not all(trial.key in known for trial in full):
         return None
     mean = _mean(full, known)
@@ -164,13 +164,13 @@ def _line(full: list[Trial], known: Known) -> float | None:
 def _bisection(
     settings: Settings, facts: Facts, method: str, line: float | None, known: Known
 ) -> list[int]:
-    """The values of d that the search for one method's d90 has come to so far, ascending."""
+    """The values of d that the search for one method's d90 has asked for so far, ascending."""
     if method in SIZED_METHODS or line is None:
         return []
     asked = []
 
     def reached(d: int) -> bool | None:
-        """Whether d's score is on the line; None while it is not known."""
+        """Whether the score at d reaches the line; None while it is not known."""
         asked.append(d)
         cell = [
             trial
@@ -192,10 +192,11 @@ def _bisection(
 def _bisect(
     least: int, largest: int, precision: float, reached: Callable[[int], bool | None]
 ) -> None:
-    """Brackets the smallest d that is reached by strides from START, then halves the bracket's
-    logarithm until its ends have the ratio `precision`; stops where `reached` says None."""
+    """Searches the smallest d that is `reached`: moves from START by factors of STRIDE until it is
+    bracketed, then tries the bracket's geometric mean until the ratio of its ends is at most
+    `precision`. Returns early where `reached` returns None."""
     d = min(max(START, least), largest)
-    low, high = None, None  # the largest d found below the line, the smallest found on it
+    low, high = None, None  # the largest d tried below the line, the smallest tried on it
     while True:
         on_the_line = reached(d)
         if on_the_line is None:

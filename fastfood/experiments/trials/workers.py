@@ -1,6 +1,6 @@
-"""Where trials run: worker processes of this machine, or Ray tasks of a cluster. Both take one
-trial a worker and give futures of `concurrent.futures`; a worker that dies takes along no trial
-but its own."""
+"""Runs trials in worker processes of this machine, or in Ray tasks of a cluster. In both, a worker
+runs one trial at a time, whose result is a future of `concurrent.futures`; if a worker dies, only
+its own trial is lost."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ from ..settings.measurement import Settings
 from ..settings.trial import Score, Trial
 from ..training.environment import environment
 
-LOOK_AGAIN = 5.0  # seconds between looks at the size of a cluster, which may grow
+LOOK_AGAIN = 5.0  # seconds after which a cluster's size is asked for again, as it may grow
 
 
 class Workers(Protocol):
@@ -32,39 +32,39 @@ class Workers(Protocol):
 def work(
     train: Callable, settings: Settings, trial: Trial, floor: float | None
 ) -> tuple[Score, dict]:
-    """Runs in a worker: the score of a trial and the environment it was computed in."""
+    """Runs in a worker; returns the score of a trial and the environment it was computed in."""
     return train(settings, trial, floor), environment()
 
 
 def worker_count(settings: Settings, device: str) -> int:
-    """The workers asked for; by default one on a GPU, else one a core but at most two."""
+    """The number of workers asked for; by default one on a GPU, else one per core, at most two."""
     if settings.workers is not None:
         return settings.workers
     return 1 if device.startswith("cuda") else min(2, len(os.sched_getaffinity(0)))
 
 
 def open_workers(settings: Settings, device: str) -> Workers:
-    """The workers that the settings ask for; raises ValueError when Ray is not to be had."""
+    """The workers that the settings ask for; raises ValueError if Ray cannot be used."""
     if settings.ray is None:
         return Processes(worker_count(settings, device), device)
     return RayTasks(settings.ray, settings.workers, settings.gpu_share, device)
 
 
 class _Spawning(multiprocessing.context.SpawnContext):
-    """Starts processes and remembers them, so that they can be told from those of others."""
+    """Starts processes and remembers them, so that no process of anyone else is ended."""
 
     def __init__(self) -> None:
         super().__init__()
         self.started: list[multiprocessing.context.SpawnProcess] = []
 
-    # In the base class this is a class, which pools call as they call this method.
+    # The base class has a class of this name here; pools call this method in the same way.
     def Process(self, *arguments: Any, **options: Any):  # type: ignore[override]
         self.started.append(multiprocessing.context.SpawnProcess(*arguments, **options))
         return self.started[-1]
 
 
 class Processes:
-    """`count` processes, each started when it is first needed and again after it died."""
+    """`count` processes, each started when it is first needed and restarted after it died."""
 
     def __init__(self, count: int, device: str) -> None:
         self._device, self._context = device, _Spawning()
@@ -83,7 +83,7 @@ class Processes:
         try:
             try:
                 future = pool.submit(work, *arguments)
-            except BrokenProcessPool:  # it died while it had nothing to do
+            except BrokenProcessPool:  # the worker died while it was idle
                 pool = self._new_pool()
                 future = pool.submit(work, *arguments)
             self._busy[future] = pool
@@ -94,11 +94,11 @@ class Processes:
     def _new_pool(self) -> ProcessPoolExecutor:
         try:
             return ProcessPoolExecutor(1, self._context, _start_worker, (self._device,))
-        except OSError as error:  # which names no file
+        except OSError as error:  # its text does not name the folder
             raise OSError(f"wanted semaphores for the workers in /dev/shm, got {error}") from error
 
     def collect(self, future: Future) -> BaseException | None:
-        """Frees the worker of a future that is done; returns what the trial raised, if anything."""
+        """Frees the worker of a future that is done; returns the error of its trial, or None."""
         pool, error = self._busy.pop(future), future.exception()
         if isinstance(error, BrokenProcessPool):
             pool.shutdown(wait=False)
@@ -108,11 +108,11 @@ class Processes:
         return error
 
     def killed(self, error: BaseException) -> bool:
-        """Whether a trial ended because its worker died, and not by an error of its own."""
+        """Whether `error` means that the worker died, and not that the trial failed."""
         return isinstance(error, BrokenProcessPool)
 
     def close(self, stop: bool) -> None:
-        """Ends the workers; with `stop` without waiting for their trials."""
+        """Ends the workers, at once if `stop`, else when their trials have ended."""
         if stop:
             for process in self._context.started:
                 process.terminate()
@@ -122,7 +122,7 @@ class Processes:
 
 
 def _start_worker(device: str) -> None:
-    """Runs first in a worker: shows it one GPU at most, and ends it when its parent is killed."""
+    """Runs first in a worker: leaves it at most one visible GPU, and ends it if its parent dies."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     index = int(device.partition(":")[2] or 0)
     if device.startswith("cuda"):
@@ -130,7 +130,7 @@ def _start_worker(device: str) -> None:
         names = [name for name in visible.split(",") if name] or [str(i) for i in range(index + 1)]
         os.environ["CUDA_VISIBLE_DEVICES"] = names[index]
     parent = multiprocessing.parent_process()
-    assert parent is not None  # a worker has one
+    assert parent is not None  # this runs in a child process alone
 
     def end_with_parent() -> None:
         parent.join()
@@ -140,16 +140,17 @@ def _start_worker(device: str) -> None:
 
 
 class RayTasks:
-    """Tasks of one core each, and of `gpu_share` of a GPU on cuda, on all nodes of a cluster.
+    """Tasks on all nodes of a cluster; each takes one core, and on cuda `gpu_share` of a GPU.
 
     `address` is local (a cluster of this process, which listens on loopback alone), auto (one that
-    runs on this machine) or HOST:PORT. `most` limits the tasks at a time. Raises ValueError
-    without the package ray, a cluster or a device.
+    runs on this machine) or HOST:PORT. `most` limits the number of tasks at a time. Raises
+    ValueError if the package ray is not installed, the cluster does not answer, or it has no room
+    for a task.
     """
 
     def __init__(self, address: str, most: int | None, gpu_share: float, device: str) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if address == "local":  # without this Ray takes an address that the network reaches
+        if address == "local":  # else Ray listens on an address that the network can reach
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray
@@ -186,19 +187,19 @@ class RayTasks:
         return future
 
     def collect(self, future: Future) -> BaseException | None:
-        """Frees the room of a future that is done; returns what the trial raised, if anything."""
+        """Frees the room of a future that is done; returns the error of its trial, or None."""
         del self._busy[future]
         error = future.exception()
         return error.cause if isinstance(error, self._ray.exceptions.RayTaskError) else error
 
     def killed(self, error: BaseException) -> bool:
-        """Whether a trial ended because its worker or node died, and not by an error of its own."""
+        """Whether `error` means that the worker or node died, and not that the trial failed."""
         kinds = self._ray.exceptions
         died = (kinds.WorkerCrashedError, kinds.NodeDiedError, kinds.LocalRayletDiedError)
         return isinstance(error, (*died, kinds.OutOfMemoryError, kinds.ObjectLostError))
 
     def close(self, stop: bool) -> None:
-        """Leaves the cluster; with `stop` its tasks are killed first."""
+        """Leaves the cluster; if `stop`, after killing the tasks."""
         for task in self._busy.values() if stop else ():
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
@@ -218,4 +219,4 @@ def _connect(ray, address: str) -> None:
         wanted = "local, auto where a cluster runs, or a cluster's HOST:PORT"
         raise ValueError(f"ray: wanted {wanted}, got {address!r} ({reason})") from error
     finally:
-        signal.signal(signal.SIGTERM, handler)  # ray.init puts its own in its place
+        signal.signal(signal.SIGTERM, handler)  # ray.init has replaced it
