@@ -220,9 +220,9 @@ def summarise(
     """The full score, the 90 % line, d90 by method, and remarks on what makes them doubtful.
 
     `unfinished` are the methods, "full" among them, that have runs to come; their d90s are marked
-    "so far", all of them where it is the full run. `majority` is the score of always giving the same
-    answer, and `trivial` what is called so. Where the full run does not beat it there is no line
-    and no d90: each method's value, low and high are None, and its text says why.
+    "so far", all of them where it is the full run. `majority` is the score of always giving the
+    same answer, which `trivial` names. Where the full run does not beat it there is no line and no
+    d90: each method's value, low and high are None, and its text says why.
     """
     full = next((point for point in points if point.method == "full"), None)
     if full is None:
