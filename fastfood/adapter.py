@@ -225,25 +225,25 @@ def _mismatch(model: Coordinates, header: dict, tensors: dict, name: str) -> str
     D = adapter.projection.D
     if header["D"] != D:
         return f"was trained on a model with D = {header['D']}, this one has D = {D}"
-    own = {"theta": adapter.theta}
+    vectors = {"theta": adapter.theta}
     if adapter.lambda_ is not None:
-        own["lambda_"] = adapter.lambda_
-    for key in sorted(own.keys() | tensors.keys()):
-        wanted, got = (list(x[key].shape) if key in x else None for x in (own, tensors))
+        vectors["lambda_"] = adapter.lambda_
+    for key in sorted(vectors.keys() | tensors.keys()):
+        wanted, got = (list(x[key].shape) if key in x else None for x in (vectors, tensors))
         if wanted != got:
             return f"{key}: wanted shape {wanted}, got {got}"
-        if not tensors[key].to(own[key].dtype).isfinite().all():
-            return f"{key}: wanted values that are finite in {own[key].dtype}, got others"
+        if not tensors[key].to(vectors[key].dtype).isfinite().all():
+            return f"{key}: wanted values that are finite in {vectors[key].dtype}, got others"
     return other_base(model, header["base"], name)
 
 
 def other_base(model: Coordinates, recorded: str, adapter: str | None = None) -> str | None:
     """How the base model differs from the one whose base_hash() was `recorded`, or None where it
     does not."""
-    found, wanted = base_hash(model, adapter).split("-"), recorded.split("-")
-    if found[0] != wanted[0]:
+    got, wanted = base_hash(model, adapter).split("-"), recorded.split("-")
+    if got[0] != wanted[0]:
         return "was trained on a model with other parameter names, shapes, types or groups"
-    if found != wanted:
+    if got != wanted:
         return (
             "was trained on other base weights: load the same checkpoint, and initialise a new "
             "head with the same seed as in training"

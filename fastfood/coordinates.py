@@ -60,16 +60,16 @@ class Adapter:
         """The groups of these tensors, in the order in which they come."""
         key = tuple([segment.index for segment in segments])
         if key not in self._groups:
-            found: dict[int, Group] = {}
+            by_number: dict[int, Group] = {}
             for place, index in enumerate(key):
                 laid = self.segments[index]
-                group = found.setdefault(laid.group, Group(laid.group, [], [], [], []))
+                group = by_number.setdefault(laid.group, Group(laid.group, [], [], [], []))
                 group.places.append(place)
                 group.starts.append(laid.start)
                 group.factors.append(laid.norm)
                 padded = 1 << (laid.numel - 1).bit_length()
                 group.released_factors.append(laid.norm / padded)
-            self._groups[key] = list(found.values())
+            self._groups[key] = list(by_number.values())
         return self._groups[key]
 
     def __getstate__(self):

@@ -225,8 +225,8 @@ class Structure:
         ]
         if self._dicts and self._found == self._now() and not resized:
             return
-        found = self._find(model)
-        names = {(found | self.places)[place] for place in found.keys() ^ self.places.keys()}
+        now = self._find(model)
+        names = {(now | self.places)[place] for place in now.keys() ^ self.places.keys()}
         names = names or set(resized)
         if names:
             raise RuntimeError(

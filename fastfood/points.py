@@ -134,16 +134,16 @@ class Point:
         if torch.cuda.is_current_stream_capturing():
             return False
         if self._seen is None:
-            found = torch.zeros((), dtype=torch.bool, pin_memory=True)
-            self._seen = found, torch.cuda.Event()
-        found, event = self._seen
+            differs = torch.zeros((), dtype=torch.bool, pin_memory=True)
+            self._seen = differs, torch.cuda.Event()
+        differs, event = self._seen
         if not event.query():
             return False
-        seen = bool(found)
+        seen = bool(differs)
         integers = torch.int64 if self.leaves[0].dtype == torch.float64 else torch.int32
         pairs = zip(self.leaves, self.values, strict=True)  # compared by bits: a NaN equals itself
         differ = [(p.detach().view(integers) != v.view(integers)).any() for p, v in pairs]
-        found.copy_(torch.stack(differ).any(), non_blocking=True)
+        differs.copy_(torch.stack(differ).any(), non_blocking=True)
         event.record()
         return seen
 
@@ -227,12 +227,12 @@ class Weights(torch.autograd.Function):
         if len(present) < len(gs):
             chosen = [[values[i] for i in present] for values in chosen]
         gs, starts, *factors = chosen
-        found: list[Tensor | None] = [None, None, None]
+        gradients: list[Tensor | None] = [None, None, None]
         with without_autocast(like.device.type):
-            for some in factors[: len(ctx.needs_input_grad) - len(found)]:
+            for some in factors[: len(ctx.needs_input_grad) - len(gradients)]:
                 z = point.adapter.projection.spread_gradient(gs, starts, some, like)
-                found.append(z)
-        return tuple(found)
+                gradients.append(z)
+        return tuple(gradients)
 
 
 class Origin:

@@ -298,16 +298,16 @@ class Streamed(Holder):
 
     def _sources(self, origin: Origin) -> list[Member | Large]:
         """Where the weights at a point come from, by the segments' index."""
-        found: dict[int, Member | Large] = {}
+        sources: dict[int, Member | Large] = {}
         shelf = Shelf()
         for stays, parts in ((True, self.small), (False, self.units)):
             for segments in parts:
                 unit = Unit(segments, origin, Shelf() if stays else shelf)
                 for place, segment in enumerate(segments):
-                    found[segment.index] = Member(segment, unit, place, stays)
+                    sources[segment.index] = Member(segment, unit, place, stays)
         for segment in self.large:
-            found[segment.index] = Large(segment, origin, shelf, marks_of([segment]))
-        return [found[segment.index] for segment in self.segments]
+            sources[segment.index] = Large(segment, origin, shelf, marks_of([segment]))
+        return [sources[segment.index] for segment in self.segments]
 
     def write(self, point: Point | None) -> None:
         """Makes modules see weights that will be made at the point, or theta_0 if it is None.

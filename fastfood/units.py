@@ -24,8 +24,8 @@ _BLOCK = re.compile(r"(?:.*\.)?\d+(?=\.)")  # a name up to its last all-digit co
 
 def parameters_of(segments: list[Segment], device: torch.device | None) -> list[Tensor]:
     """theta_0 of the segments, on the device or, for None, where it lies."""
-    found = [segment.parameter for segment in segments]
-    return [p.data if device in (None, p.device) else p.data.to(device) for p in found]
+    parameters = [segment.parameter for segment in segments]
+    return [p.data if device in (None, p.device) else p.data.to(device) for p in parameters]
 
 
 class Made(NamedTuple):
