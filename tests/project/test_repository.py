@@ -62,7 +62,7 @@ def test_the_tree_of_contributing_is_that_of_the_repository():
 
 def drawn(name):
     """{file: level} of a diagram in CONTRIBUTING."""
-    text = " ".join(block_after("CONTRIBUTING.md", "Arrows point"))
+    text = " ".join(block_after("CONTRIBUTING.md", "A file includes or imports"))
     chain = re.search(rf"\b{name}: (.*?)(?= \w+: |$)", text)[1]
     return {
         file.strip(): level
