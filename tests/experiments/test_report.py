@@ -286,6 +286,15 @@ def test_the_headline_of_a_series_says_whether_intervals_differ(tmp_path):
     assert "the intervals overlap, so no change is shown" in first
 
 
+def test_one_seed_shows_no_change(tmp_path):
+    record = write_study(tmp_path / "s", "figure2", measures_of("figure2", seeds=1))
+    (first, *_) = headline.headline(writer.gather(tmp_path / "s", record))
+    assert "one seed has no interval, so no change is shown" in first
+    record = write_study(tmp_path / "t", "table1", measures_of("table1", seeds=1))
+    (first, *_) = headline.headline(writer.gather(tmp_path / "t", record))
+    assert "in 0 of them by intervals that do not overlap" in first
+
+
 def test_the_headline_of_a_relation_is_a_rank_correlation(tmp_path):
     sentences = _headline(tmp_path / "s", "figure4")
     pattern = r"DID: over 6 measurements, the rank correlation of d90 and .* is [+−]\d\.\d\d\."

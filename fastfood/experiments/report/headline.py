@@ -106,6 +106,8 @@ def _verdict(first: D90, last: D90) -> str:
     """Whether the intervals of two d90s tell them apart."""
     if first.so_far or last.so_far:
         return "runs are missing, so no change is shown yet"
+    if not (first.has_interval and last.has_interval):
+        return "one seed has no interval, so no change is shown"
     if last.high < first.low:
         return "it falls, and the intervals do not overlap"
     if last.low > first.high:
@@ -180,7 +182,9 @@ def _say_table1(results: Results, d90s: list[Found]) -> list[str]:
     sentences = []
     if both:
         below = sum(said.value < did.value for said, did in both)
-        apart = sum(said.high < did.low for said, did in both)
+        apart = sum(
+            said.has_interval and did.has_interval and said.high < did.low for said, did in both
+        )
         so_far = " so far" if any(d90.so_far for pair in both for d90 in pair) else ""
         sentences.append(
             f"SAID has the smaller d90 in {below} of {len(both)} measurements{so_far}, in {apart} "

@@ -209,8 +209,13 @@ class Settings(TaskSettings):
 
     @property
     def model_name(self) -> str:
-        """What reports call the model."""
-        return _name_of_checkpoint(self.model, self.revision)
+        """What reports call the model: its name without the folder or owner before it, and its
+        revision after it; a checkpoint NAME/step-N of a pre-training with its NAME."""
+        if self.model is None:
+            return SMALL_VIT
+        parts = Path(self.model).parts or (self.model,)  # "." has none
+        name = " ".join(parts[-2:] if re.fullmatch(r"step-\d+", parts[-1]) else parts[-1:])
+        return name + (f"@{self.revision}" if self.revision else "")
 
 
 def read_settings(values: Mapping[str, object]) -> Settings:
@@ -241,13 +246,3 @@ def check(settings: Settings) -> None:
     """Raises ValueError unless the settings are complete, as those of every study are."""
     for name in (*TEXT_DEFAULTS, "metric", "out"):
         require(getattr(settings, name) is not None, name, "a value", None)
-
-
-def _name_of_checkpoint(model: str | None, revision: str | None) -> str:
-    """The model without the folder or owner before it, and its revision after it; a checkpoint
-    NAME/step-N of a pre-training with its NAME."""
-    if model is None:
-        return SMALL_VIT
-    parts = Path(model).parts or (model,)  # "." has none
-    name = " ".join(parts[-2:] if re.fullmatch(r"step-\d+", parts[-1]) else parts[-1:])
-    return name + (f"@{revision}" if revision else "")

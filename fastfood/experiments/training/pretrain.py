@@ -116,9 +116,10 @@ def _saver(pretraining, record, model, tokenizer, say) -> Callable[[int, list[fl
 
 def _trainer(pretraining: Pretraining, model, rows: list[dict], collate, save):
     import torch
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     from .masked import random_numbers
+    from .train import silent_trainer
 
     class Steps(TrainerCallback):
         def on_step_begin(self, args, state, control, **others):
@@ -133,7 +134,12 @@ def _trainer(pretraining: Pretraining, model, rows: list[dict], collate, save):
                 raise FloatingPointError(f"diverged at step {state.global_step}")
             save(state.global_step, losses)
 
-    arguments = TrainingArguments(
+    model.accepts_loss_kwargs = False  # the loss is the mean of a batch
+    return silent_trainer(
+        model,
+        rows,
+        collate,
+        callbacks=[Steps()],
         output_dir=str(Path(pretraining.out, RESUME)),
         max_steps=pretraining.checkpoints[-1],
         per_device_train_batch_size=pretraining.batch_size,
@@ -145,26 +151,11 @@ def _trainer(pretraining: Pretraining, model, rows: list[dict], collate, save):
         use_cpu=pretraining.device == "cpu",
         seed=pretraining.seed,
         data_seed=pretraining.seed,
-        remove_unused_columns=False,  # the collator returns exactly the model's arguments
         dataloader_pin_memory=torch.cuda.is_available() and pretraining.device != "cpu",
         logging_steps=1,
-        logging_nan_inf_filter=False,
         save_steps=RESUME_EVERY,
         save_total_limit=1,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
     )
-    model.accepts_loss_kwargs = False  # the loss is the mean of a batch
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        data_collator=collate,
-        train_dataset=rows,
-        callbacks=[Steps()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _last_state(folder: Path, before: int) -> str | None:

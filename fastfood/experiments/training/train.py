@@ -130,9 +130,11 @@ def _step_callback(act: Callable[[int], None]):
 def make_trainer(schedule: Schedule, groups: list[dict], task: Task, model: nn.Module):
     """A silent Trainer of a model on a task's training rows. `groups` are the optimizer's groups of
     parameters with their learning rates, which rise for `warmup` of the steps, then fall to 0."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
-    arguments = TrainingArguments(
+    trainer = silent_trainer(
+        model,
+        task.train,
+        task.collate,
+        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "weight_decay": 0.0}),
         output_dir=gettempdir(),  # it has to exist; nothing is written there
         max_steps=schedule.max_steps,
         per_device_train_batch_size=schedule.batch_size,
@@ -142,23 +144,41 @@ def make_trainer(schedule: Schedule, groups: list[dict], task: Task, model: nn.M
         use_cpu=schedule.device == "cpu",
         seed=schedule.seed,
         label_names=["labels"],
-        remove_unused_columns=False,  # the collator makes exactly what the model takes
         dataloader_pin_memory=schedule.device != "cpu",
         logging_strategy="no",
-        logging_nan_inf_filter=False,  # the filter would hide that a training diverged
         save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-    )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        data_collator=task.collate,
-        train_dataset=task.train,
-        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "weight_decay": 0.0}),
     )
     trainer.floating_point_ops = lambda inputs: 0  # counting them takes 4 % of a small model's step
+    return trainer
+
+
+def silent_trainer(
+    model: nn.Module,
+    rows: Sequence[dict],
+    collate: Callable,
+    optimizer_cls_and_kwargs: tuple | None = None,
+    callbacks: list | None = None,
+    **arguments,
+):
+    """A Trainer that prints and reports nothing, with further TrainingArguments; `collate` makes
+    exactly what the model takes."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            **arguments,
+            remove_unused_columns=False,
+            logging_nan_inf_filter=False,  # the filter would hide that a training diverged
+            report_to="none",
+            disable_tqdm=True,
+            log_level="error",
+        ),
+        data_collator=collate,
+        train_dataset=rows,
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        callbacks=callbacks,
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 

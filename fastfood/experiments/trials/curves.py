@@ -52,6 +52,7 @@ class D90:
     unstable: bool  # the interval is open on both sides
     text: str  # as a person reads it: "300 [300, 1000]", "<= 10", "> 3000 so far"
     so_far: bool = False  # runs are to come that could change it
+    has_interval: bool = False  # low and high are the value otherwise
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def d90(
     means = [np.mean(seeds) for seeds in scores]
     value = low = high = _as_count(float(first_reaching(dims, means, line)))
     text, unstable = describe(dims, value), False
-    if has_interval(scores, full):
+    has_interval = min(len(seeds) for seeds in (full, *scores)) > 1  # resampling needs two seeds
+    if has_interval:
         full_means = _resampled_means(rng, full)
         curve_means = np.stack([_resampled_means(rng, seeds) for seeds in scores], axis=1)
         values = first_reaching(dims, curve_means, LINE_SHARE * full_means)
@@ -188,12 +190,7 @@ def d90(
         text += f" [{describe(dims, low)}, {describe(dims, high)}]"
     text = f"unstable: {text}" if unstable else text
     text = f"{text} so far" if so_far else text
-    return D90(line, value, low, high, unstable, text, so_far)
-
-
-def has_interval(scores: Sequence[Sequence[float]], full: Sequence[float]) -> bool:
-    """Whether every d and the full run have the two seeds that resampling needs."""
-    return min(len(seeds) for seeds in (full, *scores)) > 1
+    return D90(line, value, low, high, unstable, text, so_far, has_interval)
 
 
 def _as_count(value: float) -> float:
@@ -253,7 +250,7 @@ def summarise(
         dims, scores = [point.d for point in curve], [point.test for point in curve]
         so_far = bool({"full", method} & set(unfinished))
         results[method] = d90(dims, scores, full.test, so_far)
-        single = single or not has_interval(scores, full.test)
+        single = single or not results[method].has_interval
     if len(full.seeds) == full.seeds_asked == 1:
         remarks.append("one seed: no interval")
     elif single:
