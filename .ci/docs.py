@@ -64,10 +64,8 @@ def broken_links(page: Path) -> list[str]:
     return broken
 
 
-for config in (
-    SaidConfig,
-    DidConfig,
-):  # PEFT's type hints name what only PEFT imports
+# PEFT's type hints name what only PEFT imports.
+for config in (SaidConfig, DidConfig):
     config.__init__.__annotations__ = typing.get_type_hints(config)
 for module in MODULES:
     importlib.import_module(module)  # warnings of other packages at their import are no errors
