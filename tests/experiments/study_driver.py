@@ -21,6 +21,11 @@ def facts(**changes):
     return Facts(**given | {"model_hash": "aa", "data_hash": "bb"} | changes)
 
 
+def scores_of(record):
+    """The scores of the complete trials by key."""
+    return {key: entry.score for key, entry in record.states().items() if entry.score is not None}
+
+
 def measures(folder, **changes):
     from fastfood.experiments.settings.measurement import Settings, complete
     from fastfood.experiments.settings.study import Measurement

@@ -56,7 +56,7 @@ def test_a_trial_is_kept_with_its_full_configuration(url, asked):
     assert all(row.value == 0.5 and row.state.name == "COMPLETE" for row in kept)
     assert [row.user_attrs["key"] for row in kept] == [trial.key for trial in asked]
     for reader in (record, open_record(url, "s")):
-        assert reader.known() == {trial.key: SCORE for trial in asked}
+        assert study_driver.scores_of(reader) == {trial.key: SCORE for trial in asked}
         entry = reader.states()[asked[3].key]
         assert entry.trial == asked[3] and entry.state == "complete" and entry.attempts == 1
         assert entry.environment["versions"]["torch"] and entry.environment["hardware"]["cores"]
@@ -69,7 +69,7 @@ def test_a_claimed_trial_is_not_claimed_again_and_a_finished_one_neither(url, as
     assert second.claim(asked[0]) is None and second.state(key, False) == "running"
     assert first.claim(asked[0]) is None
     assert first.finish(number, SCORE) and second.claim(asked[0]) is None
-    assert second.known() == {key: SCORE} and second.claim(asked[1]) is not None
+    assert study_driver.scores_of(second) == {key: SCORE} and second.claim(asked[1]) is not None
     assert len(_rows(url)) == 2  # whoever saw it taken wrote nothing
 
 
@@ -94,12 +94,15 @@ def test_a_failed_trial_has_no_score_and_is_open_at_the_next_start_only(url, ask
     record, key = open_record(url, "s"), asked[0].key
     record.fail(record.claim(asked[0]), "RuntimeError: broken")
     assert record.claim(asked[0]) is None and record.state(key, False) == "failed"
-    assert record.known() == record.decided(True) == {} and _rows(url)[0].values is None
+    assert (
+        study_driver.scores_of(record) == record.decided(True) == {}
+        and _rows(url)[0].values is None
+    )
     later = open_record(url, "s")
     assert later.states()[key].state == "failed"
     assert later.states()[key].error == "RuntimeError: broken"
     assert later.finish(later.claim(asked[0]), SCORE) and later.states()[key].attempts == 2
-    assert later.known() == {key: SCORE} and later.states()[key].error is None
+    assert study_driver.scores_of(later) == {key: SCORE} and later.states()[key].error is None
 
 
 def test_a_trial_that_fails_elsewhere_after_this_start_is_closed(url, asked):
@@ -116,7 +119,7 @@ def test_diverged_trials_never_run_again_and_pruned_ones_without_pruning_only(ur
     record.prune(record.claim(asked[1], prune=True), 0.25, 150)
     diverged, pruned = (trial.key for trial in asked[:2])
     for later in (record, open_record(url, "s")):
-        assert later.known() == {} and later.decided(False) == {diverged: None}
+        assert study_driver.scores_of(later) == {} and later.decided(False) == {diverged: None}
         assert later.decided(True) == {diverged: None, pruned: None}
         assert later.states()[diverged].state == "diverged" and later.claim(asked[0]) is None
         entry = later.states()[pruned]
@@ -135,7 +138,7 @@ def test_a_killed_trial_is_open_at_once_and_three_times_at_most(url, asked):
         assert record.state(key, False) == "waiting"
         record.give_back(record.claim(asked[0]))
         assert record.states()[key].attempts == attempts
-    assert record.claim(asked[0]) is None and record.known() == {}
+    assert record.claim(asked[0]) is None and study_driver.scores_of(record) == {}
     entry = record.states()[key]
     assert entry.state == "failed" and entry.error == "the worker was killed 3 times"
     assert open_record(url, "s").claim(asked[0]) is not None
@@ -194,7 +197,11 @@ def test_a_driver_that_was_taken_for_dead_records_its_result_once_or_not_at_all(
     assert [asleep.finish(number, SCORE) for number in numbers] == [True, False]
     other.read()
     keys = [trial.key for trial in asked[:2]]
-    assert other.known() == asleep.known() == {keys[0]: SCORE, keys[1]: replace(SCORE, test=0.75)}
+    assert (
+        study_driver.scores_of(other)
+        == study_driver.scores_of(asleep)
+        == {keys[0]: SCORE, keys[1]: replace(SCORE, test=0.75)}
+    )
     assert [row.state.name for row in _rows(url)].count("COMPLETE") == 2
 
 
@@ -205,7 +212,7 @@ def test_studies_of_one_database_do_not_mix(url, asked):
     assert number is not None and len(second.states()) == 1
     assert second.finish(number, replace(SCORE, test=0.75))
     first.read()
-    assert first.known() == {asked[0].key: SCORE}
+    assert study_driver.scores_of(first) == {asked[0].key: SCORE}
 
 
 def test_a_damaged_database_is_refused(tmp_path):
@@ -214,7 +221,7 @@ def test_a_damaged_database_is_refused(tmp_path):
     with pytest.raises(ValueError, match="^storage: wanted an Optuna database at sqlite:.*got "):
         open_record(sqlite_url(path), "s")
     path.unlink()
-    assert open_record(sqlite_url(path), "s").known() == {} and path.exists()
+    assert open_record(sqlite_url(path), "s").states() == {} and path.exists()
 
 
 def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
@@ -263,7 +270,7 @@ def test_rows_of_other_versions_are_read(url, asked, tmp_path):
         _execute(tmp_path, f"update trial_user_attributes set value_json = {change} "
                            "where key in ('config', 'result')")  # fmt: skip
         later = open_record(url, "s")
-        assert later.known() == {asked[0].key: SCORE}
+        assert study_driver.scores_of(later) == {asked[0].key: SCORE}
         assert later.states()[asked[0].key].trial == asked[0]
 
 

@@ -48,7 +48,9 @@ def test_a_study_runs_each_trial_once_and_a_resumed_one_only_what_is_missing(stu
     assert all(event[4].endswith("%") for event in events[1:])
     failed, events, record = drive()
     assert failed == 0 and events[0] == (5, TRIALS, None, None, "")
-    assert len(names(study)) == len(set(names(study))) == TRIALS == len(record.known())
+    assert (
+        len(names(study)) == len(set(names(study))) == TRIALS == len(study_driver.scores_of(record))
+    )
     failed, events, record = drive()
     assert failed == 0 and events == [(TRIALS, TRIALS, None, None, "")]
     assert len(names(study)) == TRIALS
@@ -64,8 +66,8 @@ def test_measures_share_the_trials_that_agree(study, drive):
 def test_a_bisection_grows_until_its_end_and_another_start_adds_nothing(study, drive):
     given = measures(study, search="bisect", bracket=(10, 4000), lrs=(0.1,), seeds=1)
     _, events, record = drive(given=given)
-    asked = plan.trials(given[0].settings, given[0].facts, record.known())
-    assert {trial.key for trial in asked} == set(record.known())
+    asked = plan.trials(given[0].settings, given[0].facts, study_driver.scores_of(record))
+    assert {trial.key for trial in asked} == set(study_driver.scores_of(record))
     tried = sorted({trial.d for trial in asked if trial.method == "did"})
     assert len(tried) > 4 and tried[0] < 270 < tried[-1]  # 0.95 d / (d + 30) is 0.855 at 270
     assert len(names(study)) == len(set(names(study))) == len(asked)
@@ -76,14 +78,17 @@ def test_a_bisection_grows_until_its_end_and_another_start_adds_nothing(study, d
 def test_failed_trials_run_again_at_the_next_start_and_diverged_ones_never(study, drive):
     behave(study, fail="said-100-0.2", diverge="did-10-0.1")
     failed, events, record = drive()
-    assert failed == 2 and len(record.known()) == TRIALS - 4
+    assert failed == 2 and len(study_driver.scores_of(record)) == TRIALS - 4
     told = [event[4] for event in events if event[4].startswith("failed")]
     assert told.count("failed: RuntimeError: this trial fails") == 2
     assert told.count("failed: FloatingPointError: diverged: the loss is nan") == 2
     behave(study)
     failed, events, record = drive()
     assert failed == 0 and len(names(study)) == TRIALS + 2
-    assert len(record.known()) == TRIALS - 2 and events[0][:2] == (TRIALS - 2, TRIALS)
+    assert len(study_driver.scores_of(record)) == TRIALS - 2 and events[0][:2] == (
+        TRIALS - 2,
+        TRIALS,
+    )
 
 
 def test_pruned_trials_have_no_score_and_stop_their_rate(study, drive):
@@ -96,7 +101,7 @@ def test_pruned_trials_have_no_score_and_stop_their_rate(study, drive):
     assert "pruned" in [event[4] for event in events] and events[-1][:2] == (TRIALS - 1, TRIALS - 1)
     behave(study)
     failed, events, record = drive()  # without pruning they are missing
-    assert failed == 0 and len(record.known()) == TRIALS
+    assert failed == 0 and len(study_driver.scores_of(record)) == TRIALS
     assert len(names(study)) == TRIALS + 1
 
 
@@ -122,7 +127,7 @@ def test_a_trial_whose_worker_dies_is_tried_three_times(study, drive):
         return result
 
     failed, events, record = drive(train=train)
-    assert failed == 1 and len(record.known()) == TRIALS - 1
+    assert failed == 1 and len(study_driver.scores_of(record)) == TRIALS - 1
     assert names(study).count("did-10-0.1-0") == 3 and names(study).count("said-10-0.1-0") == 2
     told = [event[4] for event in events]
     assert told.count("killed") == 4 and "failed: the worker was killed 3 times" in told
@@ -147,7 +152,7 @@ def test_a_driver_waits_for_trials_of_others_and_takes_over_what_they_leave(stud
     record = open_record(url, "made up", 60)
     record.read = look
     failed, events, _ = drive(record=record)
-    assert failed == 1 and len(record.known()) == TRIALS - 1
+    assert failed == 1 and len(study_driver.scores_of(record)) == TRIALS - 1
     assert sorted(names(study)) == sorted(map(name_of, asked[2:]))
     assert events[-1][:2] == (TRIALS, TRIALS) and len(events) == TRIALS + 1
 

@@ -15,7 +15,7 @@ from ..settings.study import Measurement
 from ..settings.trial import Facts, Score, Trial, TrialState
 from ..trials.curves import Point, Summary, curve_points, summarise
 from ..trials.folder import Description
-from ..trials.plan import trials
+from ..trials.plan import Known, trials
 
 FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in (Trial, Score)}
 
@@ -88,31 +88,34 @@ class Results:
 def collect(description: Description, record) -> Results:
     """The results of the study that `description` describes, from its record as it was last read.
     Infinite d90s are math.inf here and null in results.json."""
-    measures, rows = [], []
+    measures, rows, entries = [], [], record.states()
+    decided = {prune: record.decided(prune) for prune in (False, True)}
     for described in description.measures:
-        measured, measure_rows = _measure_results(described.measurement(), record)
+        known = decided[described.settings.prune]
+        measured, measure_rows = _measure_results(described.measurement(), entries, known)
         measures.append(measured)
         rows += measure_rows
     return Results(
         **description.model_dump(exclude={"measures", "pretrainings"}),
         written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         git_commit=_git_commit(),
-        environments=_environments(rows, record.states()),
+        environments=_environments(rows, entries),
         progress=_total([measure.progress for measure in measures]),
         measures=measures,
         trials=rows,
     )
 
 
-def _measure_results(measurement: Measurement, record) -> tuple[MeasureResults, list[dict]]:
-    """The results of one measurement, and a row for each of its trials."""
+def _measure_results(
+    measurement: Measurement, entries: dict, known: Known
+) -> tuple[MeasureResults, list[dict]]:
+    """The results of one measurement, and a row for each of its trials, from what the record has:
+    `entries` by key, and the scores that are `known` as the plan wants them."""
     settings, facts = measurement.settings, measurement.known_facts
-    known, entries = record.known(), record.states()
-    decided = record.decided(settings.prune)
-    asked = trials(settings, facts, decided)
+    asked = trials(settings, facts, known)
     keys = [trial.key for trial in asked]
     scores = [known.get(key) for key in keys]
-    to_come = [key not in decided for key in keys]
+    to_come = [key not in known for key in keys]
     rows = [
         {"key": key, "measure": measurement.label, "state": _state(entries.get(key))}
         | _flat(trial)

@@ -63,7 +63,7 @@ def open_record(url: str, name: str, heartbeat: int | None = None) -> "Record":
 
 class Record:
     """An open study. `claim`, `finish`, `fail`, `prune`, `give_back`, `free_stale` write; `read`
-    takes in what others wrote; `known`, `decided`, `states` and `state` ask no database.
+    takes in what others wrote; `decided`, `states` and `state` ask no database.
 
     A thread of the driver may call `beat`; all else is for one thread.
     """
@@ -141,13 +141,9 @@ class Record:
             self._environments = self._ask(lambda: self._study.user_attrs)
         return self._environments.get(name, {})
 
-    def known(self) -> dict[str, Score]:
-        """The scores of the complete trials by key."""
-        return {key: entry.score for key, entry in self._entries.items() if entry.score is not None}
-
     def decided(self, prune: bool) -> dict[str, Score | None]:
-        """`known`, and None for the trials that gave no score and will not run again: those that
-        diverged, and with `prune` also the pruned ones."""
+        """The scores of the complete trials by key, and None for the trials that gave no score and
+        will not run again: those that diverged, and with `prune` also the pruned ones."""
         final = (TrialState.COMPLETE, TrialState.DIVERGED, *[TrialState.PRUNED] * prune)
         return {key: entry.score for key, entry in self._entries.items() if entry.state in final}
 
