@@ -1,8 +1,10 @@
-"""Bounds on the risk of a classifier that is described by a short message, as functions of numbers.
+"""Bounds on the risk of a model that is described by a short message, as functions of numbers.
 
-The risk R is the probability of a wrong answer on a new row. The classifier answers k of m training
-rows wrongly, which were drawn independently from the same distribution. It is described by a
-message in a prefix code that was fixed before the rows were seen. A message of b bits has the prior
+The risk R of a classifier is the probability of a wrong answer on a new row. It answers k of m
+training rows wrongly, which were drawn independently from the same distribution. For any loss in
+[0, 1], R is the expected loss on a new row, and the mean loss on the m rows takes the place of
+k / m; the functions whose names end in "mean" are for that. The model is described by a message in
+a prefix code that was fixed before the rows were seen. A message of b bits has the prior
 probability 2^-b, and a posterior that is concentrated on it has the divergence KL = b ln 2 from the
 prior. Every bound below holds for all messages at once with probability 1 - delta over the rows, so
 it stays valid whatever was tried on the rows, as long as the message describes the result.
@@ -50,7 +52,14 @@ def finite_hypothesis(m: int, k: int, kl: float, delta: float) -> float:
     """R <= k / m + sqrt((KL + ln(1 / delta)) / (2 m)): Hoeffding's inequality and a union over the
     messages (Langford, 2005, section 4; Blumer et al., 1987, Occam's razor)."""
     _check(m, k, kl, delta)
-    return min(1.0, k / m + math.sqrt((kl - math.log(delta)) / (2 * m)))
+    return finite_hypothesis_mean(m, k / m, kl, delta)
+
+
+def finite_hypothesis_mean(m: int, mean: float, kl: float, delta: float) -> float:
+    """finite_hypothesis() for a mean loss in place of k / m. Hoeffding (1963, Theorem 2) proves it
+    for independent variables in [0, 1], which need not be 0 or 1."""
+    _check_mean(m, mean, kl, delta)
+    return min(1.0, mean + math.sqrt((kl - math.log(delta)) / (2 * m)))
 
 
 def kl_inverse(m: int, k: int, kl: float, delta: float) -> float:
@@ -63,10 +72,40 @@ def kl_inverse(m: int, k: int, kl: float, delta: float) -> float:
     enough.
     """
     _check(m, k, kl, delta)
-    share, most = k / m, (kl - math.log(delta)) / m
-    if k == 0:
+    return kl_inverse_mean(m, k / m, kl, delta)
+
+
+def kl_inverse_mean(m: int, mean: float, kl: float, delta: float) -> float:
+    """kl_inverse() for a mean loss in place of k / m: the largest R with
+    kl(mean || R) <= (KL + ln(1 / delta)) / m.
+
+    Chernoff's inequality P[mean <= q] <= exp(-m kl(q || R)) for q <= R holds for all independent
+    variables in [0, 1] (Hoeffding, 1963, Theorem 1): exp is convex, so no variable of a given mean
+    has a larger moment generating function than the one that is 0 or 1.
+    """
+    _check_mean(m, mean, kl, delta)
+    most = (kl - math.log(delta)) / m
+    if mean == 0:
         return -math.expm1(-most)
-    return _largest(lambda risk: binary_kl(share, risk) <= most, share)
+    return _largest(lambda risk: binary_kl(mean, risk) <= most, mean)
+
+
+def empirical_bernstein_mean(
+    m: int, mean: float, variance: float, kl: float, delta: float
+) -> float:
+    """R <= mean + sqrt(2 v L / m) + 7 L / (3 (m - 1)) with L = KL + ln(2 / delta), where v is the
+    variance of the m losses with the divisor m - 1; 1 for a single row.
+
+    Maurer and Pontil (2009, Theorem 4) and a union over the messages. It is below the kl-inverse
+    where losses vary little and rows are many for the bits.
+    """
+    _check_mean(m, mean, kl, delta)
+    if not variance >= 0:
+        raise ValueError(f"variance: wanted at least 0, got {variance!r}")
+    if m == 1:
+        return 1.0
+    log = kl + math.log(2 / delta)
+    return min(1.0, mean + math.sqrt(2 * variance * log / m) + 7 * log / (3 * (m - 1)))
 
 
 def binomial_tail(m: int, k: int, kl: float, delta: float) -> float:
@@ -212,10 +251,16 @@ def _largest(allowed, low: float) -> float:
 
 
 def _check(m: int, k: int, kl: float, delta: float) -> None:
-    if not (isinstance(m, int) and m >= 1):
-        raise ValueError(f"m: wanted a whole number of rows of at least 1, got {m!r}")
+    _check_mean(m, 0.0, kl, delta)
     if not (isinstance(k, int) and 0 <= k <= m):
         raise ValueError(f"k: wanted a whole number of errors in 0..{m}, got {k!r}")
+
+
+def _check_mean(m: int, mean: float, kl: float, delta: float) -> None:
+    if not (isinstance(m, int) and m >= 1):
+        raise ValueError(f"m: wanted a whole number of rows of at least 1, got {m!r}")
+    if not 0 <= mean <= 1:
+        raise ValueError(f"mean: wanted a mean loss in [0, 1], got {mean!r}")
     if not (kl >= 0 and math.isfinite(kl)):
         raise ValueError(f"kl: wanted a finite number of at least 0, got {kl!r}")
     if not 0 < delta < 1:
