@@ -20,6 +20,7 @@ from fastfood.experiments.bound.formulas import (
 from fastfood.experiments.bound.tokens import (
     ALPHA_BITS,
     ALPHAS,
+    Tokens,
     best_smoothing,
     interval,
     row_losses,
@@ -29,10 +30,10 @@ from fastfood.experiments.bound.tokens import (
 NAMES = ["finite hypothesis", "kl-inverse", "empirical Bernstein"]
 
 
-def rows_of(*rows):
-    """ln p of all tokens and the lengths, from rows of probabilities."""
+def tokens_of(vocabulary, *rows):
+    """Tokens from rows of probabilities."""
     p = torch.tensor([p for row in rows for p in row], dtype=torch.float64)
-    return p.log(), torch.tensor([len(row) for row in rows])
+    return Tokens(p.log(), torch.tensor([len(row) for row in rows]), vocabulary)
 
 
 # values worked out by hand
@@ -45,10 +46,10 @@ def test_losses_by_hand():
     assert high == 3.0  # p = 0: 1/8
     assert high - low == pytest.approx(math.log2(5), rel=1e-14)  # log2(1 + (1/2) 4 / (1/2))
     # p = 1 and p = 1/4: (log2(8/5) + 2) / 2; p = 0: 3
-    losses = row_losses(*rows_of([1, 0.25], [0]), 0.5, 4)
+    losses = row_losses(tokens_of(4, [1, 0.25], [0]), 0.5)
     assert losses.tolist() == pytest.approx([(math.log2(1.6) + 2) / 2, 3], rel=1e-14)
     # V = 8, alpha = 1/8, p = 1/8: uniform guessing stays uniform at every alpha
-    assert row_losses(*rows_of([1 / 8] * 3), 1 / 8, 8).tolist() == pytest.approx([3], rel=1e-14)
+    assert row_losses(tokens_of(8, [1 / 8] * 3), 1 / 8).tolist() == pytest.approx([3], rel=1e-14)
 
 
 def test_bounds_by_hand():
@@ -111,7 +112,7 @@ def _kl_inverse_by_its_dual(mean, most):
 def test_agrees_with_another_way(rows, index, vocabulary, bits, delta):
     alpha, m = ALPHAS[index], len(rows)
     losses = _smoothed_in_a_loop(rows, alpha, vocabulary)
-    assert row_losses(*rows_of(*rows), alpha, vocabulary).tolist() == pytest.approx(losses)
+    assert row_losses(tokens_of(vocabulary, *rows), alpha).tolist() == pytest.approx(losses)
     mean, variance = float(np.mean(losses)), float(np.var(losses, ddof=1))
     low, width = (
         -math.log2(1 - alpha + alpha / vocabulary),
@@ -141,16 +142,16 @@ def test_a_share_of_errors_is_a_mean_loss():
 def test_the_alpha_of_the_least_bound_is_chosen():
     generator = torch.Generator().manual_seed(0)
     log_p = -3 * torch.rand(900, generator=generator)
-    lengths = torch.tensor([2, 1, 3] * 150)
-    found = best_smoothing(450, log_p, lengths, 1000, 40, 0.05)
+    tokens = Tokens(log_p, torch.tensor([2, 1, 3] * 150), 1000)
+    found = best_smoothing(450, tokens, 40, 0.05)
     least = []
     for alpha in ALPHAS:
-        losses = row_losses(log_p, lengths, alpha, 1000)
+        losses = row_losses(tokens, alpha)
         numbers = losses.mean().item(), losses.var().item()
         least.append(min(token_bounds(450, *numbers, alpha, 1000, 40, 0.05).values()))
     assert found.index == int(np.argmin(least)) and found.bounds[found.best] == min(least)
     assert 0 < found.index < len(ALPHAS) - 1 and found.alpha == ALPHAS[found.index]
-    assert found.mean == row_losses(log_p, lengths, found.alpha, 1000).mean().item()
+    assert found.mean == row_losses(tokens, found.alpha).mean().item()
 
 
 # limits
@@ -160,7 +161,7 @@ def test_all_smoothing_is_uniform_guessing_exactly():
     for vocabulary in (3, 1000, 32_000, 151_936):
         uniform = math.log2(vocabulary)
         assert interval(1, vocabulary) == (uniform, uniform)
-        assert row_losses(*rows_of([0.3, 0], [1]), 1, vocabulary).tolist() == [uniform, uniform]
+        assert row_losses(tokens_of(vocabulary, [0.3, 0], [1]), 1).tolist() == [uniform, uniform]
         bounds = token_bounds(10, uniform, 0.0, 1, vocabulary, 50, 0.05)
         assert bounds == dict.fromkeys(NAMES, uniform)
         nearly = token_bounds(10, uniform, 0.0, 1 - 1e-12, vocabulary, 50, 0.05)
@@ -174,8 +175,8 @@ def test_without_bits_and_rows_without_end_the_bounds_are_the_mean():
 
 def test_a_row_counts_once_whatever_its_length():
     # one token at 1 bit and three at 3 bits: the rows' mean is 2, the tokens' 2.5
-    losses = row_losses(*rows_of([0.5], [0.125] * 3), 1e-12, 8)
-    assert losses.mean().item() == pytest.approx(2)
+    losses = row_losses(tokens_of(8, [0.5], [0.125] * 3), 0)
+    assert losses.mean().item() == pytest.approx(2, rel=1e-14)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,7 +196,7 @@ def test_rounding_beyond_the_interval_is_no_error_and_more_is():
     assert token_bounds(10, high + 1e-12, 0.0, 0.1, 50, 0, 0.05)["kl-inverse"] == pytest.approx(
         high
     )
-    assert row_losses(torch.tensor([1e-7]), torch.tensor([1]), 0.1, 50).item() == low
+    assert row_losses(Tokens(torch.tensor([1e-7]), torch.tensor([1]), 50), 0.1).item() == low
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_impossible_numbers_are_refused(changes, name):
 )
 def test_impossible_rows_are_refused(log_p, lengths, name):
     with pytest.raises(ValueError, match=f"^{name}: wanted .*, got "):
-        row_losses(torch.tensor(log_p), torch.tensor(lengths), 0.1, 100)
+        row_losses(Tokens(torch.tensor(log_p), torch.tensor(lengths), 100), 0.1)
 
 
 def test_a_mean_outside_the_unit_interval_is_refused():
@@ -259,7 +260,7 @@ def _losses(alpha):
     for _ in range(MESSAGES):
         known = torch.tensor(rng.random(TYPES) < 0.5)
         log_p = torch.where(known, math.log(0.9), math.log(1e-10)).repeat_interleave(lengths)
-        tables.append(row_losses(log_p, lengths, alpha, VOCABULARY))
+        tables.append(row_losses(Tokens(log_p, lengths, VOCABULARY), alpha))
     return torch.stack(tables).numpy()
 
 

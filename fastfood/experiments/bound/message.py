@@ -9,6 +9,8 @@ from torch import Tensor
 from fastfood.layout import CHOICES, SubspaceConfig
 from fastfood.quantize import MAX_LEVELS, Quantized, decode, encode
 
+from .tokens import ALPHA_BITS, ALPHAS
+
 FLAGS = ("method", "normalization", "groups", "projection")  # one or two bits each
 
 _MOST_BITS = 64  # the longest whole number; a longer one means that the message is damaged
@@ -77,11 +79,7 @@ def decode_message(data: bytes) -> tuple[SubspaceConfig, Tensor, Tensor | None]:
     data: bytes of encode_message(). Raises ValueError with the reason if it cannot have made them.
     """
     reader = _Reader(_to_bits(data))
-    length = reader.number() - 1
-    padding = reader.left() - length
-    if not 0 <= padding < 8 or "1" in reader.bits[len(reader.bits) - padding :]:
-        raise ValueError(f"the message is damaged: wanted {length} bits, got {reader.left()}")
-    reader.bits = reader.bits[: len(reader.bits) - padding]
+    _cut(reader)
     settings = {}
     for name in FLAGS:
         settings[name] = CHOICES[name][int(reader.take(_width(name)), 2)]
@@ -96,6 +94,33 @@ def decode_message(data: bytes) -> tuple[SubspaceConfig, Tensor, Tensor | None]:
     book = _read_codebook(reader)
     theta = _quantized(d - m, book, reader.take(reader.left()))
     return config, theta.dequantize(), None if lambda_ is None else lambda_.dequantize()
+
+
+def with_alpha(message: Message, index: int) -> Message:
+    """The message with alpha's place in ALPHAS of tokens.py before it. All places take ALPHA_BITS
+    bits, so a prefix code stays one. Raises ValueError for a place that the grid has not."""
+    if not 0 <= index < len(ALPHAS):
+        raise ValueError(f"index: wanted a place in 0..{len(ALPHAS) - 1}, got {index}")
+    bits = f"{index:0{ALPHA_BITS}b}" + _to_bits(message.data)[: message.bits]
+    return Message(_to_bytes(bits), {"alpha": ALPHA_BITS} | message.ledger)
+
+
+def without_alpha(data: bytes) -> tuple[int, bytes]:
+    """alpha's place and the data of the message, as with_alpha() was given them. Raises ValueError
+    with the reason if it cannot have made `data`."""
+    reader = _Reader(_to_bits(data))
+    index = int(reader.take(ALPHA_BITS), 2)
+    _cut(reader)
+    return index, _to_bytes(reader.bits[ALPHA_BITS:])
+
+
+def _cut(reader: "_Reader") -> None:
+    """Reads the message's length and cuts off what fills up the last byte."""
+    length = reader.number() - 1
+    padding = reader.left() - length
+    if not 0 <= padding < 8 or "1" in reader.bits[len(reader.bits) - padding :]:
+        raise ValueError(f"the message is damaged: wanted {length} bits, got {reader.left()}")
+    reader.bits = reader.bits[: len(reader.bits) - padding]
 
 
 def elias_delta(number: int) -> str:

@@ -29,6 +29,18 @@ ALPHA_BITS = 5
 ALPHAS = tuple(2.0 ** (-i / 2) for i in range(1, 2**ALPHA_BITS + 1))  # 0.71 to 0.000015
 
 
+class Tokens(NamedTuple):
+    """What a model thinks of the completions of rows.
+
+    log_p: (tokens,), ln p of each token of each completion, one row after the other. lengths: (m,),
+    how many tokens each row has, at least 1. vocabulary: V, how many tokens p is spread over.
+    """
+
+    log_p: Tensor
+    lengths: Tensor
+    vocabulary: int
+
+
 class Smoothed(NamedTuple):
     """What a model's tokens promise at one alpha.
 
@@ -61,14 +73,14 @@ def interval(alpha: float, vocabulary: int) -> tuple[float, float]:
     return uniform - math.log2((1 - alpha) * vocabulary + alpha), uniform - math.log2(alpha)
 
 
-def row_losses(log_p: Tensor, lengths: Tensor, alpha: float, vocabulary: int) -> Tensor:
-    """The losses of rows in bits per token, (m,) in float64, under prediction smoothing.
+def row_losses(tokens: Tokens, alpha: float) -> Tensor:
+    """The losses of rows in bits per token, (m,) in float64, under prediction smoothing; without
+    it at alpha = 0, where they have no upper limit.
 
-    log_p: (tokens,), ln p of each token of each completion, one row after the other. lengths: (m,),
-    how many tokens each row has, at least 1. Raises ValueError if they do not fit, or if a ln p is
-    above 0 by more than rounding, or no number.
+    Raises ValueError if the lengths do not fit, or if a ln p is above 0 by more than rounding, or
+    no number.
     """
-    interval(alpha, vocabulary)
+    log_p, lengths, vocabulary = tokens
     if lengths.sum() != len(log_p) or (lengths < 1).any():
         got = f"{lengths.sum().item()} with the shortest of {lengths.min().item()}"
         raise ValueError(
@@ -76,8 +88,11 @@ def row_losses(log_p: Tensor, lengths: Tensor, alpha: float, vocabulary: int) ->
         )
     if not (log_p <= 1e-3).all():
         raise ValueError(f"log_p: wanted logarithms of probabilities, got {log_p.max().item()}")
-    p = log_p.double().clamp(max=0).exp()
-    losses = math.log2(vocabulary) - ((1 - alpha) * vocabulary * p + alpha).log2()
+    log_p = log_p.double().clamp(max=0)
+    losses = -log_p / math.log(2)
+    if alpha:
+        interval(alpha, vocabulary)
+        losses = math.log2(vocabulary) - ((1 - alpha) * vocabulary * log_p.exp() + alpha).log2()
     rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     sums = torch.zeros(len(lengths), dtype=torch.float64).index_add_(0, rows, losses)
     return sums / lengths
@@ -115,19 +130,17 @@ def token_bounds(
     return {name: low + width * bound for name, bound in shares.items()}
 
 
-def best_smoothing(
-    m: int, log_p: Tensor, lengths: Tensor, vocabulary: int, bits: float, delta: float
-) -> Smoothed:
+def best_smoothing(m: int, tokens: Tokens, bits: float, delta: float) -> Smoothed:
     """The alpha of ALPHAS at which the least bound is smallest, and its bounds for m rows.
 
-    log_p, lengths: as row_losses() takes them, of the m rows; those of a part of them tell which
-    message to choose, and bound nothing. bits: of the message, ALPHA_BITS of them for alpha.
+    tokens: of the m rows; those of a part of them tell which message to choose, and bound nothing.
+    bits: of the message, ALPHA_BITS of them for alpha.
     """
     tried = []
     for index, alpha in enumerate(ALPHAS):
-        losses = row_losses(log_p, lengths, alpha, vocabulary)
+        losses = row_losses(tokens, alpha)
         mean = losses.mean().item()
         variance = losses.var().item() if len(losses) > 1 else 0.0
-        bounds = token_bounds(m, mean, variance, alpha, vocabulary, bits, delta)
+        bounds = token_bounds(m, mean, variance, alpha, tokens.vocabulary, bits, delta)
         tried.append(Smoothed(index, mean, bounds, min(bounds, key=bounds.__getitem__)))
     return min(tried, key=lambda smoothed: smoothed.bounds[smoothed.best])
