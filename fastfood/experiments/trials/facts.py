@@ -15,8 +15,11 @@ def inspect(settings: Settings) -> Facts:
     """
     import torch
 
-    from ..data.tasks import load_task, use_cache_without_network
+    from ..data.checkpoints import use_cache_without_network
+    from ..data.tasks import load_task
+    from ..training.grpo import check_grpo
     from ..training.models import build_base, trained_counts
+    from ..training.rewards import check_reward, hash_reward
 
     use_cache_without_network(settings)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
@@ -27,6 +30,10 @@ def inspect(settings: Settings) -> Facts:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     task = load_task(settings)
+    if settings.objective == "grpo":
+        check_grpo(settings, task)
+    if settings.reward:
+        check_reward(settings.reward, task)
     base = build_base(settings, task.num_labels, seed=0)
     facts = Facts(
         device=device,
@@ -41,6 +48,7 @@ def inspect(settings: Settings) -> Facts:
         data_hash=task.data_hash,
         model_hash=_hash_parameters(base),
         counts=trained_counts(settings, task.num_labels, base),
+        reward_hash=hash_reward(settings.reward) if settings.reward else None,
     )
     del base
     scales = [
@@ -73,8 +81,10 @@ def _check_dims(settings: Settings, facts: Facts, method: str) -> int | None:
 
 
 def _hash_parameters(model) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().numpy())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -60,10 +60,12 @@ def cell_trials(
 ) -> list[Trial]:
     """The trials of one method, d and seed, one for each learning rate."""
     subspace = method in SUBSPACE_METHODS
+    has_new_head = not (subspace or method == "full" or settings.writes)
     if method == "full":
         rates = sorted(set(settings.full_lrs))
     else:
         rates = theta_rates(settings, d) if subspace else sorted(set(settings.peft_lrs))
+    language = _language_fields(settings, facts) if settings.writes else {}
     return [
         Trial(
             task=settings.task,
@@ -89,12 +91,25 @@ def cell_trials(
             size=size,
             normalization=settings.normalization if subspace else None,
             lambda_lr=settings.lambda_lr if method == "said" else None,
-            head=None if subspace or method == "full" else settings.head,
+            head=settings.head if has_new_head else None,
             seed=seed,
             learning_rate=rate,
+            weights=settings.weights if subspace and settings.weights != "resident" else None,
+            dtype=None if settings.dtype == "float32" else settings.dtype,
+            accumulation=None if settings.accumulation == 1 else settings.accumulation,
+            gradient_checkpointing=settings.gradient_checkpointing or None,
+            **language,
         )
         for rate in rates
     ]
+
+
+def _language_fields(settings: Settings, facts: Facts) -> dict:
+    """What a trial of a model that writes depends on besides."""
+    names = ("objective", "prompt_column", "completion_column", "messages_column", "answer")
+    names += ("reward", "max_new_tokens", "generations", "temperature", "beta")
+    fields = {name: getattr(settings, name) for name in names}
+    return fields | {"chat": settings.chat or None, "reward_hash": facts.reward_hash}
 
 
 def theta_rates(settings: Settings, d: int) -> tuple[float, ...]:
