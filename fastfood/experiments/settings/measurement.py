@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
+from .language import LanguageSettings
 from .metrics import METRICS
 from .options import (
     Count,
@@ -24,7 +25,7 @@ from .options import (
     whole_number,
 )
 from .sources import default_metric
-from .task import TASKS, Folder, MaxLength, TaskSettings, check_data, check_folder
+from .task import TASKS, Folder, MaxLength, check_data, check_folder
 
 SUBSPACE_METHODS = ("did", "said")
 SIZED_METHODS = ("lora", "vera", "tinylora")  # their d follows from a rank or a length
@@ -74,7 +75,7 @@ Storage = Annotated[
 ]
 
 
-class Settings(TaskSettings):
+class Settings(LanguageSettings):
     """Everything that a measurement depends on; `None` means a default that `complete` fills in."""
 
     metric: Literal[tuple(METRICS)] | None = option(
@@ -183,8 +184,8 @@ class Settings(TaskSettings):
     @model_validator(mode="after")
     def _the_metric_is_of_labels_as_the_task_has_them(self) -> Self:
         if self.task in TASKS and self.metric is not None:
-            of_numbers = METRICS[default_metric(self.task)].of_numbers
-            names = [name for name, metric in METRICS.items() if metric.of_numbers == of_numbers]
+            kind = "texts" if self.writes else METRICS[default_metric(self.task)].of
+            names = [name for name, metric in METRICS.items() if metric.of == kind]
             text = f"{', '.join(names[:-1])} or {names[-1]} for the task {self.task}"
             require(self.metric in names, "metric", text, self.metric)
         return self

@@ -78,12 +78,13 @@ class Facts:
     num_labels: int
     splits: dict[str, str]  # part: where its rows came from
     sizes: dict[str, int]  # part: its rows
-    majority: float  # the best test score of always giving the same answer
+    majority: float | None  # the best test score of always giving the same answer
     overlap: int  # test rows whose texts are also a training row's
     contamination: list[str]  # what is known of the model's own training on this task
     data_hash: str
     model_hash: str
     counts: dict[str, dict[str, int]]  # method: size: numbers that it trains
+    unilora: tuple[int, int] | None = None  # the least and the largest d of Uni-LoRA
 
 
 @dataclass(frozen=True)
