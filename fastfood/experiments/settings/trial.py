@@ -100,6 +100,7 @@ class Facts:
     data_hash: str
     model_hash: str
     counts: dict[str, dict[str, int]]  # method: size: numbers that it trains
+    unilora: tuple[int, int] | None = None  # the least and the largest d of Uni-LoRA
     reward_hash: str | None = None  # of the source of the reward function
 
 

@@ -226,12 +226,18 @@ def _adapter_config(base: nn.Module, trial: Trial):
     raise ValueError(f"method: wanted {wanted}, got {trial.method!r}")
 
 
+def unilora_limits(base: nn.Module, head: str | None) -> tuple[int, int]:
+    """The least and the largest d of Uni-LoRA, in which the head counts where it is "inside"."""
+    inside = _numel(_head_parameters(base)) if head == "inside" else 0
+    return inside + 1, inside + UNILORA_RANK * _sides(base)
+
+
 def _unilora_length(base: nn.Module, trial: Trial) -> int:
-    head = _numel(_head_parameters(base)) if trial.head == "inside" else 0
-    most = head + UNILORA_RANK * _sides(base)
-    if not head < trial.d <= most:
+    least, most = unilora_limits(base, trial.head)
+    head = least - 1
+    if not least <= trial.d <= most:
         inside = f" and the head's {head} numbers count in it" if head else ""
-        wanted = f"from {head + 1} to {most}, since theta has at least 1 number{inside}"
+        wanted = f"from {least} to {most}, since theta has at least 1 number{inside}"
         raise ValueError(f"d: wanted {wanted}, got {trial.d}")
     return trial.d - head
 
