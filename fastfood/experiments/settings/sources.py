@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 PARTS = ("train", "validation", "test")
 
+# Texts to be completed, which `data/arithmetic.py` makes.
+ARITHMETIC = ("arithmetic", "arithmetic/spaced", "arithmetic/carryless", "arithmetic/plus1")
+
 
 class Source(NamedTuple):
     """A text data set: its name on the hub, its columns, and the names of its splits."""
