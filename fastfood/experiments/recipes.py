@@ -25,6 +25,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from .settings.language import OBJECTIVES
 from .settings.measurement import KINDS, Settings, complete, read_settings
 from .settings.options import is_plain, refusal, require
 from .settings.options import read as read_options
@@ -235,8 +236,10 @@ def _checkpoints(table: dict, pretrainings: list[Pretraining]) -> list[dict]:
 
 
 def _label(settings: Settings) -> str:
-    """The name of a measurement in the report: its model and task."""
-    return f"{settings.model_name}, {settings.task}"
+    """The name of a measurement in the report: its model and task, and how a model that writes is
+    trained."""
+    parts = settings.model_name, settings.task, OBJECTIVES[settings.objective]
+    return ", ".join(filter(None, parts))
 
 
 def _step_along_pretraining(varied: Mapping[str, object]) -> float | None:

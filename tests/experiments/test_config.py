@@ -44,7 +44,7 @@ OWN |= {"splits": ("train", "test")}
         ({**OWN, "splits": None}, "task: wanted one of .* or text_columns, label_column and"),
         ({**OWN, "text_columns": ("a", "b", "c")}, "text_columns: wanted one or two columns"),
         ({**OWN, "splits": tuple("abcd")}, "splits: wanted one, two or three names"),
-        ({**OWN, "metric": "bleu"}, "metric: wanted accuracy, .* or pearson_spearman, got 'bleu"),
+        ({**OWN, "metric": "bleu"}, "metric: wanted accuracy, .* or reward, got 'bleu"),
         ({"metric": "pearson"}, "metric: wanted accuracy, f1 or matthews for the task digits, got"),
         (
             {**TEXT, "task": "glue/stsb", "metric": "accuracy"},
@@ -143,7 +143,11 @@ def test_defaults_come_from_the_task():
 
 
 def test_every_task_has_its_metric():
-    by_name = {name: complete(Settings(task=name, model="any")).metric for name in SOURCES}
+    objectives = {name: "sft" if source.written else "classify" for name, source in SOURCES.items()}
+    by_name = {
+        name: complete(Settings(task=name, objective=objective, model="any")).metric
+        for name, objective in objectives.items()
+    }
     assert by_name == {
         "glue/cola": "matthews",
         "glue/sst2": "accuracy",
@@ -156,6 +160,7 @@ def test_every_task_has_its_metric():
         "glue/wnli": "accuracy",
         "yelp_polarity": "accuracy",
         "anli": "accuracy",
+        "gsm8k": "exact",
     }
     assert complete(Settings()).metric == complete(Settings(**OWN)).metric == "accuracy"
     assert complete(Settings(**OWN, metric="spearman")).metric == "spearman"

@@ -1,14 +1,17 @@
-"""Tests of the statistics of scores: the choice of rates, d90 and its interval, and the words where
-there is no d90."""
+"""Tests of the statistics of scores: the choice of rates, d90 and its interval, the words where
+there is no d90, the base model's score, and scores as shares of a gain over it."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from trials import trial_of
 
 from fastfood.experiments.settings.metrics import METRICS
 from fastfood.experiments.settings.trial import Score
 from fastfood.experiments.trials import curves
+from fastfood.experiments.trials.gain import summarise_gain
 
 
 def test_d90_is_the_first_tested_d_that_reaches_the_line():
@@ -201,3 +204,123 @@ def test_a_metric_of_numbers_has_no_majority_class():
     points = curves.curve_points(trials, [score])
     summary = curves.summarise(points, 0.0, trivial=METRICS["pearson"].trivial)
     assert "does not beat the constant answer (0.0%)" in summary.remarks[0]
+
+
+# the base model's score in place of the majority class
+
+
+def _with_base(base=0.2, full=(1.0, 1.0), **curves_of):
+    """Points of the base model, the full run, and of methods {d: scores by seed}."""
+    runs = [("base", 0, (base,)), ("full", 5000, full)]
+    runs += [(method, d, scores) for method, curve in curves_of.items() for d, scores in curve]
+    runs = [(m, d, scores) for m, d, scores in runs if None not in scores]
+    trials = [_trial(m, d, seed=seed) for m, d, scores in runs for seed in range(len(scores))]
+    return curves.curve_points(trials, [Score(s, s) for _, _, scores in runs for s in scores])
+
+
+def test_the_line_lies_at_90_percent_of_the_gain_over_the_base_model():
+    points = _with_base(did=[(10, (0.91, 0.91)), (100, (0.93, 0.93))])
+    summary = curves.summarise(points, None, trivial="base model")
+    assert (summary.full, summary.base, summary.line) == (1.0, 0.2, pytest.approx(0.92))
+    assert set(summary.d90) == {"did"} and summary.d90["did"].text == "100 [100, 100]"
+    gain = "d90 is at 90 % of full fine-tuning's gain over the base model, "
+    assert summary.remarks == (gain + "20.0 % + 0.9 (100.0 % - 20.0 %)",)
+
+
+@pytest.mark.parametrize(("at_30", "interval"), [(0.78, (30, 100)), (0.75, (100, 100))])
+def test_every_resampled_full_run_has_its_own_line_above_the_base_model(at_30, interval):
+    # the lines are 0.77, 0.86 and 0.95 where the mean of two full runs is 0.8, 0.9 and 1
+    scores = [[0.5, 0.5], [at_30, at_30], [1.0, 1.0]]
+    result = curves.d90([10, 30, 100], scores, [0.8, 1.0], base=0.5)
+    assert result.line == pytest.approx(0.86) and result.value == 100
+    assert (result.low, result.high) == interval
+
+
+def test_a_base_model_that_scores_nothing_leaves_the_line_of_classes():
+    curve = [(10, (0.5, 0.7)), (30, (0.8, 0.9)), (100, (0.9, 0.95))]
+    points = _with_base(0.0, (0.97, 1.0), did=curve)
+    summary = curves.summarise(points, None, trivial="base model")
+    of_classes = curves.summarise(points[1:], 0.0)
+    assert summary.line == 0.9 * ((0.97 + 1.0) / 2) == of_classes.line
+    assert summary.d90 == of_classes.d90 and summary.remarks == of_classes.remarks == ()
+
+
+@pytest.mark.parametrize("base", [0.8, 0.85])
+def test_without_a_full_run_above_the_base_model_there_is_no_d90(base):
+    points = _with_base(base, (0.8,), did=[(10, (0.9,))])
+    summary = curves.summarise(points, None, trivial="base model")
+    assert summary.line is None and summary.d90["did"].value is None
+    assert summary.d90["did"].text == "none: the full run does not beat the base model"
+    assert f"(80.0%) does not beat the base model ({base:.1%})" in summary.remarks[0]
+
+
+def test_what_is_missing_for_a_line_is_said():
+    curve = [(10, (0.9,))]
+    summary = curves.summarise(_with_base(None, (1.0,), did=curve), None)
+    assert (summary.full, summary.line, summary.d90) == (1.0, None, {})
+    assert summary.remarks == ("the base model's score is missing",)
+    summary = curves.summarise(_with_base(0.2, (None,), did=curve), None)
+    assert (summary.full, summary.base, summary.d90) == (None, 0.2, {})
+    assert summary.remarks == ("the full runs are missing",)
+
+
+# shares of the gain
+
+
+def _loss_points(full=(-1.0, -1.2), base=-3.0, did=(-2.05, -1.2)):
+    """Points of a loss, whose validation scores are all lower by 1."""
+    runs = [("base", 0, base), *(("full", 5000, score) for score in full)]
+    runs += [("did", d, score) for d, score in zip((10, 100), did, strict=True)]
+    runs = [run for run in runs if run[2] is not None]
+    trials = [_trial(m, d, seed=i if m == "full" else 0) for i, (m, d, _) in enumerate(runs)]
+    return curves.curve_points(trials, [Score(score - 1, score) for *_, score in runs])
+
+
+def test_scores_become_shares_of_the_gain_part_by_part():
+    points = _loss_points()
+    points[2] = replace(points[2], validation=-3.0)  # the base model's is -4, the full run's -2.1
+    shares, summary = summarise_gain(points, (), "base model")
+    assert [point.mean for point in shares] == pytest.approx([0, 1, 0.5, 1.8 / 1.9])
+    assert shares[1].test == pytest.approx((2 / 1.9, 1.8 / 1.9))
+    assert [point.validation for point in shares] == pytest.approx([0, 1, 1 / 1.9, 1.8 / 1.9])
+    assert (summary.base, summary.full, summary.line) == (0, 1, pytest.approx(0.9))
+    assert summary.absolute == (-3.0, pytest.approx(-1.1)) and summary.d90["did"].value == 100
+
+
+def test_d90_is_the_same_of_scores_and_of_their_shares():
+    rng, dims = np.random.default_rng(0), [10, 30, 100]
+    for _ in range(20):
+        base, full = -3.0, tuple(rng.uniform(-1.5, -1, 3))
+        curve = [(d, tuple(rng.uniform(-2.5 + 0.5 * i, -1, 3))) for i, d in enumerate(dims)]
+        shares, summary = summarise_gain(_with_base(base, full, did=curve), (), "base model")
+        raw = curves.d90(dims, [scores for _, scores in curve], full, base=base)
+        found = summary.d90["did"]
+        assert (found.value, found.low, found.high) == (raw.value, raw.low, raw.high)
+        assert len(shares) == 5
+
+
+@pytest.mark.parametrize(
+    ("missing", "remark"),
+    [
+        ({"base": None}, "the base model's score is missing"),
+        ({"full": (None,)}, "the full runs are missing"),
+    ],
+)
+def test_no_share_is_shown_before_the_gain_is_known(missing, remark):
+    shares, summary = summarise_gain(_loss_points(**missing), ("did",), "base model")
+    assert shares == [] and summary == curves.Summary(None, None, {}, (remark,))
+
+
+@pytest.mark.parametrize("full", [-3.0, -3.5])
+def test_without_a_gain_there_are_no_shares_and_no_d90(full):
+    shares, summary = summarise_gain(_loss_points(full=(full,)), ("full",), "base model")
+    assert shares == [] and summary.line is None and summary.absolute == (-3.0, full)
+    assert summary.d90["did"].text == "none so far: the full run does not beat the base model"
+    assert summary.remarks[0].startswith("full fine-tuning does not beat the base model: there is")
+
+
+def test_a_gain_on_test_alone_leaves_shares_of_validation_open():
+    points = [replace(point, validation=-4.0) for point in _loss_points()]
+    shares, summary = summarise_gain(points, (), "base model")
+    assert all(math.isnan(point.validation) for point in shares)
+    assert summary.d90["did"].value == 100

@@ -207,7 +207,7 @@ def test_every_method_has_a_style_of_its_own():
     from fastfood.experiments.settings.measurement import METHODS
 
     styles = figures.STYLES
-    assert set(styles) == set(METHODS) and {"full", *METHODS} == set(display.METHOD_NAMES)
+    assert set(styles) == set(METHODS) and {"base", "full", *METHODS} == set(display.METHOD_NAMES)
     for part in ("color", "marker", "linestyle"):
         assert len({str(style[part]) for style in styles.values()}) == len(METHODS)
 

@@ -15,6 +15,7 @@ from fastfood.experiments.training.models import (
     trained_counts,
     trained_numbers,
 )
+from fastfood.experiments.trials.facts import inspect
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
 SMALL |= {"intermediate_size": 24}
@@ -182,6 +183,21 @@ def test_unilora_counts_the_head_or_not(model_folder, data):
             build_model(settings, trial_of("unilora", d=d, head=head), 2)
     with pytest.raises(ValueError, match="the head's 34 numbers count in it"):
         build_model(settings, trial_of("unilora", d=34, head="inside"), 2)
+
+
+def test_a_model_is_found_to_have_each_method_at_some_d(tmp_path):
+    methods = ("did", "said", "unilora")
+    given = {"out": str(tmp_path), "device": "cpu", "methods": methods, "max_steps": 1}
+    settings = complete(Settings(**given, dims=(1, 4, 5, 651, 100_000)))
+    found = inspect(settings)
+    base = build_base(settings, 10, seed=0)
+    layers = [m for m in base.modules() if isinstance(m, torch.nn.Linear)][:-1]
+    sides = sum(layer.in_features + layer.out_features for layer in layers)
+    assert found.m == 4 and found.unilora == (651, 650 + 4 * sides)
+    for method, dims in (("unilora", (1, 650)), ("said", (1, 4))):
+        settings = complete(Settings(**given | {"methods": ("did", method)}, dims=dims))
+        with pytest.raises(ValueError, match=f"^dims: {method.upper()} with d = 1: d: wanted "):
+            inspect(settings)
 
 
 @pytest.mark.parametrize("method", PEFT)

@@ -13,6 +13,7 @@ from fastfood.experiments.trials.plan import floor, theta_rates, trials
 
 FACTS = study_driver.facts(counts={"lora": {"1": 120, "4": 420}})
 TEXT = {"task": "glue/sst2", "model": "somewhere"}
+WRITING = {"task": "gsm8k", "model": "somewhere", "objective": "sft"}
 
 
 def test_rates_fall_as_the_root_of_d_unless_they_are_given():
@@ -45,6 +46,24 @@ def test_a_sized_method_has_one_trial_a_size_and_rate_with_its_own_count():
     assert {t.head for t in asked if t.method != "lora"} == {None}
 
 
+def test_a_model_that_writes_is_scored_once_before_it_is_trained():
+    given = {"dims": (10,), "lrs": (0.1,), "full_lrs": (1e-5,), "methods": ("said",), "seeds": 3}
+    asked = trials(complete(Settings(**WRITING, **given)), FACTS, {})
+    first = asked[0]
+    assert (first.method, first.d, first.seed, first.learning_rate) == ("base", 0, 0, 0.0)
+    assert first.head is first.lambda_lr is first.normalization is None
+    assert [t.method for t in asked[1:]] == 3 * ["full"] + 3 * ["said"]
+    assert "base" not in {t.method for t in trials(complete(Settings(**TEXT)), FACTS, {})}
+
+
+def test_each_method_has_the_values_of_d_that_it_can_have():
+    methods = ("did", "said", "unilora")
+    settings = complete(Settings(dims=(1, 3, 4, 5, 30, 100), methods=methods, seeds=1))
+    asked = trials(settings, replace(FACTS, unilora=(5, 30)), {})
+    dims = {method: sorted({t.d for t in asked if t.method == method}) for method in methods}
+    assert dims == {"did": [1, 3, 4, 5, 30, 100], "said": [5, 30, 100], "unilora": [5, 30]}
+
+
 def test_a_trial_is_known_by_what_its_score_depends_on():
     settings = complete(Settings(**TEXT, dims=(10,), lrs=(0.1,), full_lrs=(1e-5,), seeds=1))
     full, did, said = (t.key for t in trials(settings, FACTS, {}))
@@ -66,7 +85,7 @@ def test_a_trial_is_known_by_what_its_score_depends_on():
 # bisection
 
 
-def _searched(score, dead=(), **changes):
+def _searched(score, dead=(), facts=FACTS, **changes):
     """Runs a bisection whose scores are `score(method, d, rate)`; returns dims by method, in the
     order in which they were asked, and the number of rounds."""
     settings = complete(
@@ -76,7 +95,7 @@ def _searched(score, dead=(), **changes):
     )
     known, order, rounds = {}, {}, 0
     while True:
-        asked = trials(settings, replace(FACTS, D=10**6), known)
+        asked = trials(settings, replace(facts, D=10**6), known)
         missing = [t for t in asked if t.key not in known]
         if not missing:
             return order, rounds
@@ -111,6 +130,36 @@ def test_a_bisection_stays_in_its_bracket_and_above_the_scales_of_said():
     assert _searched(_step_at(10**7))[0]["did"][-1] == 10**6  # D
     assert _searched(_step_at(10**7), bracket=(100, 5000))[0]["did"] == [1000, 5000]
     assert _searched(_step_at(1), methods=("said",), bracket=(1, 5000))[0]["said"][-1] == 5  # m + 1
+
+
+def test_a_bisection_stays_within_what_unilora_can_have():
+    facts = replace(FACTS, unilora=(200, 3000))
+    given = {"methods": ("unilora",), "facts": facts}
+    assert _searched(_step_at(1), **given)[0]["unilora"][-1] == 200
+    assert _searched(_step_at(10**7), **given)[0]["unilora"] == [1000, 3000]
+
+
+def _above_base(base, d90, full=0.95):
+    """Scores of which 0.9 full is reached at any d, and 0.9 of the gain over 0.5 at `d90`."""
+    levels = {"base": base, "full": full}
+    return lambda method, d, rate: levels.get(method, 0.906 if d >= d90 else 0.9)
+
+
+def test_a_bisection_of_a_model_that_writes_searches_90_percent_of_its_gain():
+    order, rounds = _searched(_above_base(0.5, 3000), **WRITING)
+    assert list(order) == ["base", "full", "did"]
+    assert order["did"] == _searched(_step_at(3000))[0]["did"]
+    assert rounds == 1 + len(order["did"])
+    # the line is 0.855 above a base model that scores nothing
+    assert _searched(_above_base(0.0, 3000), **WRITING)[0]["did"] == [1000, 125, 100]
+
+
+def test_a_bisection_has_no_line_without_a_gain():
+    for base, full in ((0.95, 0.95), (0.96, 0.95)):
+        order, rounds = _searched(_above_base(base, 3000, full), **WRITING)
+        assert list(order) == ["base", "full"] and rounds == 1
+    order, _ = _searched(_above_base(0.5, 3000), dead=(0.0,), **WRITING)
+    assert list(order) == ["base", "full"]
 
 
 def test_a_bisection_asks_for_the_baseline_first_and_for_one_d_at_a_time():

@@ -126,8 +126,8 @@ def test_a_recipe_pretrains_measures_and_reports(tmp_path):
         (["--method", "adam"], "method: wanted some of did, said"),
         (["--dims", "10,102219"], "dims: DID with d = 102219: d: wanted at most D = 102218"),
         (
-            ["--dims", "4,10", "--method", "said"],
-            "dims: SAID with d = 4: d: wanted more than m = 4",
+            ["--dims", "2,4", "--method", "said"],
+            "dims: SAID with d = 2: d: wanted more than m = 4",
         ),
         (["--device", "cuda:63"], "device: wanted"),
         (["--storage", "nowhere"], "storage: wanted a database URL"),

@@ -9,7 +9,7 @@ import pytest
 from text_rows import rows, write_rows
 
 from fastfood.experiments.data import tasks
-from fastfood.experiments.data.tasks import contamination
+from fastfood.experiments.data.checkpoints import contamination
 from fastfood.experiments.settings.measurement import Settings, complete
 
 

@@ -16,7 +16,9 @@ from fastfood import SubspaceModel
 from fastfood.adapter import AdapterFile, read
 from fastfood.quantize import quantize
 
-from ..data.tasks import Task, load_task, use_cache_without_network
+from ..data.checkpoints import use_cache_without_network
+from ..data.task import LabelledTask
+from ..data.tasks import load_task
 from ..settings.measurement import Settings
 from ..settings.metrics import METRICS
 from ..training.models import build_base
@@ -107,7 +109,7 @@ def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
 
 
 def _message(
-    settings: Settings, options: Options, task: Task, file: AdapterFile, levels: int
+    settings: Settings, options: Options, task: LabelledTask, file: AdapterFile, levels: int
 ) -> Message:
     """The message of the adapter with theta and lambda_ rounded to at most `levels` levels each."""
     model = SubspaceModel.from_pretrained(_base(settings, options, task), file.path)
@@ -127,11 +129,13 @@ def _message(
     return encode_message(config, q["theta"], q.get("lambda_"), options.choices)
 
 
-def _base(settings: Settings, options: Options, task: Task) -> nn.Module:
+def _base(settings: Settings, options: Options, task: LabelledTask) -> nn.Module:
     return build_base(settings, task.num_labels, options.head_seed).to(settings.device)
 
 
-def _errors(settings: Settings, options: Options, task: Task, rows, message: Message) -> int:
+def _errors(
+    settings: Settings, options: Options, task: LabelledTask, rows, message: Message
+) -> int:
     """How many rows the model decoded from the message's bytes answers wrongly."""
     model = decoded_model(_base(settings, options, task), message.data)
     predicted, labels = predict(model, task, rows, settings.bf16)
@@ -153,7 +157,7 @@ def _bounds(m: int, k: int, d: int, message: Message, delta: float) -> dict:
     }
 
 
-def _origin(settings: Settings, options: Options, task: Task, file: AdapterFile) -> dict:
+def _origin(settings: Settings, options: Options, task: LabelledTask, file: AdapterFile) -> dict:
     """The adapter, settings and data that were bounded, and what the bounds assume."""
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {

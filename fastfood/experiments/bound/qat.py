@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from fastfood import SubspaceModel, parameter_groups
 from fastfood.quantize import quantize
 
-from ..data.tasks import Task
+from ..data.task import Task
 from ..training.train import Schedule, make_trainer
 
 # Learning rate of the levels, relative to their parameter's: at 1, two levels soon meet at 0.

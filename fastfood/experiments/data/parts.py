@@ -8,13 +8,29 @@ import re
 import statistics
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from ..settings.sources import Source
 
 CARVED_SHARE, CARVED_MOST = 0.1, 1000
 HELD_OUT = {"test": (0.2, 2000), "validation": (0.1, 1000)}  # of a split: its share, and at most
+
+
+def divide(task: str, data: str | None, source: Source, labelled: dict) -> tuple[dict, dict]:
+    """Train, validation and test by name, and where the rows of each came from. Raises ValueError
+    where there is nothing to test on."""
+    if len(labelled) > 1:
+        return choose_parts(labelled)
+    (name, rows), *_ = labelled.items()
+    if len(source.splits) == 1:
+        return hold_out(f"data: {task} {name}", name, rows, source)
+    wanted, hint = " or ".join(source.splits[1:]), ""
+    if source.whole:
+        hint = f"; --splits {name} alone has parts of {name} held out"
+    elif data is not None:
+        hint = "; the file of validation may also be called dev or valid"
+    raise ValueError(f"data: wanted a labelled {wanted} for {task}, got none{hint}")
 
 
 def choose_parts(labelled: dict) -> tuple[dict, dict]:
@@ -52,7 +68,7 @@ def hold_out(where: str, name: str, rows, source: Source) -> tuple[dict, dict]:
     there are too few different rows.
     """
     labels = list(rows["label"])
-    classes = [0] * len(rows) if source.of_numbers else labels
+    classes = [0] * len(rows) if source.of_numbers or source.written else labels
     chosen = _ranked(list(_normalized(rows, source.texts)), classes)
     if not all(chosen.values()) or len({labels[i] for i in chosen["train"]}) < 2:
         wanted = "more rows of different texts, to hold out some for validation and test"
@@ -128,6 +144,10 @@ def count_overlap(train, test, texts: tuple[str, ...]) -> int:
 
 def _normalized(rows, texts: tuple[str, ...]) -> Iterator[bytes]:
     """A digest of every row's texts in lower case, with words alone."""
-    for row in zip(*(rows[column] for column in texts), strict=True):
-        words = (re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()) for text in row)
-        yield hashlib.blake2b("\0".join(map(" ".join, words)).encode(), digest_size=16).digest()
+    return map(normalized, zip(*(rows[column] for column in texts), strict=True))
+
+
+def normalized(texts: Iterable[str]) -> bytes:
+    """A digest of texts in lower case, with words alone."""
+    words = (re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()) for text in texts)
+    return hashlib.blake2b("\0".join(map(" ".join, words)).encode(), digest_size=16).digest()

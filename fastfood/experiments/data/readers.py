@@ -176,6 +176,7 @@ def _typed(texts: Sequence[str], columns: Columns, where: Callable[[int], str]) 
     texts = [text or "" for text in texts]
     if not any(texts):
         return [None] * len(texts)
+    strange = [index for index, text in enumerate(texts) if text]  # where no kind is written so
     for kind, read_one in ((int, _integer), (float, _number), (bool, _truth), (str, str)):
         if kind not in columns.kinds:
             continue

@@ -5,12 +5,27 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..settings.sources import PARTS, Source
 from .readers import ENDINGS, Columns, read
 
-DTYPES = {"string": str, "large_string": str, "bool": bool}
+DTYPES = {"string": str, "large_string": str, "bool": bool, "List": list, "LargeList": list}
 DTYPES |= {f"{sign}int{bits}": int for sign in ("", "u") for bits in (8, 16, 32, 64)}
 DTYPES |= {f"float{bits}": float for bits in (16, 32, 64)}
 ALSO_CALLED = {"validation": ("dev", "valid")}  # in the names of local files of tasks by name
+
+
+def read_splits(task: str, data: str | None, source: Source, columns: Columns) -> dict:
+    """The splits of a task that are there, by name, with labels as they are written: from files in
+    the folder `data`, or from the hub where that is None."""
+    if data is None:
+        splits = from_hub(task, source.hub, source.splits, columns)
+    else:
+        choices = [source.splits] if source.whole else [source.splits, PARTS]
+        splits = from_folder(task, Path(data), choices, columns, by_name=not source.whole)
+    missing = [name for name in source.splits if name not in splits]
+    if source.whole and missing:
+        raise ValueError(f"splits: wanted {missing[0]} in {task}, got {', '.join(splits)}")
+    return splits
 
 
 def from_hub(task: str, hub: Sequence[str], names: Sequence[str], columns: Columns) -> dict:

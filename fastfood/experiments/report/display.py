@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..settings.measurement import Settings
+from ..settings.measurement import SIZED_METHODS, Settings
 from ..trials.curves import Point
+from ..trials.plan import limits, possible_dims
 from .results import MeasureResults
 
 METHOD_NAMES = {
+    "base": "base model",
     "full": "full",
     "did": "DID",
     "said": "SAID",
@@ -20,6 +22,9 @@ METHOD_NAMES = {
     "unilora": "Uni-LoRA",
     "tinylora": "TinyLoRA",
 }
+
+# the relative metrics in absolute terms: their names, signs in the record, and units
+ABSOLUTE = {"loss": ("loss per token", -1, " nats"), "reward": ("mean reward", 1, "")}
 
 # Aghajanyan, Gupta and Zettlemoyer (ACL 2021), Table 1: {(task, model): {method: d90}}
 PAPER_D90 = {
@@ -81,6 +86,58 @@ def d90_mark(measure: MeasureResults, method: str) -> Mark | None:
         censored = "above"
     low, high = (min(max(end, min(tested)), max(tested)) for end in (d90.low, d90.high))
     return Mark(value, low, high, censored, d90.high == math.inf, d90.so_far)
+
+
+def score_name(measure: MeasureResults) -> str:
+    """What test scores are called: "test accuracy", "share of full fine-tuning's gain in loss"."""
+    metric = measure.metric
+    return (
+        f"share of full fine-tuning's gain in {metric.shown}"
+        if metric.relative
+        else (f"test {metric.shown}")
+    )
+
+
+def line_name(measure: MeasureResults) -> str:
+    """What the line is called that d90 reaches."""
+    return "90 % of full" if measure.summary.base is None else "90 % of the gain"
+
+
+def absolute(measure: MeasureResults) -> tuple[str, str, str] | None:
+    """What a relative metric measures, and the scores of the base model and of the full run in it:
+    ("loss per token", "3.21", "1.02 nats"). None where there are none or none is needed."""
+    if measure.summary.absolute is None:
+        return None
+    name, sign, unit = ABSOLUTE.get(measure.settings.metric, (measure.metric.shown, 1, ""))
+    base, full = (f"{sign * score + 0.0:.4g}" for score in measure.summary.absolute)
+    return name, base, full + unit
+
+
+def remarks(measure: MeasureResults) -> list[str]:
+    """What a reader of a measure's d90s should know of them."""
+    found = absolute(measure)
+    gain = [] if found is None else ["{}: base {}, full {}".format(*found)]
+    return [*gain, *measure.summary.remarks, *_left_out(measure)]
+
+
+def _left_out(measure: MeasureResults) -> list[str]:
+    """A remark for each method that cannot have some d of the grid."""
+    settings, facts = measure.settings, measure.facts
+    searched = [name for name in settings.methods if name not in SIZED_METHODS]
+    found = []
+    for method in searched if settings.search == "grid" else ():
+        possible = possible_dims(settings, facts, method)
+        left = [f"{d}" for d in settings.dims if d not in possible]
+        if not left:
+            continue
+        least, largest = limits(facts, method)
+        reason = f"it trains from {least:,} to {largest:,} numbers"
+        if method == "said":
+            reason = f"its {facts.m} scale{'s count' if facts.m > 1 else ' counts'} in d"
+        verb = "are" if len(left) > 1 else "is"
+        text = f"d = {', '.join(left)} {verb} left out, since {reason}"
+        found.append(f"{METHOD_NAMES[method]}: {text}")
+    return found
 
 
 def accuracies(point: Point) -> list[float]:
@@ -148,7 +205,7 @@ def short(value: float) -> str:
 
 def percent(share: float | None) -> str:
     """A share in [0, 1] as a person reads it, or a dash."""
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:

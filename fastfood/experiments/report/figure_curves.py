@@ -1,11 +1,13 @@
 """Figure 1: accuracy against the number of trained parameters, a panel a measure, with full
-fine-tuning, its 90 % line, the majority class and every method's d90 with its interval."""
+fine-tuning, its 90 % line, the majority class and every method's d90 with its interval. Where a
+model writes, the base model stands in place of the majority class."""
 
+import math
 import textwrap
 
 import numpy as np
 
-from ..settings.metrics import METRICS
+from ..settings.language import OBJECTIVES
 from ..trials.curves import Point
 from . import display
 from .results import MeasureResults, Results
@@ -20,6 +22,9 @@ STYLES = {
     "tinylora": {"color": "#E69F00", "marker": "P", "linestyle": (0, (2, 2))},
 }
 PARTIAL = "hollow: seeds or learning rates are missing"
+# of the rows of d90 in a panel alone and in one of several, in inches
+FIRST_ROW, ROW = {True: 0.12, False: 0.11}, {True: 0.178, False: 0.163}
+ROWS = 3  # that a panel of several has room for; it grows with more
 
 
 def draw(pyplot, results: Results):
@@ -29,6 +34,9 @@ def draw(pyplot, results: Results):
     columns = 1 if alone else 2 if len(measures) <= 8 else 3
     rows = -(-len(measures) // columns)
     width, height = (5.8, 4.0) if alone else (3.4, 2.75)
+    if not alone:
+        most = max(len(measure.settings.methods) + 1 for measure in measures)
+        height += ROW[alone] * max(0, most - ROWS)
     size = columns * width, rows * height + 0.25
     figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
     # fixed margins in inches: a layout solver takes seconds for a dozen panels
@@ -45,7 +53,7 @@ def draw(pyplot, results: Results):
         axes.set_axis_off()
     for number, (axes, measure) in enumerate(zip(grid.flat, measures, strict=False)):
         _draw_panel(axes, measure, alone)
-        if number % columns:
+        if number % columns and display.score_name(measure) == display.score_name(measures[0]):
             axes.set_ylabel("")
         if number < len(measures) - columns:
             axes.set_xlabel("")
@@ -64,18 +72,18 @@ def _draw_panel(axes, measure: MeasureResults, alone: bool) -> None:
     partial = not all(point.whole for curve in curves.values() for point in curve)
     rows = len(curves) + partial
     _set_axes(axes, measure, curves, rows, alone)
-    _draw_levels(axes, measure, alone)
+    _draw_levels(axes, measure, curves, alone)
     for row, (method, curve) in enumerate(reversed(curves.items())):
         if curve:
             _draw_curve(axes, method, curve, alone)
-        _draw_d90(axes, measure, method, curve, _row_height(row, alone), alone)
+        _draw_d90(axes, measure, method, curve, _row_height(axes, row, alone), alone)
     if partial:
-        _write_beside(axes, PARTIAL, None, _row_height(rows - 1, alone), "0.4", alone)
+        _write_beside(axes, PARTIAL, None, _row_height(axes, rows - 1, alone), "0.4", alone)
 
 
-def _row_height(row: int, alone: bool) -> float:
+def _row_height(axes, row: int, alone: bool) -> float:
     """The height of a method's d90 row above the axis, as a share of the panel."""
-    return (0.035 if alone else 0.05) + row * (0.052 if alone else 0.075)
+    return (FIRST_ROW[alone] + row * ROW[alone]) * axes.figure.dpi / axes.bbox.height
 
 
 def _title(measure: MeasureResults, alone: bool) -> str:
@@ -84,11 +92,17 @@ def _title(measure: MeasureResults, alone: bool) -> str:
         label = textwrap.shorten(measure.label, 40, placeholder="…")
         return f"{display.literal(label)}, $D$ = {display.short(D)}"
     count = measure.settings.seeds
-    partial = [point for point in measure.points if not point.whole and point.method != "full"]
+    partial = [
+        point
+        for point in measure.points
+        if not point.whole and point.method in measure.settings.methods
+    ]
     seeds = display.seeds_done(partial) if partial else f"{count} seed{'s' if count > 1 else ''}"
     single = max((len(point.seeds) for point in partial), default=count) == 1
     shown = seeds if single else f"mean and range of {seeds}"
-    name = f"{measure.settings.task}, {measure.settings.model_name}"
+    settings = measure.settings
+    parts = settings.task, settings.model_name, OBJECTIVES[settings.objective]
+    name = ", ".join(filter(None, parts))
     return f"{display.literal(name)}, $D$ = {D:,}; {shown}"
 
 
@@ -96,8 +110,8 @@ def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: boo
     """Sets the titles and the ranges, with room for `rows` rows of d90 below the curves."""
     axes.set_title(_title(measure, alone), loc="left", fontsize=9 if alone else 8, pad=8)
     axes.set_xlabel("$d$, number of trained parameters")
-    metric = METRICS[measure.settings.metric or "accuracy"]
-    axes.set_ylabel(f"test {metric.shown} (%)")
+    name = f"{display.score_name(measure)} (%)"
+    axes.set_ylabel(name, fontsize=9 if alone or len(name) < 40 else 8)
     axes.set_xscale("log")
     points = [point for curve in curves.values() for point in curve]
     tested = sorted({point.d for point in points}) or list(measure.settings.dims)
@@ -109,12 +123,12 @@ def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: boo
         axes.minorticks_off()
         axes.tick_params(labelsize=7.5)
     scores = [100 * score for point in points for score in point.test]
-    levels = (measure.facts.majority, measure.summary.full, measure.summary.line)
+    levels = (measure.trivial, measure.summary.full, measure.summary.line)
     scores += [100 * level for level in levels if level is not None]
-    scores += [0, 100] if len(set(scores)) == 1 else []
+    scores += [0, 100] if len(set(scores)) < 2 else []
     span = max(scores) - min(scores) + 1
     # room for the rows of d90 below and for the label of the full run above
-    below = _row_height(rows, alone) + 0.02
+    below = _row_height(axes, rows, alone) + 0.02
     bottom = min(scores) - span * below / (0.9 - below)
     axes.set_ylim(bottom, max(scores) + 0.08 * span)
     axes.set_yticks([tick for tick in axes.get_yticks() if min(scores) - 1 <= tick <= 100])
@@ -123,23 +137,22 @@ def _set_axes(axes, measure: MeasureResults, curves: dict, rows: int, alone: boo
     axes.set_axisbelow(True)
 
 
-def _draw_levels(axes, measure: MeasureResults, alone: bool) -> None:
-    """Draws the full score, its 90 % line and the majority class, each with its name."""
+def _draw_levels(axes, measure: MeasureResults, curves: dict, alone: bool) -> None:
+    """Draws the full score, its 90 % line and what is trivial, each with its name."""
     summary = measure.summary
-    marks = [display.d90_mark(measure, method) for method in summary.d90]
-    ends = {mark.censored for mark in marks if mark is not None}
     full = "full fine-tuning" if alone else "full"
-    trivial = METRICS[measure.settings.metric or "accuracy"].trivial
     if measure.full and not measure.full.whole:
         full += " so far"
-    # a curve that starts below the line leaves the space above it free at the smallest d, one that
-    # passes it the space below it at the largest
-    below_right = ends and ("above" not in ends or "below" in ends)
-    under = ("right", "top", -2.5) if below_right else ("left", "bottom", 1.5)
     levels = [
         (summary.full, "0.15", "-", full, "left", "bottom", 1),
-        (summary.line, "0.15", (0, (4, 3)), "90 % of full", *under),
-        (measure.facts.majority, "0.4", (0, (1, 2)), trivial, "right", "bottom", 1),
+        (
+            summary.line,
+            "0.15",
+            (0, (4, 3)),
+            display.line_name(measure),
+            *_place_of_the_line(axes, measure, curves),
+        ),
+        (measure.trivial, "0.4", (0, (1, 2)), measure.metric.trivial, "right", "bottom", 1),
     ]
     for level, color, linestyle, text, side, edge, up in levels:
         if level is None:
@@ -156,6 +169,23 @@ def _draw_levels(axes, measure: MeasureResults, alone: bool) -> None:
             fontsize=7.5 if alone else 6.5,
             color=color,
         )
+
+
+def _place_of_the_line(axes, measure: MeasureResults, curves: dict) -> tuple[str, str, float]:
+    """Where the 90 % line has its name: the side, the edge of the text that lies on the line, and
+    its distance in points."""
+    middle = math.sqrt(math.prod(axes.get_xlim()))
+    low, high = axes.get_ylim()
+    early = [p.mean for curve in curves.values() for p in curve if p.d < middle]
+    line = measure.summary.line
+    if early and line is not None and 100 * (line - max(early)) > 0.12 * (high - low):
+        return "left", "top", -2.5
+    # a curve that starts below the line leaves the space above it free at the smallest d, one that
+    # passes it the space below it at the largest
+    marks = [display.d90_mark(measure, method) for method in measure.summary.d90]
+    ends = {mark.censored for mark in marks if mark is not None}
+    below_right = ends and ("above" not in ends or "below" in ends)
+    return ("right", "top", -2.5) if below_right else ("left", "bottom", 1.5)
 
 
 def _draw_curve(axes, method: str, curve: list[Point], alone: bool) -> None:

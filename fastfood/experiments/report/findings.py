@@ -14,9 +14,9 @@ OPEN_ROWS = 40  # tables of points are folded where the study has more rows than
 MOST_ERRORS = 10  # that are listed, the most frequent first
 NO_POINTS: list[Block] = [Text("No point yet.")]
 CAPTIONS = {
-    "figure1": "Test score against the number of trained parameters: the mean over seeds with "
-    "their range, full fine-tuning, its 90 % line and the majority class. Circles mark d90, the "
-    "bars below its 95 % interval; an arrow says that the interval goes on beyond the tested d.",
+    "figure1": "{} against the number of trained parameters: the mean over seeds with their range, "
+    "full fine-tuning, {}. Circles mark d90, the bars below its 95 % interval; an arrow says that "
+    "the interval goes on beyond the tested d.",
     "figure2": "d90 against the pre-training step, with 95 % intervals; filled arrows are d90s "
     "beyond the tested d.",
     "figure3": "d90 against the number of parameters of the model, with 95 % intervals; filled "
@@ -59,9 +59,32 @@ def report_blocks(results: Results) -> list[Block]:
 def _caption(results: Results, stem: str) -> str:
     """What a figure shows, and how it marks what is not whole where there is such."""
     if stem == "figure1":
-        return CAPTIONS[stem] + (HOLLOW_POINTS if partial_points(results) else "")
+        drawn = CAPTIONS[stem].format(_scores(results), _levels(results))
+        return drawn + (HOLLOW_POINTS if partial_points(results) else "")
     so_far = any(d90.so_far for _, _, d90 in all_d90(results))
     return CAPTIONS[stem] + (HALF_FILLED_D90S if so_far else "")
+
+
+def _scores(results: Results) -> str:
+    """What the curves of Figure 1 are of."""
+    relative = {measure.metric.relative for measure in results.measures}
+    if relative == {True}:
+        return "Share of full fine-tuning's gain in the test score over the base model"
+    return (
+        "Test score, or the share of full fine-tuning's gain in it,"
+        if True in relative
+        else ("Test score")
+    )
+
+
+def _levels(results: Results) -> str:
+    """The levels of Figure 1 beside full fine-tuning."""
+    classes = "its 90 % line and the majority class"
+    texts = "90 % of its gain over the base model, and the base model"
+    writing = {measure.settings.writes for measure in results.measures}
+    if writing == {True}:
+        return texts
+    return f"{classes}; of models that write, {texts}" if True in writing else classes
 
 
 # d90 and what stands beside it
@@ -81,15 +104,15 @@ def _d90_tables(results: Results) -> list[Block]:
                 f"{size:,}",
                 display.percent(measure.summary.full),
                 display.percent(d90.line),
-                display.percent(measure.facts.majority),
+                display.percent(measure.trivial),
             ]
         )
     header = ["measurement", "method", "d90 [95 % interval]", "of D", "D", "full", "90 % line"]
-    blocks = [Table([*header, "majority"], rows, "llrrrrrr")] if rows else [Text("None yet.")]
+    blocks = [Table([*header, "to beat"], rows, "llrrrrrr")] if rows else [Text("None yet.")]
     remarks = [
         f"{measure.label}: {remark}" if len(results.measures) > 1 else remark
         for measure in results.measures
-        for remark in measure.summary.remarks
+        for remark in display.remarks(measure)
     ]
     remarks += _rate_remarks(results)
     blocks += [Items(remarks)] if remarks else []
@@ -197,6 +220,8 @@ def _points(results: Results) -> list[Block]:
         "d counts what the method trains (a PEFT baseline's head only where the settings say "
         "inside), trained counts all. Rates are chosen on validation; test is the mean over seeds."
     )
+    if any(measure.metric.relative for measure in results.measures):
+        note += " Of the metrics loss and reward they are shares of full fine-tuning's gain."
     if partial_points(results):
         note += (
             ' "2 of 3" seeds: runs are to come that could change the point. Its rate is the best '
@@ -206,7 +231,7 @@ def _points(results: Results) -> list[Block]:
 
 
 def _point_row(point: Point) -> list[str]:
-    edge = _edge(point)
+    edge, trains = _edge(point), point.method != "base"
     seconds = [second for second in point.seconds if second is not None]
     return [
         display.METHOD_NAMES[point.method],
@@ -217,8 +242,8 @@ def _point_row(point: Point) -> list[str]:
         display.seeds(point),
         display.spread(point.test),
         display.percent(point.validation),
-        f"{point.learning_rate:g}",
-        f"{edge} tried" if edge else "only one tried" if len(point.rates) == 1 else "",
+        f"{point.learning_rate:g}" if trains else "–",
+        f"{edge} tried" if edge else "only one tried" if trains and len(point.rates) == 1 else "",
         f"{display.mean(seconds):.1f}" if seconds else "–",
     ]
 

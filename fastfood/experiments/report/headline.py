@@ -65,13 +65,24 @@ def _say_each(results: Results, d90s: list[Found]) -> list[str]:
         )
         if not listed:
             continue
+        full, reached = _say_full(measure)
         sentences.append(
-            f"{measure.label}: full fine-tuning of D = {measure.facts.D:,} reaches "
-            f"{display.percent(measure.summary.full)}; d90, the trained parameters that reach "
-            f"90 % of it: {listed}."
+            f"{measure.label}: full fine-tuning of D = {measure.facts.D:,} {full}; d90, the "
+            f"trained parameters that reach 90 % of {reached}: {listed}."
         )
     more = len(results.measures) - 3
     return sentences + ([f"{more} more measurements are below."] if more > 0 else [])
+
+
+def _say_full(measure: MeasureResults) -> tuple[str, str]:
+    """What full fine-tuning reaches, and what d90 is at 90 % of."""
+    summary, found = measure.summary, display.absolute(measure)
+    if found is not None:
+        return "takes the {} from {} to {}".format(*found), "this gain"
+    full = f"reaches {display.percent(summary.full)}"
+    if summary.base is None:
+        return full, "it"
+    return f"{full}, the base model {display.percent(summary.base)}", "the gain"
 
 
 def _say_change(

@@ -5,16 +5,17 @@ import json
 import math
 import subprocess
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ..settings.measurement import Settings
-from ..settings.metrics import METRICS
+from ..settings.metrics import METRICS, Metric
 from ..settings.study import Measurement
 from ..settings.trial import Facts, Score, Trial, TrialState
-from ..trials.curves import Point, Summary, curve_points, summarise
+from ..trials.curves import D90, Point, Summary, curve_points, point_of, summarise
 from ..trials.folder import Description
+from ..trials.gain import summarise_gain
 from ..trials.plan import Known, trials
 
 FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in (Trial, Score)}
@@ -61,7 +62,16 @@ class MeasureResults:
     @property
     def full(self) -> Point | None:
         """The point of full fine-tuning, None until one of its runs has finished."""
-        return next((point for point in self.points if point.method == "full"), None)
+        return point_of(self.points, "full")
+
+    @property
+    def metric(self) -> Metric:
+        return metric_of(self.settings)
+
+    @property
+    def trivial(self) -> float | None:
+        """The score that full fine-tuning has to beat: the base model's or the majority class's."""
+        return self.facts.majority if self.summary.base is None else self.summary.base
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,10 @@ class Results:
     progress: Progress
     measures: list[MeasureResults]
     trials: list[dict]
+
+
+def metric_of(settings: Settings) -> Metric:
+    return METRICS[settings.metric or "accuracy"]
 
 
 def collect(description: Description, record) -> Results:
@@ -124,18 +138,26 @@ def _measure_results(
     ]
     points = curve_points(asked, scores, to_come)
     unfinished = {trial.method for trial, waits in zip(asked, to_come, strict=True) if waits}
+    metric = metric_of(settings)
+    if metric.relative:
+        points, summary = summarise_gain(points, unfinished, metric.trivial)
+    else:
+        summary = summarise(points, facts.majority, unfinished, metric.trivial)
     measured = MeasureResults(
         label=measurement.label,
         x=measurement.x,
         settings=settings,
         facts=facts,
-        summary=summarise(
-            points, facts.majority, unfinished, METRICS[settings.metric or "accuracy"].trivial
-        ),
+        summary=replace(summary, d90=_in_order(summary.d90, settings.methods)),
         points=points,
         progress=_progress(rows, [entries.get(key) for key in keys], settings.prune),
     )
     return measured, rows
+
+
+def _in_order(by_method: dict[str, D90], methods: tuple[str, ...]) -> dict[str, D90]:
+    """The same in the order of the settings; the smallest d is not every method's."""
+    return {method: by_method[method] for method in methods if method in by_method}
 
 
 def _state(entry) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..files import whole
 from ..settings.measurement import DAY
-from ..settings.metrics import METRICS
 from ..settings.options import require
 from ..trials.folder import Description, open_record, read_description
 from . import display
@@ -92,8 +91,9 @@ def print_report(console, results: Results) -> None:
     from rich.table import Table
 
     for measure in results.measures:
-        metric = measure.settings.metric
-        title = f"{measure.label}: test {METRICS[metric].shown} in %, rates chosen on validation"
+        metric = "share" if measure.metric.relative else measure.settings.metric
+        name = display.score_name(measure)
+        title = f"{measure.label}: {name} in %, rates chosen on validation"
         table = Table(title=escape(title), title_justify="left")
         partial = not all(point.whole for point in measure.points)
         for name in ("method", "d", metric, "±", *(["seeds"] if partial else []), "rate"):
@@ -105,14 +105,16 @@ def print_report(console, results: Results) -> None:
                 f"{100 * point.mean:.1f}",
                 display.spread(point.test),
                 *([display.seeds(point)] if partial else []),
-                f"{point.learning_rate:g}",
+                "–" if point.method == "base" else f"{point.learning_rate:g}",
             )
         console.print(table)
         summary = measure.summary
         if summary.line is not None:
-            console.print(f"full {summary.full:.1%}, 90 % line {summary.line:.1%}")
+            base = "" if summary.base is None else f"base model {summary.base:.1%}, "
+            line = "90 % line" if summary.base is None else display.line_name(measure)
+            console.print(f"{base}full {summary.full:.1%}, {line} {summary.line:.1%}")
         for method, d90 in summary.d90.items():
             text = f"d90 {display.METHOD_NAMES[method]}: {d90.text}"
             console.print(text, markup=False, highlight=False)
-        for remark in summary.remarks:
+        for remark in display.remarks(measure):
             console.print(f"note: {remark}", style="yellow", markup=False)

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
+from .language import DEFAULTS as GRPO_DEFAULTS
+from .language import LanguageSettings
 from .metrics import METRICS
 from .options import (
     Count,
@@ -23,8 +25,8 @@ from .options import (
     wanted,
     whole_number,
 )
-from .sources import default_metric
-from .task import TASKS, Folder, MaxLength, TaskSettings, check_data, check_folder
+from .sources import SOURCES, default_metric
+from .task import TASKS, Folder, MaxLength, check_data, check_folder
 
 SUBSPACE_METHODS = ("did", "said")
 SIZED_METHODS = ("lora", "vera", "tinylora")  # their d follows from a rank or a length
@@ -74,13 +76,14 @@ Storage = Annotated[
 ]
 
 
-class Settings(TaskSettings):
+class Settings(LanguageSettings):
     """Everything that a measurement depends on; `None` means a default that `complete` fills in."""
 
     metric: Literal[tuple(METRICS)] | None = option(
         "Task",
         "accuracy, f1 or matthews of classes; pearson, spearman or pearson_spearman, which make "
-        "the label of any data set a number.  [default: GLUE's of its tasks, else accuracy]",
+        "the label of any data set a number; exact, tokens, loss or reward of models that write.  "
+        "[default: GLUE's of its tasks, else accuracy; reward where one is given, else exact]",
         None,
     )
     methods: Methods = option(
@@ -127,8 +130,14 @@ class Settings(TaskSettings):
     )
     seeds: Count = option("Sweep", "Number of seeds.", 2)
     max_steps: Count | None = option("Training", "Optimizer steps of a trial.", None)
-    batch_size: Count | None = option("Training", "Rows of a step.", None)
-    max_length: MaxLength = option("Training", "Tokens of a text at most.", 128)
+    batch_size: Count | None = option(
+        "Training", "Rows of a step; of GRPO, the completions that it samples.", None
+    )
+    max_length: MaxLength = option(
+        "Training",
+        "Tokens of a text at most; longer pairs of prompt and completion are left out.",
+        128,
+    )
     warmup: WarmupShare = option("Training", "Share of the steps in which the rate rises.", 0.06)
     bf16: bool = option("Training", "Compute in bfloat16 (autocast).", False)
     eval_rows: Count | None = option(
@@ -182,11 +191,38 @@ class Settings(TaskSettings):
 
     @model_validator(mode="after")
     def _the_metric_is_of_labels_as_the_task_has_them(self) -> Self:
-        if self.task in TASKS and self.metric is not None:
-            of_numbers = METRICS[default_metric(self.task)].of_numbers
-            names = [name for name, metric in METRICS.items() if metric.of_numbers == of_numbers]
-            text = f"{', '.join(names[:-1])} or {names[-1]} for the task {self.task}"
-            require(self.metric in names, "metric", text, self.metric)
+        if self.metric is None:
+            return self
+        if self.writes:
+            kinds, place = {"texts"}, f"the objective {self.objective}"
+        elif self.task in TASKS:
+            kinds, place = {METRICS[default_metric(self.task)].of}, f"the task {self.task}"
+        else:
+            kinds, place = {"classes", "numbers"}, "the objective classify"
+        names = [name for name, metric in METRICS.items() if metric.of in kinds]
+        text = f"{', '.join(names[:-1])} or {names[-1]} for {place}"
+        require(self.metric in names, "metric", text, self.metric)
+        named = self.metric != "reward" or self.reward is not None
+        require(named, "metric", "a reward beside the metric reward", self.metric)
+        return self
+
+    @model_validator(mode="after")
+    def _the_rows_of_a_step_can_be_divided(self) -> Self:
+        rows = self.batch_size
+        if rows is None:
+            return self
+        text = f"a multiple of accumulation = {self.accumulation}"
+        require(rows % self.accumulation == 0, "batch_size", text, rows)
+        if self.objective == "grpo":
+            count = self.generations or GRPO_DEFAULTS["generations"]
+            text = f"a multiple of generations = {count} for GRPO"
+            require(rows % count == 0, "batch_size", text, rows)
+        return self
+
+    @model_validator(mode="after")
+    def _a_gap_is_of_classes(self) -> Self:
+        text = f"0 for the objective {self.objective}"
+        require(not (self.writes and self.gap_rows), "gap_rows", text, self.gap_rows)
         return self
 
     @model_validator(mode="after")
@@ -231,6 +267,10 @@ def complete(settings: Settings) -> Settings:
     digits = settings.task == "digits"
     out = "d90-" + re.sub("[/:]", "-", settings.task)
     defaults = {"metric": default_metric(settings.task), "out": out}
+    if settings.writes:
+        defaults["metric"] = "reward" if settings.reward else "exact"
+        defaults["answer"] = SOURCES[settings.task].answer if settings.task in SOURCES else None
+        defaults |= GRPO_DEFAULTS if settings.objective == "grpo" else {}
     if digits:  # the rates depend on d in a way of their own, so lr_factors stay None
         defaults |= DIGITS_DEFAULTS
     else:

@@ -1,22 +1,32 @@
-"""The metrics by name: how a report calls each, whether it scores classes or numbers, and how."""
+"""The metrics by name: how a report calls each, what it scores (classes, numbers or what a model
+writes), and how."""
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+TRIVIAL = {"classes": "majority class", "numbers": "constant answer", "texts": "base model"}
 
 
 class Metric(NamedTuple):
-    """What a model's answers are scored by; every metric is 1 for perfect answers."""
+    """What a model's answers are scored by; every metric but the relative ones is 1 for perfect
+    answers."""
 
     shown: str  # its name in figures and reports
-    of_numbers: bool  # whether the answers are numbers; otherwise they are classes 0..k-1
-    compute: Callable[[Sequence, Sequence], float]  # of the answers and the true labels
+    of: Literal["classes", "numbers", "texts"]  # what the answers are; classes are 0..k-1
+    compute: Callable[[Sequence, Sequence], float]  # of the answers and the true ones
+    relative: bool = False  # shown as a share of full fine-tuning's gain over the base model
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether the answers are numbers to be predicted."""
+        return self.of == "numbers"
 
     @property
     def trivial(self) -> str:
-        """What answers the same to every row, which a trained model has to beat."""
-        return "constant answer" if self.of_numbers else "majority class"
+        """What a trained model has to beat."""
+        return TRIVIAL[self.of]
 
 
 def _accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
@@ -67,19 +77,40 @@ def _correlation(compute: Callable, predicted: Sequence[float], labels: Sequence
     return correlation if math.isfinite(correlation) else 0.0
 
 
+def _equal(written: Sequence, wanted: Sequence) -> float:
+    """The share of answers that are the wanted ones; None is no answer, which is never right."""
+    right = sum(a is not None and a == b for a, b in zip(written, wanted, strict=True))
+    return right / len(wanted)
+
+
+def _mean(rewards: Sequence[float], _: Sequence) -> float:
+    return math.fsum(rewards) / len(rewards)
+
+
+def _minus_mean(losses: Sequence[float], _: Sequence) -> float:
+    return -math.fsum(losses) / len(losses)
+
+
 METRICS = {
-    "accuracy": Metric("accuracy", False, _accuracy),
-    "f1": Metric("F1", False, _f1),
-    "matthews": Metric("Matthews correlation", False, _matthews),
-    "pearson": Metric("Pearson correlation", True, _pearson),
-    "spearman": Metric("Spearman correlation", True, _spearman),
-    "pearson_spearman": Metric("mean of Pearson and Spearman correlation", True, _pearson_spearman),
+    "accuracy": Metric("accuracy", "classes", _accuracy),
+    "f1": Metric("F1", "classes", _f1),
+    "matthews": Metric("Matthews correlation", "classes", _matthews),
+    "pearson": Metric("Pearson correlation", "numbers", _pearson),
+    "spearman": Metric("Spearman correlation", "numbers", _spearman),
+    "pearson_spearman": Metric(
+        "mean of Pearson and Spearman correlation", "numbers", _pearson_spearman
+    ),
+    "exact": Metric("exact match", "texts", _equal),
+    "tokens": Metric("token accuracy", "texts", _equal),
+    "loss": Metric("loss", "texts", _minus_mean, relative=True),
+    "reward": Metric("reward", "texts", _mean, relative=True),
 }
 
 
 def score(metric: str, predicted: Sequence[float], labels: Sequence[float]) -> float:
-    """How well the predicted labels fit the true ones: a share in [0, 1] for accuracy and F1, a
-    correlation in [-1, 1], 0 where it is undefined, for the others.
+    """How well the predicted labels fit the true ones: a share in [0, 1] for accuracy, F1 and equal
+    texts or tokens, a correlation in [-1, 1], 0 where it is undefined, for numbers, minus the mean
+    of the losses, and the mean of the rewards, which come as `predicted`.
 
     Raises ValueError for another metric.
     """

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 PARTS = ("train", "validation", "test")
 
+# Texts to be completed, which `data/arithmetic.py` makes.
+ARITHMETIC = ("arithmetic", "arithmetic/spaced", "arithmetic/carryless", "arithmetic/plus1")
+
 
 class Source(NamedTuple):
     """A text data set: its name on the hub, its columns, and the names of its splits."""
@@ -16,6 +19,8 @@ class Source(NamedTuple):
     label: str = "label"
     metric: str = "accuracy"  # the default one, a name of METRICS
     whole: bool = False  # whether every split has to be there
+    written: bool = False  # whether the label is a completion that a model writes
+    answer: str | None = None  # the default pattern of a completion's answer
 
     @property
     def of_numbers(self) -> bool:
@@ -48,6 +53,16 @@ SOURCES = {
         ("premise", "hypothesis"),
         3,
         tuple("+".join(f"{part}_r{i}" for i in (1, 2, 3)) for part in ("train", "dev", "test")),
+    ),
+    "gsm8k": Source(
+        ("openai/gsm8k", "main"),
+        ("question",),
+        None,
+        ("train", "test"),
+        "answer",
+        "exact",
+        written=True,
+        answer=r"-?\d[\d,]*(?:\.\d+)?",  # the last number, which follows ####
     ),
 }
 

@@ -49,18 +49,28 @@ class TaskSettings(OptionsModel):
         metavar="DIR",
     )
 
+    def described_by(self) -> tuple[str, ...]:
+        """The settings that describe a data set which is no task by name."""
+        return ("text_columns", "label_column", "splits")
+
+    def known_tasks(self) -> tuple[str, ...]:
+        """The tasks by name that can be asked for."""
+        return TASKS
+
     @model_validator(mode="after")
     def _has_columns_by_its_name_or_from_options(self) -> Self:
-        columns = ("text_columns", "label_column", "splits")
+        columns = self.described_by()
         if self.task in TASKS:
             refused = f"nothing, because the task {self.task} has columns of its own"
             for name in columns:
                 require(getattr(self, name) is None, name, refused, getattr(self, name))
         else:
-            known = f"one of {', '.join(TASKS)}, or text_columns, label_column and splits beside it"
+            *others, last = columns
+            names = f"{', '.join(others)} and {last}"
+            known = f"one of {', '.join(self.known_tasks())}, or {names} beside it"
             described = all(getattr(self, name) for name in columns)
             require(bool(self.task) and described, "task", known, self.task)
-            fits = len(self.text_columns) in (1, 2)
+            fits = len(self.text_columns or ("",)) in (1, 2)
             require(fits, "text_columns", "one or two columns", self.text_columns)
             fits = len(self.splits) in (1, 2, 3)
             require(fits, "splits", "one, two or three names", self.splits)

@@ -55,6 +55,22 @@ class Trial:
     head: str | None = None
     seed: int
     learning_rate: float
+    objective: str | None = None  # None: it classifies
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    messages_column: str | None = None
+    chat: bool | None = None
+    answer: str | None = None
+    reward: str | None = None
+    reward_hash: str | None = None
+    max_new_tokens: int | None = None
+    generations: int | None = None
+    temperature: float | None = None
+    beta: float | None = None
+    weights: str | None = None  # None: resident
+    dtype: str | None = None  # None: float32
+    accumulation: int | None = None  # None: 1
+    gradient_checkpointing: bool | None = None
 
     @cached_property
     def key(self) -> str:
@@ -78,12 +94,14 @@ class Facts:
     num_labels: int
     splits: dict[str, str]  # part: where its rows came from
     sizes: dict[str, int]  # part: its rows
-    majority: float  # the best test score of always giving the same answer
+    majority: float | None  # the best test score of always giving the same answer
     overlap: int  # test rows whose texts are also a training row's
     contamination: list[str]  # what is known of the model's own training on this task
     data_hash: str
     model_hash: str
     counts: dict[str, dict[str, int]]  # method: size: numbers that it trains
+    unilora: tuple[int, int] | None = None  # the least and the largest d of Uni-LoRA
+    reward_hash: str | None = None  # of the source of the reward function
 
 
 @dataclass(frozen=True)

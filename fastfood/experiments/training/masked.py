@@ -15,7 +15,8 @@ def masked_parts(pretraining: Pretraining) -> tuple:
     """The model, its tokenizer or None, the rows to train on, and their collator or None."""
     from transformers.utils import logging
 
-    from ..data.tasks import load_task, load_tokenizer, text_parts
+    from ..data.checkpoints import load_tokenizer
+    from ..data.tasks import load_task, text_parts
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,15 +1,17 @@
 """The models of a study: the base model theta_0 of a seed, and what each method trains of it. That
-is everything (full), a subspace (DID, SAID), or the weights of one of PEFT's adapters (LoRA, VeRA,
-Uni-LoRA, TinyLoRA).
+is nothing (base), everything (full), a subspace (DID, SAID), or the weights of one of PEFT's
+adapters (LoRA, VeRA, Uni-LoRA, TinyLoRA).
 
-The adapters sit on all linear layers below the head, PEFT's "all-linear". The head, which is what
-transformers puts on top of the pre-trained model, is trained in full beside them, as PEFT does."""
+The adapters sit on all linear layers below the head, PEFT's "all-linear". The head of a classifier,
+which is what transformers puts on top of the pre-trained model, is trained in full beside them, as
+PEFT does. The head of a model that writes is part of the checkpoint and stays as it is."""
 
 import warnings
 
 import torch
 from torch import nn
 
+from ..data.checkpoints import writing_config
 from ..settings.measurement import SIZED_METHODS, SUBSPACE_METHODS, Settings
 from ..settings.trial import Trial
 
@@ -20,9 +22,10 @@ LAYERS_AT_MOST = 100_000  # TinyLoRA seeds layer i by its seed + i: no two trial
 
 
 def build_base(settings: Settings, num_labels: int, seed: int) -> nn.Module:
-    """The base model theta_0 of a seed in float32 on the CPU: the same for every method, d and
-    rate. A head that the model's folder does not bring is drawn from the seed. With one label it
-    is a regression head, whose loss is the mean squared error.
+    """The base model theta_0 of a seed in `settings.dtype` on the CPU: the same for every method, d
+    and rate. A head that the model's folder does not bring is drawn from the seed. With one label
+    it is a regression head, whose loss is the mean squared error. A model that writes has no new
+    head, and `num_labels` does not matter to it.
 
     Raises ValueError when the model cannot be loaded.
     """
@@ -34,7 +37,30 @@ def build_base(settings: Settings, num_labels: int, seed: int) -> nn.Module:
     set_seed(seed)  # decides a new head's weights, or all weights of the digits model
     if settings.task == "digits" and settings.model is None:
         return digits_model(num_labels)
-    return _load(settings, num_labels)
+    return _load_writer(settings) if settings.writes else _load(settings, num_labels)
+
+
+def _load_writer(settings: Settings) -> nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = writing_config(settings)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    wanted, got = "a checkpoint of a whole language model", repr(settings.model)
+    try:
+        model, loaded = auto.from_pretrained(
+            settings.model,
+            revision=settings.revision or "main",
+            dtype=getattr(torch, settings.dtype),
+            output_loading_info=True,
+            **SAFELY,
+        )
+    except Exception as error:  # the loaders raise many unrelated types
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"model: wanted {wanted}, got {got} ({reason})") from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise ValueError(f"model: wanted {wanted}, got {got}, which lacks {missing[0]}")
+    return model
 
 
 def _load(settings: Settings, num_labels: int) -> nn.Module:
@@ -59,7 +85,7 @@ def _load(settings: Settings, num_labels: int) -> nn.Module:
             revision=revision,
             config=config,
             ignore_mismatched_sizes=True,
-            dtype=torch.float32,
+            dtype=getattr(torch, settings.dtype),
             **SAFELY,
         )
     except Exception as error:  # the loaders raise many unrelated types
@@ -98,6 +124,8 @@ def build_model(settings: Settings, trial: Trial, num_labels: int) -> nn.Module:
     base = build_base(settings, num_labels, trial.seed).to(trial.device)
     # the Trainer reads it through any wrapper: the loss is the batch's mean, whatever is trained
     base.accepts_loss_kwargs = False
+    if trial.method == "base":
+        return base.requires_grad_(False)
     if trial.method == "full":
         return base
     if trial.method not in SUBSPACE_METHODS:
@@ -110,15 +138,18 @@ def build_model(settings: Settings, trial: Trial, num_labels: int) -> nn.Module:
         seed=trial.seed,
         normalization=trial.normalization,
     )
-    return fastfood.get_subspace_model(base, config)
+    return fastfood.get_subspace_model(base, config, weights=trial.weights or "resident")
 
 
 def head_of(base: nn.Module) -> dict[str, nn.Module]:
     """The modules beside the pre-trained model, by name: classifier, score, classification_head,
-    or sequence_summary and logits_proj.
+    or sequence_summary and logits_proj; of a model that writes, the layer that gives the logits.
 
     Raises ValueError when the model is not a pre-trained one with a head on top.
     """
+    if base.can_generate():
+        (head,) = [item for item in base.named_modules() if item[1] is base.get_output_embeddings()]
+        return dict([head])
     body = base.base_model
     modules = {
         name: child
@@ -132,6 +163,9 @@ def head_of(base: nn.Module) -> dict[str, nn.Module]:
 
 
 def _head_parameters(base: nn.Module) -> list[nn.Parameter]:
+    """What is trained in full beside an adapter: a classifier's head."""
+    if base.can_generate():
+        return []
     return [p for module in head_of(base).values() for p in module.parameters()]
 
 
@@ -192,12 +226,18 @@ def _adapter_config(base: nn.Module, trial: Trial):
     raise ValueError(f"method: wanted {wanted}, got {trial.method!r}")
 
 
+def unilora_limits(base: nn.Module, head: str | None) -> tuple[int, int]:
+    """The least and the largest d of Uni-LoRA, in which the head counts where it is "inside"."""
+    inside = _numel(_head_parameters(base)) if head == "inside" else 0
+    return inside + 1, inside + UNILORA_RANK * _sides(base)
+
+
 def _unilora_length(base: nn.Module, trial: Trial) -> int:
-    head = _numel(_head_parameters(base)) if trial.head == "inside" else 0
-    most = head + UNILORA_RANK * _sides(base)
-    if not head < trial.d <= most:
+    least, most = unilora_limits(base, trial.head)
+    head = least - 1
+    if not least <= trial.d <= most:
         inside = f" and the head's {head} numbers count in it" if head else ""
-        wanted = f"from {head + 1} to {most}, since theta has at least 1 number{inside}"
+        wanted = f"from {least} to {most}, since theta has at least 1 number{inside}"
         raise ValueError(f"d: wanted {wanted}, got {trial.d}")
     return trial.d - head
 
@@ -243,7 +283,7 @@ def trained_counts(
 def trained_numbers(model: nn.Module, trial: Trial) -> tuple[int, int]:
     """How many numbers `build_model`'s module trains: in all, and of a head beside an adapter."""
     trained = _numel(p for p in model.parameters() if p.requires_grad)
-    if trial.method in ("full", *SUBSPACE_METHODS):
+    if trial.method in ("base", "full", *SUBSPACE_METHODS):
         return trained, 0
     return trained, _numel(_head_parameters(model.get_base_model()))
 

@@ -66,7 +66,7 @@ def _check_record(pretraining: Pretraining) -> dict:
 
 
 def _train(pretraining: Pretraining, record: dict, say: Callable[[str], None]) -> None:
-    from ..data.tasks import use_cache_without_network
+    from ..data.checkpoints import use_cache_without_network
     from .environment import environment
     from .masked import masked_parts
 

@@ -5,6 +5,7 @@ import functools
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,27 @@ from tempfile import gettempdir
 import torch
 from torch import nn
 
-from ..data.tasks import Task, load_task
+from ..data.task import LabelledTask, Task
+from ..data.tasks import load_task
+from ..data.written import WrittenTask
 from ..settings.measurement import SUBSPACE_METHODS, Settings
 from ..settings.metrics import score
 from ..settings.trial import Pruned, Score, Trial
+from .grpo import make_grpo_trainer
 from .models import build_model, parameter_groups, trained_numbers
+from .rewards import answer_rewards, load_reward
+from .writing import score_written
 
 EVALUATION_BATCH = 128
 KEPT_ROWS = 5000  # a part of at most so many rows is tokenized once for all trials
 CHECKS = 10  # how often a training looks whether it has diverged
+SILENT = {
+    "remove_unused_columns": False,
+    "logging_nan_inf_filter": False,  # the filter would hide that a training diverged
+    "report_to": "none",
+    "disable_tqdm": True,
+    "log_level": "error",
+}
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,33 @@ class Schedule:
     bf16: bool
     device: str
     seed: int  # of the order of the rows
+    accumulation: int = 1  # passes that a step's rows are divided into
+    gradient_checkpointing: bool = False
 
     @classmethod
     def of(cls, trial: Trial) -> "Schedule":
-        return cls(**{name: getattr(trial, name) for name in cls.__dataclass_fields__})
+        named = {name: getattr(trial, name) for name in cls.__dataclass_fields__}
+        return cls(**{name: value for name, value in named.items() if value is not None})
+
+    def arguments(self) -> dict:
+        """The arguments of a silent training that keeps no checkpoint."""
+        return {
+            "output_dir": gettempdir(),  # it has to exist; nothing is written there
+            "max_steps": self.max_steps,
+            "per_device_train_batch_size": self.batch_size // self.accumulation,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": self.warmup,
+            "bf16": self.bf16,
+            "use_cpu": self.device == "cpu",
+            "seed": self.seed,
+            "label_names": ["labels"],
+            "dataloader_pin_memory": self.device != "cpu",
+            "logging_strategy": "no",
+            "save_strategy": "no",
+            **SILENT,
+        }
 
 
 def train_trial(settings: Settings, trial: Trial, floor: float | None = None) -> Score:
@@ -51,7 +87,9 @@ def train_trial(settings: Settings, trial: Trial, floor: float | None = None) ->
     task = load_task(settings)
     model = build_model(settings, trial, task.num_labels)
     trained, head_trained = trained_numbers(model, trial)
-    halfway, seconds_per_step = _fit(settings, trial, task, model, floor)
+    halfway = seconds_per_step = None
+    if trial.method != "base":
+        halfway, seconds_per_step = _fit(settings, trial, task, model, floor)
     scores = _scores(trial, task, model)
     if settings.save_adapters and trial.method in SUBSPACE_METHODS:
         name = f"{trial.method}-d{trial.d}-rate{trial.learning_rate}-seed{trial.seed}"
@@ -92,15 +130,22 @@ def _fit(
             _check_finite(model, step)  # on a GPU this also waits for the step
         if stop:
             start = time.perf_counter()
-            halfway = score(trial.metric, *predict(model, task, task.validation, trial.bf16))
+            halfway = _score(trial, task, model, task.validation)
             paused = time.perf_counter() - start
             if floor is not None and halfway < floor:
                 raise Pruned(halfway, floor, step)
 
-    trainer = make_trainer(Schedule.of(trial), parameter_groups(model, trial), task, model)
+    schedule, groups = Schedule.of(trial), parameter_groups(model, trial)
+    if trial.objective == "grpo":
+        reward = load_reward(trial.reward) if trial.reward else answer_rewards(task)
+        trainer = make_grpo_trainer(trial, groups, task, model, reward, schedule.arguments())
+    else:
+        trainer = make_trainer(schedule, groups, task, model)
     trainer.add_callback(_step_callback(after_step))
     start = time.perf_counter()
-    loss = trainer.train().training_loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about what TRL asks transformers
+        loss = trainer.train().training_loss
     seconds = time.perf_counter() - start - paused
     if not math.isfinite(loss):
         raise FloatingPointError(f"diverged: the mean loss of {steps} steps is {loss}")
@@ -135,18 +180,7 @@ def make_trainer(schedule: Schedule, groups: list[dict], task: Task, model: nn.M
         task.train,
         task.collate,
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "weight_decay": 0.0}),
-        output_dir=gettempdir(),  # it has to exist; nothing is written there
-        max_steps=schedule.max_steps,
-        per_device_train_batch_size=schedule.batch_size,
-        lr_scheduler_type="linear",
-        warmup_steps=schedule.warmup,
-        bf16=schedule.bf16,
-        use_cpu=schedule.device == "cpu",
-        seed=schedule.seed,
-        label_names=["labels"],
-        dataloader_pin_memory=schedule.device != "cpu",
-        logging_strategy="no",
-        save_strategy="no",
+        **schedule.arguments(),
     )
     trainer.floating_point_ops = lambda inputs: 0  # counting them takes 4 % of a small model's step
     return trainer
@@ -166,14 +200,7 @@ def silent_trainer(
 
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            **arguments,
-            remove_unused_columns=False,
-            logging_nan_inf_filter=False,  # the filter would hide that a training diverged
-            report_to="none",
-            disable_tqdm=True,
-            log_level="error",
-        ),
+        args=TrainingArguments(**SILENT | arguments),
         data_collator=collate,
         train_dataset=rows,
         optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
@@ -183,7 +210,18 @@ def silent_trainer(
     return trainer
 
 
+def _score(trial: Trial, task: Task, model: nn.Module, rows: Sequence[dict]) -> float:
+    """The score of rows of the task in the trial's metric."""
+    if isinstance(task, LabelledTask):
+        return score(trial.metric, *predict(model, task, rows, trial.bf16))
+    reward = load_reward(trial.reward) if trial.reward else None
+    return score_written(trial.metric, model, task, rows, trial.bf16, reward)
+
+
 def _scores(trial: Trial, task: Task, model: nn.Module) -> dict[str, float | None]:
+    if isinstance(task, WrittenTask):
+        parts = {"validation": task.validation, "test": task.test}
+        return {part: _score(trial, task, model, rows) for part, rows in parts.items()}
     validation = predict(model, task, task.validation, trial.bf16)
     test = predict(model, task, task.test, trial.bf16)
     scores = {
@@ -205,7 +243,7 @@ def some_rows(rows: Sequence[dict], count: int) -> list[dict]:
 
 
 def predict(
-    model: nn.Module, task: Task, rows: Sequence[dict], bf16: bool = False
+    model: nn.Module, task: LabelledTask, rows: Sequence[dict], bf16: bool = False
 ) -> tuple[list[float], list[float]]:
     """The labels that the model predicts for rows of the task, and their true labels: classes, or
     numbers as `task.collate` scales them.

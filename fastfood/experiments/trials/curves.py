@@ -57,13 +57,17 @@ class D90:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the points of a measurement say: the full score, 90 % of it, d90 by method, and remarks
-    on what makes them doubtful."""
+    """What the points of a measurement say: the full score, the line that d90 reaches, d90 by
+    method, remarks on what makes them doubtful, and of a model that writes the base model's score.
+    Where scores are shares of a gain, `absolute` has the two between which it lies, (base, full)
+    as they were recorded."""
 
     full: float | None
     line: float | None
     d90: dict[str, D90]
     remarks: tuple[str, ...]
+    base: float | None = None
+    absolute: tuple[float, float] | None = None
 
 
 class _Run(NamedTuple):
@@ -148,6 +152,12 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
+def line_between(base: float, full: ArrayLike) -> ArrayLike:
+    """The score that d90 reaches: 90 % of the way from `base` to `full`. The base is 0 where models
+    classify, which makes it 90 % of the full score (Li et al., 2018)."""
+    return base + LINE_SHARE * (full - base)
+
+
 def first_reaching(dims: Sequence[int], means: ArrayLike, line: ArrayLike) -> np.ndarray:
     """The smallest of the ascending `dims` whose isotonic fit reaches `line`; inf if none does.
 
@@ -167,15 +177,17 @@ def d90(
     scores: Sequence[Sequence[float]],
     full: Sequence[float],
     so_far: bool = False,
+    base: float = 0.0,
 ) -> D90:
     """d90 of one method with its 95 % bootstrap interval over seeds.
 
     `dims` ascends, `scores[i]` are the test scores by seed at `dims[i]`, `full` those of full
-    fine-tuning. The full run and every d are resampled on their own. Where one of them has a single
+    fine-tuning. The full run and every d are resampled on their own, and every resampled full run
+    has its own line above `base`, a number that no seed changes. Where one of them has a single
     seed there is no interval: low and high are the value. `so_far` says that runs are to come.
     """
     rng = np.random.default_rng(0)
-    line = LINE_SHARE * float(np.mean(full))
+    line = line_between(base, float(np.mean(full)))
     means = [np.mean(seeds) for seeds in scores]
     value = low = high = _as_count(float(first_reaching(dims, means, line)))
     text, unstable = describe(dims, value), False
@@ -183,7 +195,7 @@ def d90(
     if has_interval:
         full_means = _resampled_means(rng, full)
         curve_means = np.stack([_resampled_means(rng, seeds) for seeds in scores], axis=1)
-        values = first_reaching(dims, curve_means, LINE_SHARE * full_means)
+        values = first_reaching(dims, curve_means, line_between(base, full_means))
         tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
         low, high = map(_as_count, np.quantile(values, tails, method="inverted_cdf"))
         unstable = len(dims) > 1 and low == dims[0] and high == math.inf
@@ -210,49 +222,78 @@ def describe(dims: Sequence[int], value: float) -> str:
 
 def summarise(
     points: list[Point],
-    majority: float,
+    majority: float | None,
     unfinished: Collection[str] = (),
     trivial: str = "majority class",
 ) -> Summary:
-    """The full score, the 90 % line, d90 by method, and remarks on what makes them doubtful.
+    """The full score, the line, d90 by method, and remarks on what makes them doubtful.
 
-    `unfinished` are the methods, "full" among them, that have runs to come; their d90s are marked
-    "so far", all of them where it is the full run. `majority` is the score of always giving the
-    same answer, which `trivial` names. Where the full run does not beat it there is no line and no
-    d90: each method's value, low and high are None, and its text says why.
+    `unfinished` are the methods, "full" and "base" among them, that have runs to come; their d90s
+    are marked "so far", all of them where it is the full run. `majority` is the score of always
+    giving the same answer, None where the score of the base model, whose point is among `points`,
+    stands in its place; `trivial` names either. The line is 90 % of the full score, or lies at 90 %
+    of its gain over the base model. Where the full run does not beat what is trivial there is no
+    line and no d90: each method's value, low and high are None, and its text says why.
     """
-    full = next((point for point in points if point.method == "full"), None)
-    if full is None:
-        return Summary(None, None, {}, ("the full runs are missing",))
-    score = full.mean
-    curves: dict[str, list[Point]] = defaultdict(list)
-    for point in points:
-        if point is not full:
-            curves[point.method].append(point)
-    if score <= majority:
+    full = point_of(points, "full")
+    start = point_of(points, "base")
+    base = None if start is None else start.mean
+    level = majority if base is None else base
+    if full is None or level is None:
+        missing = ["the full runs are missing"] if full is None else []
+        missing += ["the base model's score is missing"] if level is None else []
+        return Summary(None if full is None else full.mean, None, {}, tuple(missing), base)
+    score, curves = full.mean, curves_of(points)
+    if score <= level:
         remark = (
-            f"full fine-tuning ({score:.1%}) does not beat the {trivial} ({majority:.1%}): "
+            f"full fine-tuning ({score:.1%}) does not beat the {trivial} ({level:.1%}): "
             "there is no d90; try other full rates or more steps"
         )
-        so_far = "full" in unfinished
-        text = f"none{' so far' if so_far else ''}: the full run does not beat the {trivial}"
-        none = D90(None, None, None, None, False, text, so_far)
-        return Summary(score, None, dict.fromkeys(curves, none), (remark,))
-    line, remarks = LINE_SHARE * score, []
-    if line <= majority:
+        none = no_d90(trivial, "full" in unfinished)
+        return Summary(score, None, dict.fromkeys(curves, none), (remark,), base)
+    line, remarks = float(line_between(base or 0.0, score)), []
+    if base:
         remarks.append(
-            f"the 90 % line ({line:.1%}) is not above the {trivial} ({majority:.1%}): "
+            "d90 is at 90 % of full fine-tuning's gain over the base model, "
+            f"{_percent(base)} + {LINE_SHARE:g} ({_percent(score)} - {_percent(base)})"
+        )
+    if line <= level:
+        remarks.append(
+            f"the 90 % line ({line:.1%}) is not above the {trivial} ({level:.1%}): "
             "reaching it takes no learning"
         )
     results, single = {}, False
     for method, curve in curves.items():
-        curve.sort(key=lambda point: point.d)
         dims, scores = [point.d for point in curve], [point.test for point in curve]
         so_far = bool({"full", method} & set(unfinished))
-        results[method] = d90(dims, scores, full.test, so_far)
+        results[method] = d90(dims, scores, full.test, so_far, base or 0.0)
         single = single or not results[method].has_interval
     if len(full.seeds) == full.seeds_asked == 1:
         remarks.append("one seed: no interval")
     elif single:
         remarks.append("one seed so far in some points: no interval")
-    return Summary(score, line, results, tuple(remarks))
+    return Summary(score, line, results, tuple(remarks), base)
+
+
+def point_of(points: Iterable[Point], method: str) -> Point | None:
+    """The only point of full fine-tuning or of the base model; None until there is one."""
+    return next((point for point in points if point.method == method), None)
+
+
+def curves_of(points: Iterable[Point]) -> dict[str, list[Point]]:
+    """The points by method with ascending d, without those of the full run and the base model."""
+    curves: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        if point.method not in ("base", "full"):
+            curves[point.method].append(point)
+    return {method: sorted(curve, key=lambda point: point.d) for method, curve in curves.items()}
+
+
+def no_d90(trivial: str, so_far: bool) -> D90:
+    """What stands for a d90 where the full run does not beat what is `trivial`."""
+    text = f"none{' so far' if so_far else ''}: the full run does not beat the {trivial}"
+    return D90(None, None, None, None, False, text, so_far)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -77,7 +77,10 @@ class DescribedMeasurement(BaseModel):
             require(1 <= count <= LARGEST, f"facts.{name}", "a count of at least 1", count)
         for count in (*facts.sizes.values(), facts.overlap):
             require(0 <= count <= LARGEST, "facts", "a count", count)
-        require(0 <= facts.majority <= 1, "facts.majority", "a share in [0, 1]", facts.majority)
+        share = facts.majority is None or 0 <= facts.majority <= 1
+        require(share, "facts.majority", "a share in [0, 1]", facts.majority)
+        for count in facts.unilora or ():
+            require(1 <= count <= LARGEST, "facts.unilora", "two counts of at least 1", count)
         texts = [*facts.splits, *facts.splits.values(), *facts.contamination]
         for text in (*texts, facts.device, facts.model_hash, facts.data_hash):
             _plain(text)

@@ -13,7 +13,7 @@ from ..settings.measurement import (
     Settings,
 )
 from ..settings.trial import Facts, Score, Trial
-from .curves import LINE_SHARE, curve_points
+from .curves import curve_points, line_between
 
 START, STRIDE = 1000, 8  # a bisection's first d, and the ratio of its steps until d90 is bracketed
 PRUNE_MARGIN = 0.1  # a trial scoring this much less than another rate at half-time is stopped
@@ -22,24 +22,26 @@ Known = Mapping[str, Score | None]  # by key; None for a trial that will have no
 
 
 def trials(settings: Settings, facts: Facts, known: Known) -> list[Trial]:
-    """All trials asked for so far in the order in which they run: full fine-tuning first, then
-    every d with the first seed, then with the next, so a study stopped early has whole curves.
+    """All trials asked for so far in the order in which they run: of a model that writes the base
+    model's score, then full fine-tuning, then every d with the first seed, then with the next, so a
+    study stopped early has whole curves.
 
     `known` holds the scores of finished trials by key, and None for trials that ended without a
     score and will not run again. A grid does not depend on it; a bisection grows with it.
     """
     seeds = range(settings.seeds)
+    base = cell_trials(settings, facts, "base", 0, seed=0) if settings.writes else []
     full = [
         trial for seed in seeds for trial in cell_trials(settings, facts, "full", facts.D, seed)
     ]
     if settings.search == "grid":
-        searched = {method: settings.dims for method in settings.methods}
+        searched = {method: possible_dims(settings, facts, method) for method in settings.methods}
     else:
-        line = _line(full, known)
+        line = _line(base, full, known)
         searched = {
             method: _bisection(settings, facts, method, line, known) for method in settings.methods
         }
-    asked = list(full)
+    asked = base + full
     for seed in seeds:
         cells = [
             (d, method)
@@ -58,12 +60,17 @@ def trials(settings: Settings, facts: Facts, known: Known) -> list[Trial]:
 def cell_trials(
     settings: Settings, facts: Facts, method: str, d: int, seed: int, size: int | None = None
 ) -> list[Trial]:
-    """The trials of one method, d and seed, one for each learning rate."""
+    """The trials of one method, d and seed, one for each learning rate. The method "base", whose d
+    is 0, trains nothing: its only rate is 0."""
     subspace = method in SUBSPACE_METHODS
-    if method == "full":
+    has_new_head = not (subspace or method in ("base", "full") or settings.writes)
+    if method == "base":
+        rates = [0.0]
+    elif method == "full":
         rates = sorted(set(settings.full_lrs))
     else:
         rates = theta_rates(settings, d) if subspace else sorted(set(settings.peft_lrs))
+    language = _language_fields(settings, facts) if settings.writes else {}
     return [
         Trial(
             task=settings.task,
@@ -89,12 +96,41 @@ def cell_trials(
             size=size,
             normalization=settings.normalization if subspace else None,
             lambda_lr=settings.lambda_lr if method == "said" else None,
-            head=None if subspace or method == "full" else settings.head,
+            head=settings.head if has_new_head else None,
             seed=seed,
             learning_rate=rate,
+            weights=settings.weights if subspace and settings.weights != "resident" else None,
+            dtype=None if settings.dtype == "float32" else settings.dtype,
+            accumulation=None if settings.accumulation == 1 else settings.accumulation,
+            gradient_checkpointing=settings.gradient_checkpointing or None,
+            **language,
         )
         for rate in rates
     ]
+
+
+def _language_fields(settings: Settings, facts: Facts) -> dict:
+    """What a trial of a model that writes depends on besides."""
+    names = ("objective", "prompt_column", "completion_column", "messages_column", "answer")
+    names += ("reward", "max_new_tokens", "generations", "temperature", "beta")
+    fields = {name: getattr(settings, name) for name in names}
+    return fields | {"chat": settings.chat or None, "reward_hash": facts.reward_hash}
+
+
+def limits(facts: Facts, method: str) -> tuple[int, float]:
+    """The least and the largest d that a method of a given d can have; DID has any, up to D as
+    every method does."""
+    if method == "said":
+        return (facts.m or 0) + 1, math.inf
+    if method == "unilora" and facts.unilora is not None:
+        return facts.unilora
+    return 1, math.inf
+
+
+def possible_dims(settings: Settings, facts: Facts, method: str) -> tuple[int, ...]:
+    """The values of d of a grid that a method can have."""
+    least, largest = limits(facts, method)
+    return tuple(d for d in settings.dims if least <= d <= largest)
 
 
 def theta_rates(settings: Settings, d: int) -> tuple[float, ...]:
@@ -153,12 +189,16 @@ def _mean(cell: list[Trial], known: Known) -> float | None:
     return points[0].mean if points else None
 
 
-def _line(full: list[Trial], known: Known) -> float | None:
-    """90 % of the full score, or None if full runs are missing or none of them has a score."""
-    if not all(trial.key in known for trial in full):
+def _line(base: list[Trial], full: list[Trial], known: Known) -> float | None:
+    """90 % of the full score, of a model that writes base + 90 % of (full - base). None if runs of
+    them are missing or have no score, or if the full run does not beat the base model."""
+    if not all(trial.key in known for trial in (*base, *full)):
         return None
+    start = _mean(base, known) if base else 0.0
     mean = _mean(full, known)
-    return None if mean is None else LINE_SHARE * mean
+    if start is None or mean is None or (base and mean <= start):
+        return None
+    return line_between(start, mean)
 
 
 def _bisection(
@@ -183,10 +223,16 @@ def _bisection(
         mean = _mean(cell, known)
         return mean is not None and mean >= line - 1e-9
 
-    least = max(settings.bracket[0], (facts.m or 0) + 1 if method == "said" else 1)
-    largest = max(least, min(settings.bracket[1], facts.D))
+    least, largest = bracket(settings, facts, method)
     _bisect(least, largest, settings.precision, reached)
     return sorted(asked)
+
+
+def bracket(settings: Settings, facts: Facts, method: str) -> tuple[int, int]:
+    """The least and the largest d that a bisection may ask of a method."""
+    least, largest = limits(facts, method)
+    least = max(settings.bracket[0], least)
+    return least, max(least, int(min(settings.bracket[1], facts.D, largest)))
 
 
 def _bisect(

@@ -14,6 +14,7 @@ from functools import partial
 import optuna
 
 from ..settings.measurement import Settings
+from ..settings.metrics import METRICS
 from ..settings.study import Measurement
 from ..settings.trial import Pruned, Score, Trial, TrialState
 from . import plan
@@ -136,10 +137,10 @@ def run_study(
     Device, workers and cluster are those of the first measurement. `train(settings, trial, floor)`
     runs in a worker, by default `train.train_trial`. `on_event(done, asked, measurement, trial,
     outcome)` is called first with None, None and "" and then for every trial that ends, here or
-    on another machine; outcome is the test score in per cent, or begins with "failed: ",
-    "pruned" or "killed". Failed trials run again at the next start, those that diverged
-    (FloatingPointError) never. Stopping (KeyboardInterrupt, SystemExit) ends the workers and
-    gives their trials back. Raises ValueError when workers cannot be had.
+    on another machine; outcome is the test score, in per cent unless its metric is relative, or
+    begins with "failed: ", "pruned" or "killed". Failed trials run again at the next start, those
+    that diverged (FloatingPointError) never. Stopping (KeyboardInterrupt, SystemExit) ends the
+    workers and gives their trials back. Raises ValueError when workers cannot be had.
     """
     if train is None:
         from ..training.train import train_trial
@@ -233,7 +234,8 @@ class Driver:
         for job in self._agenda.update():
             entry = self._record.states()[job.trial.key]
             if entry.score is not None:
-                self._tell(job, f"{entry.score.test:.1%}")
+                metric = METRICS[job.sweep.measurement.settings.metric or "accuracy"]
+                self._tell(job, f"{entry.score.test:{'.4g' if metric.relative else '.1%'}}")
             elif entry.state == TrialState.PRUNED:
                 self._tell(job, "pruned")
             else:
