@@ -1,8 +1,9 @@
 """Goes from an adapter to a bound on its risk. The adapter is encoded as a message, the message is
-decoded to a model, and the bound follows from the message's length and from that model's errors on
+decoded to a model, and the bound follows from the message's length and from that model's losses on
 the training rows. Only the decoded model is scored, so nothing that training left elsewhere (batch
 statistics, other tensors, random numbers) can enter the bound without being charged for."""
 
+import functools
 import math
 import platform
 from importlib import metadata
@@ -17,33 +18,28 @@ from fastfood.adapter import AdapterFile, read
 from fastfood.quantize import quantize
 
 from ..data.checkpoints import use_cache_without_network
-from ..data.task import LabelledTask
+from ..data.task import Task
 from ..data.tasks import load_task
 from ..settings.measurement import Settings
 from ..settings.metrics import METRICS
 from ..training.models import build_base
-from ..training.train import Schedule, predict, some_rows
-from .formulas import all_bounds, best_bound, kl_of_bits, paper_order
+from ..training.train import Schedule, some_rows
+from .losses import TokenLosses, WrongAnswers
 from .message import Message, decode_message, encode_message
 from .options import Options
 from .qat import fine_tune
 
 LR_FACTORS = {"global": 2.0, "tensor": 0.2}  # times 1/sqrt(d): half of d90's lowest
-IN_ADVANCE = (
-    "the base checkpoint, parameters and buffers: it must not have been made from these rows",
-    "the initial values of a new head: a function of its seed",
-    "the architecture, the tokenizer, max_length and this code",
-    "delta and the m rows",
-)
-ASSUMED = "the m rows are independent draws from the distribution that the risk is about"
 
 
 def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     """Bounds on the risk of an adapter, at the number of levels that makes the best bound smallest.
 
-    Returns all numbers as a JSON dict; shares are in [0, 1], `message` is in hexadecimal.
-    Raises FileNotFoundError, or ValueError naming the argument, what was wanted and what was got;
-    ValueError also if the adapter was trained on another base model.
+    A classifier's risk is its error; that of a model that writes is its loss in bits per token
+    under prediction smoothing, by whichever objective it was trained. Returns all numbers as a JSON
+    dict; shares are in [0, 1], `message` is in hexadecimal. Raises FileNotFoundError, or ValueError
+    naming the argument, what was wanted and what was got; ValueError also if the adapter was
+    trained on another base model.
     """
     if METRICS[settings.metric].of_numbers:
         wanted = "a task of classes, because a bound counts wrong answers"
@@ -60,42 +56,42 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     options = options.model_copy(update=unset)
     rows = some_rows(task.train, options.train_rows or len(task.train))
     screen = some_rows(rows, options.screen_rows or len(rows))
+    base = functools.partial(_base, settings, options, task)
+    if settings.writes:
+        losses = TokenLosses(settings, task, rows, options.delta, base)
+    else:
+        losses = WrongAnswers(settings, task, rows, options.delta, file.header["d"])
 
     tried = []
     for levels in options.levels:
         message = _message(settings, options, task, file, levels)
-        errors = _errors(settings, options, task, screen, message)
-        k = math.ceil(len(rows) * errors / len(screen))
-        bounds = all_bounds(len(rows), k, message.bits, options.delta)
-        tried.append((bounds[best_bound(bounds)], levels, errors, message))
-    _, levels, errors, message = min(tried, key=lambda entry: entry[0])
+        scored = losses.score(decoded_model(base(), message.data, settings.weights), screen)
+        bound, said = losses.tried(message, scored, len(screen))
+        said = {"levels": levels, **said, "rows": len(screen)}
+        tried.append((bound, levels, message, scored, said))
+    _, levels, message, scored, _ = min(tried, key=lambda entry: entry[0])
+    model = decoded_model(base(), message.data, settings.weights)
     if len(screen) < len(rows):
-        errors = _errors(settings, options, task, rows, message)
-    test_errors = _errors(settings, options, task, task.test, message)
+        scored = losses.score(model, rows)
     return {
         **_origin(settings, options, task, file),
-        "tried": [
-            {"levels": count, "bits": encoded.bits, "errors": wrong, "rows": len(screen)}
-            for _, count, wrong, encoded in tried
-        ],
+        "in_advance": list(losses.in_advance),
+        "assumed": losses.assumed,
+        "tried": [said for *_, said in tried],
         "levels": levels,
-        "message": message.data.hex(),
-        "ledger": message.ledger,
-        **_bounds(len(rows), errors, file.header["d"], message, options.delta),
-        "majority_error": {"train": _majority_error(rows), "test": _majority_error(task.test)},
-        "test_error": test_errors / len(task.test),
-        "test_rows": len(task.test),
+        **losses.certified(message, scored, losses.score(model, losses.test)),
     }
 
 
-def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
+def decoded_model(base: nn.Module, data: bytes, weights: str = "resident") -> nn.Module:
     """The SubspaceModel over `base` that a message describes, in evaluation mode.
 
     base: the model that the adapter was trained on, with its head's initial values. data: bytes of
-    encode_message(). Raises ValueError if the message is damaged or does not fit this model.
+    encode_message(). weights: as for get_subspace_model(). Raises ValueError if the message is
+    damaged or does not fit this model.
     """
     config, theta, lambda_ = decode_message(data)
-    model = fastfood.get_subspace_model(base, config)
+    model = fastfood.get_subspace_model(base, config, weights=weights)
     wanted = [p.numel() for p in (model.theta, model.lambda_) if p is not None]
     values = [t for t in (theta, lambda_) if t is not None]
     if wanted != [len(t) for t in values]:
@@ -109,10 +105,11 @@ def decoded_model(base: nn.Module, data: bytes) -> nn.Module:
 
 
 def _message(
-    settings: Settings, options: Options, task: LabelledTask, file: AdapterFile, levels: int
+    settings: Settings, options: Options, task: Task, file: AdapterFile, levels: int
 ) -> Message:
     """The message of the adapter with theta and lambda_ rounded to at most `levels` levels each."""
-    model = SubspaceModel.from_pretrained(_base(settings, options, task), file.path)
+    base = _base(settings, options, task)
+    model = SubspaceModel.from_pretrained(base, file.path, weights=settings.weights)
     config = model.subspace_config
     if options.qat_steps:
         lr = options.lr or LR_FACTORS[config.normalization] / math.sqrt(config.d)
@@ -123,41 +120,18 @@ def _message(
             bf16=settings.bf16,
             device=settings.device,
             seed=config.seed % 2**32,
+            accumulation=settings.accumulation,
         )
         fine_tune(schedule, lr, options.lambda_lr, task, model, levels)
     q = {name: quantize(p, levels) for name, p in model.state_dict().items()}
     return encode_message(config, q["theta"], q.get("lambda_"), options.choices)
 
 
-def _base(settings: Settings, options: Options, task: LabelledTask) -> nn.Module:
+def _base(settings: Settings, options: Options, task: Task) -> nn.Module:
     return build_base(settings, task.num_labels, options.head_seed).to(settings.device)
 
 
-def _errors(
-    settings: Settings, options: Options, task: LabelledTask, rows, message: Message
-) -> int:
-    """How many rows the model decoded from the message's bytes answers wrongly."""
-    model = decoded_model(_base(settings, options, task), message.data)
-    predicted, labels = predict(model, task, rows, settings.bf16)
-    return sum(answer != label for answer, label in zip(predicted, labels, strict=True))
-
-
-def _bounds(m: int, k: int, d: int, message: Message, delta: float) -> dict:
-    bounds = all_bounds(m, k, message.bits, delta)
-    best = best_bound(bounds)
-    return {
-        "bits": message.bits,
-        "kl": kl_of_bits(message.bits),
-        "m": m,
-        "train_errors": k,
-        "train_error": k / m,
-        "bounds": bounds,
-        "best": {"name": best, "value": bounds[best], "confidence": 1 - delta},
-        "paper_order": paper_order(m, k, d),
-    }
-
-
-def _origin(settings: Settings, options: Options, task: LabelledTask, file: AdapterFile) -> dict:
+def _origin(settings: Settings, options: Options, task: Task, file: AdapterFile) -> dict:
     """The adapter, settings and data that were bounded, and what the bounds assume."""
     libraries = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
@@ -167,20 +141,12 @@ def _origin(settings: Settings, options: Options, task: LabelledTask, file: Adap
         "data_hash": task.data_hash,
         "splits": task.splits,
         "contamination": list(task.contamination),
-        "in_advance": list(IN_ADVANCE),
-        "assumed": ASSUMED,
         "versions": {
             "python": platform.python_version(),
             "fastfood": fastfood.__version__,
             **libraries,
         },
     }
-
-
-def _majority_error(rows) -> float:
-    """The error of always answering the most frequent label of the rows."""
-    labels = [row["labels" if "labels" in row else "label"] for row in rows]
-    return 1 - max(labels.count(label) for label in set(labels)) / len(labels)
 
 
 def _candidates(path: Path) -> int:

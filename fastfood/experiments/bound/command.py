@@ -1,6 +1,6 @@
-"""The command `fastfood bound`, an upper bound on an adapter's error on new rows, computed from its
-errors on the training rows and from the bits that it takes. Nothing heavy is imported before the
-arguments have been read."""
+"""The command `fastfood bound`, an upper bound on an adapter's error or token loss on new rows,
+computed from that on the training rows and from the bits that it takes. Nothing heavy is imported
+before the arguments have been read."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,11 @@ from ..settings.task import TaskSettings, check_folder
 from .options import Options
 
 MESSAGE = ".message"  # suffix of the file that holds the bits
-TASK = (*TaskSettings.model_fields, "max_length", "batch_size", "device")
+TASK = (
+    *TaskSettings.model_fields,
+    *("objective", "prompt_column", "completion_column", "messages_column", "chat"),
+    *("weights", "dtype", "accumulation", "max_length", "batch_size", "device"),
+)
 
 
 @with_options("task_options", Settings, TASK)
@@ -34,13 +38,17 @@ def bound(
         ),
     ] = None,
 ) -> None:
-    """Bounds an adapter's error on new rows, with a confidence.
+    """Bounds an adapter's error on new rows, with a confidence; of a model that writes, its loss in
+    bits per token.
 
     θ and λ are rounded to a few levels and written as one message, whose bits are counted one by
     one. The model that is read back from it is scored on the training rows. Example:
 
     `fastfood bound d90-glue-sst2/adapters/NAME --task glue/sst2 --model ./minilm --data ./data
     --levels 2,4 --qat-steps 300 --out bound.json`
+
+    With --objective sft or grpo the data are read as prompts and completions, whichever of both
+    trained the adapter; --qat-steps are steps of SFT.
 
     The base model, the initial values of a new head and max_length have to be fixed before the
     rows are seen. If any was chosen by the rows, --choices has to count the alternatives.
@@ -81,13 +89,17 @@ def _print(certified: dict) -> None:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, emoji=False)
-    for heading, rows in (
-        ("Levels tried", _tried_rows(certified)),
-        ("The message's bits", _ledger_rows(certified)),
-        ("Error on new rows", _bound_rows(certified)),
-    ):
+    of_tokens = "unit" in certified
+    tables = [("Levels tried", _tried_rows(certified)), ("The message's bits", _ledger(certified))]
+    if of_tokens:
+        tables.append(("Loss on new rows, in bits per token", _loss_rows(certified)))
+    else:
+        tables.append(("Error on new rows", _error_rows(certified)))
+    for heading, rows in tables:
         console.print(f"\n{heading}")
         console.print(_table(rows))
+    if of_tokens:
+        console.print(_what_a_loss_is(certified))
     console.print("\nThe bounds hold together with this confidence, if these were fixed before:")
     for text in certified["in_advance"]:
         console.print(f"- {text}")
@@ -100,33 +112,71 @@ def _tried_rows(certified: dict) -> list[list[str]]:
     rows = []
     for tried in certified["tried"]:
         mark = "chosen" if tried["levels"] == certified["levels"] else ""
-        error = f"{tried['errors'] / tried['rows']:.2%} of {tried['rows']} rows wrong"
-        rows.append([str(tried["levels"]), f"{tried['bits']} bits", error, mark])
+        if "errors" in tried:
+            found = f"{tried['errors'] / tried['rows']:.2%} of {tried['rows']} rows wrong"
+        else:
+            found = f"{tried['loss']:.4f} bits per token of {tried['rows']} rows"
+            found += f", alpha = {tried['alpha']:.2g}"
+        rows.append([str(tried["levels"]), f"{tried['bits']} bits", found, mark])
     return rows
 
 
-def _ledger_rows(certified: dict) -> list[list[str]]:
+def _ledger(certified: dict) -> list[list[str]]:
     rows = [[name, str(bits)] for name, bits in certified["ledger"].items()]
     return [*rows, ["in all", f"{certified['bits']}, KL = {certified['kl']:.1f} nats"]]
 
 
 def _bound_rows(certified: dict) -> list[list[str]]:
     best, confidence = certified["best"], f"at {certified['best']['confidence']:.6g} confidence"
-    rows = [
-        [name, f"at most {value:.4f}", confidence + (", the best" if name == best["name"] else "")]
-        for name, value in sorted(certified["bounds"].items(), key=lambda entry: -entry[1])
-    ]
+    rows = []
+    for name, value in sorted(certified["bounds"].items(), key=lambda entry: -entry[1]):
+        said = confidence + (", the best" if name == best["name"] else "")
+        said += ", vacuous" if name in certified.get("vacuous", ()) else ""
+        rows.append([name, f"at most {value:.4f}", said])
+    return rows
+
+
+def _error_rows(certified: dict) -> list[list[str]]:
     order = "order of magnitude alone: constant 1, no confidence"
     wrong = f"{certified['train_errors']} of m = {certified['m']} rows"
     majority = certified["majority_error"]
     return [
         ["Theorem 1's form", f"{certified['paper_order']:.4f}", order],
-        *rows,
+        *_bound_rows(certified),
         ["training error", f"{certified['train_error']:.4f}", wrong],
         ["test error", f"{certified['test_error']:.4f}", f"of {certified['test_rows']} rows"],
         ["majority class", f"{majority['train']:.4f}", "wrong on the m rows"],
         ["", f"{majority['test']:.4f}", "wrong on the test rows"],
     ]
+
+
+def _loss_rows(certified: dict) -> list[list[str]]:
+    of = {"train": f"of m = {certified['m']} rows", "test": f"of {certified['test_rows']} rows"}
+    rows = _bound_rows(certified)
+    for shown, name, part in (
+        ("training loss", "loss", "train"),
+        ("test loss", "loss", "test"),
+        ("base model", "base_loss", "train"),
+        ("", "base_loss", "test"),
+    ):
+        said = f"{of[part]}; {certified[f'unsmoothed_{name}'][part]:.4f} unsmoothed"
+        rows.append([shown, f"{certified[name][part]:.4f}", said])
+    guessing = f"log2 of V = {certified['vocabulary']} tokens"
+    return [*rows, ["uniform guessing", f"{certified['uniform']:.4f}", guessing]]
+
+
+def _what_a_loss_is(certified: dict) -> str:
+    """The loss in a sentence, and another where no bound says anything."""
+    text = (
+        "A row's loss is the mean of -log2 p over its completion's tokens, however many they are. "
+        f"p is smoothed: alpha = {certified['alpha']:.3g} of it is uniform over the vocabulary."
+    )
+    if certified["best"]["name"] in certified["vacuous"]:
+        text += (
+            "\nNo bound says anything here: uniform guessing, which needs no training, has "
+            f"{certified['uniform']:.4f} bits per token."
+        )
+    return text
 
 
 def _table(rows: list[list[str]]):
