@@ -32,7 +32,7 @@ from .settings.options import read as read_options
 from .settings.pretraining import Pretraining
 from .settings.pretraining import complete as complete_pretraining
 from .settings.study import Measurement, Planned
-from .settings.task import BRING_DATA, TaskSettings, check_folder
+from .settings.task import BUNDLED, TaskSettings, check_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -122,7 +122,7 @@ def _measurement(
 
 
 def _brings_data(values: Mapping[str, object]) -> bool:
-    return values.get("task", TaskSettings.model_fields["task"].default) in BRING_DATA
+    return values.get("task", TaskSettings.model_fields["task"].default) in BUNDLED
 
 
 def _parse(recipe: str) -> tuple[Path, dict]:

@@ -11,8 +11,8 @@ from typing_extensions import Self
 from .options import OptionsModel, option, require, wanted
 from .sources import ARITHMETIC, SOURCES
 
-TASKS = ("digits", *SOURCES, *ARITHMETIC)
-BRING_DATA = ("digits", *ARITHMETIC)  # the tasks that need neither files nor the hub
+BUNDLED = ("digits", *ARITHMETIC)  # tasks that bring their data
+TASKS = (*BUNDLED, *SOURCES)
 MOST_TOKENS = 1_000_000
 
 MaxLength = Annotated[
@@ -80,8 +80,7 @@ class TaskSettings(OptionsModel):
     @model_validator(mode="after")
     def _some_tasks_bring_their_data(self) -> Self:
         refused = f"nothing, because the task {self.task} brings its own"
-        fits = self.task not in BRING_DATA or self.data is None
-        require(fits, "data", refused, self.data)
+        require(self.task not in BUNDLED or self.data is None, "data", refused, self.data)
         return self
 
 
