@@ -32,7 +32,7 @@ from .settings.options import read as read_options
 from .settings.pretraining import Pretraining
 from .settings.pretraining import complete as complete_pretraining
 from .settings.study import Measurement, Planned
-from .settings.task import TaskSettings, check_folder
+from .settings.task import BUNDLED, TaskSettings, check_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -110,7 +110,9 @@ def _measurement(
     for key in set(varied) & set(options):
         raise refusal(key, "nothing, because the recipe varies it", options[key])
     values = {**common, **varied, **options, "out": str(out)}
-    if _is_digits(values):
+    ran = "reward" in common or "reward" in varied  # a file must not decide what code is run
+    require(not ran, "reward", "it on the command line alone, because it is run", common | varied)
+    if _brings_data(values):
         values.pop("data", None)  # it is the folder of the other tasks' data
     model = values.get("model")
     if str(model).startswith(PRETRAINED + "/"):
@@ -119,8 +121,8 @@ def _measurement(
     return Measurement(_label(settings), settings, x=_step_along_pretraining(varied))
 
 
-def _is_digits(values: Mapping[str, object]) -> bool:
-    return values.get("task", TaskSettings.model_fields["task"].default) == "digits"
+def _brings_data(values: Mapping[str, object]) -> bool:
+    return values.get("task", TaskSettings.model_fields["task"].default) in BUNDLED
 
 
 def _parse(recipe: str) -> tuple[Path, dict]:
@@ -198,7 +200,7 @@ def _pretraining(
     fits = re.fullmatch(r"[\w.+ -]+", name) and name.strip(". ") == name
     require(bool(fits), "pretrain", "a name in each table, of one folder", dict(table))
     arguments = {key: value for key, value in table.items() if key != "name"}
-    if "data" in options and not _is_digits(arguments):
+    if "data" in options and not _brings_data(arguments):
         arguments["data"] = options["data"]
     arguments["out"] = str(out / PRETRAINED / name)
     return complete_pretraining(read_options(Pretraining, arguments))

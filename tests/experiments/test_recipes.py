@@ -4,8 +4,10 @@ replaced settings, and errors that name the key."""
 import pytest
 
 from fastfood.experiments import recipes
+from fastfood.experiments.settings.language import LanguageSettings
 from fastfood.experiments.settings.measurement import Settings
 from fastfood.experiments.settings.options import kinds
+from fastfood.experiments.settings.task import TaskSettings
 
 RECIPE = """
 title = "two tasks"
@@ -28,6 +30,8 @@ vary = { model = ["other"] }
 UNSTATED = {"text_columns", "label_column", "splits", "model", "revision", "data", "task"}
 UNSTATED |= {"sizes", "head", "lrs", "peft_lrs", "eval_rows", "gap_rows", "out", "name"}
 UNSTATED |= {"device", "workers", "gpu_share", "ray", "storage", "heartbeat", "save_adapters"}
+# of models that write
+UNSTATED |= {*LanguageSettings.model_fields, "lengths"} - set(TaskSettings.model_fields)
 SEARCHES = {"grid": {"bracket", "precision"}, "bisect": {"dims"}}
 
 

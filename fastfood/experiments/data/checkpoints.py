@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from ..settings.sources import KNOWN_TRAINING_DATA
-from ..settings.task import TaskSettings
+from ..settings.task import BUNDLED, TaskSettings
 
 
 def contamination(settings: TaskSettings) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def _name_before(config: Path) -> str:
 def use_cache_without_network(settings: TaskSettings, tokenizer: str | None = None) -> None:
     """Where the hub is needed but out of reach, turns its client to the files of its cache, which
     otherwise comes after minutes of retries. To be called before transformers is imported."""
-    data_at_hub = settings.task != "digits" and settings.data is None
+    data_at_hub = settings.task not in BUNDLED and settings.data is None
     read = [name for name in (settings.model, tokenizer) if name is not None]
     model_at_hub = not all(Path(name).is_dir() for name in read)
     if not (data_at_hub or model_at_hub) or "HF_HUB_OFFLINE" in os.environ:

@@ -4,13 +4,14 @@ and those that it should write, which end with the end of the text."""
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 
 from ..settings.measurement import Settings
-from ..settings.sources import PARTS, SOURCES, Source
+from ..settings.sources import ARITHMETIC, PARTS, SOURCES, Source
+from .arithmetic import arithmetic_parts
 from .checkpoints import contamination, load_tokenizer, writing_config
 from .parts import divide, hash_rows, normalized, scored_rows
 from .readers import Columns
@@ -59,6 +60,11 @@ def load_written(settings: Settings) -> WrittenTask:
     encoder_decoder = writing_config(settings).is_encoder_decoder
     tokenizer = _tokenizer(settings)
     parts, origins = _parts(settings, tokenizer)
+    for part in ("validation", "test"):
+        chosen = scored_rows(len(parts[part]), settings.eval_rows)
+        if len(chosen) < len(parts[part]):
+            origins[part] += f" ({len(chosen)} of {len(parts[part])})"
+            parts[part] = parts[part].select(chosen)
     data_hash = hash_rows(parts)
     answer = answer_reader(settings.answer)
     rows = {}
@@ -126,32 +132,34 @@ def _parts(settings: Settings, tokenizer) -> tuple[dict, dict]:
     JSON, and where the rows of each came from."""
     from datasets import Dataset
 
-    source, chat = _source(settings), settings.chat or settings.messages_column is not None
-    kind = list if settings.messages_column else str
-    columns = Columns(source.texts, source.label, (kind,))
+    def dataset(where: str, pairs: Iterable[tuple[str | list, str]]) -> Dataset:
+        rows = []
+        for number, (asked, completion) in enumerate(pairs, 1):
+            prompt = asked
+            if not isinstance(asked, str):
+                prompt = _templated(tokenizer, f"{where} row {number}", asked)
+            rows.append({"prompt": prompt, "label": completion, "asked": json.dumps(asked)})
+        return Dataset.from_list(rows)
+
+    if settings.task in ARITHMETIC:
+        parts = {
+            part: dataset(settings.task, ((_asked(settings, r), r["completion"]) for r in rows))
+            for part, rows in arithmetic_parts(settings.task).items()
+        }
+        return parts, dict.fromkeys(parts, settings.task)
+    source = _source(settings)
+    columns = Columns(source.texts, source.label, (list if settings.messages_column else str,))
     splits = read_splits(settings.task, settings.data, source, columns)
-    asked = {}
+    written = {}
     for name, rows in splits.items():
-        if rows.data.column("label").null_count:
-            continue  # of all rows: the split has no completions
-        made = []
-        for number, row in enumerate(rows, 1):
-            where = f"data: {settings.task} {name} row {number}"
-            prompt, completion = _asked(settings, source, where, row)
-            text = _templated(tokenizer, where, prompt) if chat else prompt
-            made.append({"prompt": text, "label": completion, "asked": json.dumps(prompt)})
-        asked[name] = Dataset.from_list(made)
-    train = source.splits[0]
-    if not asked or next(iter(splits)) not in asked:
-        raise ValueError(f"data: wanted completions in {train} of {settings.task}, got none")
+        if not rows.data.column("label").null_count:  # else of all rows: it has no completions
+            where = f"data: {settings.task} {name}"
+            written[name] = dataset(where, _pairs(settings, source, where, rows))
+    if next(iter(splits)) not in written:
+        got = f"data: wanted completions in {source.splits[0]} of {settings.task}, got none"
+        raise ValueError(got)
     described = source._replace(texts=("prompt",), written=True)
-    parts, origins = divide(settings.task, settings.data, described, asked)
-    for part in ("validation", "test"):
-        chosen = scored_rows(len(parts[part]), settings.eval_rows)
-        if len(chosen) < len(parts[part]):
-            origins[part] += f" ({len(chosen)} of {len(parts[part])})"
-            parts[part] = parts[part].select(chosen)
-    return parts, origins
+    return divide(settings.task, settings.data, described, written)
 
 
 def _source(settings: Settings) -> Source:
@@ -167,13 +175,24 @@ def _source(settings: Settings) -> Source:
     return Source(hub, texts, None, settings.splits, label, whole=True, written=True)
 
 
-def _asked(settings: Settings, source: Source, where: str, row: dict) -> tuple[str | list, str]:
-    """What a model is asked, a text or messages, and what it should write."""
-    if not settings.messages_column:
-        (column,) = source.texts
-        prompt = row[column]
-        return [{"role": "user", "content": prompt}] if settings.chat else prompt, row["label"]
-    messages = row["label"]
+def _pairs(
+    settings: Settings, source: Source, where: str, rows: Iterable[dict]
+) -> Iterator[tuple[str | list, str]]:
+    """What a model is asked in each row, and what it should write."""
+    for number, row in enumerate(rows, 1):
+        if settings.messages_column:
+            yield _split_messages(f"{where} row {number}", row["label"])
+        else:
+            yield _asked(settings, {"prompt": row[source.texts[0]]}), row["label"]
+
+
+def _asked(settings: Settings, row: dict) -> str | list:
+    """A row's prompt as it is, or as the only message of a chat."""
+    return [{"role": "user", "content": row["prompt"]}] if settings.chat else row["prompt"]
+
+
+def _split_messages(where: str, messages: list) -> tuple[list, str]:
+    """The messages before the last one, and its text."""
     for message in messages:
         fits = isinstance(message, dict)
         fits = fits and all(isinstance(message.get(key), str) for key in ("role", "content"))
@@ -211,10 +230,14 @@ def _with_tokens(row: dict, tokenizer, encoder_decoder: bool) -> dict:
     """A row as `WrittenTask` has them."""
     asked, end = json.loads(row["asked"]), tokenizer.eos_token_id
     templated = not isinstance(asked, str)  # the template has put its special tokens in
-    prompt = tokenizer(row["prompt"], add_special_tokens=not templated)["input_ids"]
+    try:
+        prompt = tokenizer(row["prompt"], add_special_tokens=not templated)["input_ids"]
+        completion = tokenizer(row["label"], add_special_tokens=False)["input_ids"]
+    except Exception as error:  # tokenizers of few characters raise errors of their own
+        wanted = "texts that the model's tokenizer has tokens for"
+        raise ValueError(f"data: wanted {wanted}, got {row['prompt']!r:.100} ({error})") from error
     if not encoder_decoder and prompt and prompt[-1] == end and not templated:
         prompt = prompt[:-1]  # the model is to go on from here
-    completion = tokenizer(row["label"], add_special_tokens=False)["input_ids"]
     return {
         "prompt": row["prompt"],
         "completion": row["label"],

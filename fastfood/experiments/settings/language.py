@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from .options import Count, option, require, wanted, whole_number
-from .sources import SOURCES
+from .sources import ARITHMETIC, SOURCES
 from .task import TASKS, TaskSettings
 
 OBJECTIVES = {"classify": "", "sft": "SFT", "grpo": "GRPO"}  # with their names in reports
@@ -133,4 +133,4 @@ class LanguageSettings(TaskSettings):
 
 
 def _is_written(task: str) -> bool:
-    return task in SOURCES and SOURCES[task].written
+    return task in ARITHMETIC or (task in SOURCES and SOURCES[task].written)

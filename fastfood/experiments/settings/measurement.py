@@ -107,6 +107,9 @@ class Settings(LanguageSettings):
     sizes: Annotated[Counts, ascending] = option(
         "Sweep", "Ranks of lora and vera, lengths of tinylora.", (1, 4, 16), metavar="R,..."
     )
+    lengths: Annotated[Counts, ascending] | None = option(
+        "Sweep", "Lengths of tinylora, where they are not the sizes.", None, metavar="L,..."
+    )
     head: Literal["inside", "outside"] = option(
         "Sweep",
         "Whether the head, which PEFT's methods train in full, counts in their d: inside, outside.",
@@ -238,10 +241,15 @@ class Settings(LanguageSettings):
         rates = max(
             len(some or ()) for some in (self.lrs, self.lr_factors, self.full_lrs, self.peft_lrs)
         )
-        cells = max(len(self.dims or ()), len(self.sizes)) if self.search == "grid" else 1
+        sizes = max(len(self.sizes), len(self.lengths or ()))
+        cells = max(len(self.dims or ()), sizes) if self.search == "grid" else 1
         count = self.seeds * rates * (1 + cells * len(self.methods))
         require(count <= MOST_TRIALS, "seeds", f"at most {MOST_TRIALS:,} trials in all", count)
         return self
+
+    def sizes_of(self, method: str) -> tuple[int, ...]:
+        """The tried ranks of lora and vera, and lengths of tinylora."""
+        return self.lengths if method == "tinylora" and self.lengths else self.sizes
 
     @property
     def model_name(self) -> str:

@@ -17,28 +17,18 @@ from .options import (
     wanted,
     whole_number,
 )
-from .task import Folder, MaxLength, TaskSettings, check_data, check_folder
+from .sources import ARITHMETIC
+from .task import BUNDLED, Folder, MaxLength, TaskSettings, check_data, check_folder
 
 MOST_PIECES = 10_000_000  # of a vocabulary
-TEXT_DEFAULTS = {
-    "hidden_size": 128,
-    "layers": 2,
-    "heads": 2,
-    "intermediate_size": 512,
-    "mask": 0.15,
-}
-DIGITS_DEFAULTS = {
-    "hidden_size": 64,
-    "layers": 2,
-    "heads": 4,
-    "intermediate_size": 256,
-    "mask": 0.5,
-}
-
+BYTE_PIECES = 258  # of a tokenizer of bytes: each byte, the end of a text, padding
+TEXT_SIZES = {"hidden_size": 128, "layers": 2, "heads": 2, "intermediate_size": 512}
+BUNDLED_SIZES = {"hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 256}
+TEXT_MASK, DIGITS_MASK = 0.15, 0.5
 
 # The names of a model's sizes in the configurations of transformers.
 SIZE_NAMES = {
-    "hidden_size": ("hidden_size", "d_model", "dim"),
+    "hidden_size": ("hidden_size", "d_model", "dim", "n_embd"),
     "layers": (
         "num_hidden_layers",
         "encoder_layers",
@@ -50,6 +40,7 @@ SIZE_NAMES = {
     ),
     "heads": (
         "num_attention_heads",
+        "num_key_value_heads",
         "encoder_attention_heads",
         "decoder_attention_heads",
         "num_heads",
@@ -63,6 +54,7 @@ SIZE_NAMES = {
         "d_ff",
         "hidden_dim",
         "d_inner",
+        "n_inner",
     ),
 }
 
@@ -87,25 +79,33 @@ class Pretraining(TaskSettings):
     checkpoints: Checkpoints = option(
         "Output", "Optimizer steps after which to save.", (0, 50, 200, 800), metavar="N,..."
     )
+    causal: bool = option(
+        "Model",
+        "Train a model that writes, on the next token, in place of masked words.",
+        False,
+    )
     architecture: str | None = option(
         "Model",
-        "Of a new model, a type of transformers: bert, roberta, electra, ...  [default: bert]",
+        "Of a new model, a type of transformers: bert, roberta, electra, ..., causal llama, ...  "
+        "[default: bert, causal llama]",
         None,
     )
-    hidden_size: Width | None = option("Model", "Width; 128, digits 64.", None)
+    hidden_size: Width | None = option("Model", "Width; 128, digits and arithmetic 64.", None)
     layers: Layers | None = option("Model", "Layers (of each stack); 2.", None)
-    heads: Heads | None = option("Model", "Attention heads; 2, digits 4.", None)
+    heads: Heads | None = option("Model", "Attention heads; 2, digits and arithmetic 4.", None)
     intermediate_size: InnerWidth | None = option(
-        "Model", "Width of the feed-forward layers; 512, digits 256.", None
+        "Model", "Width of the feed-forward layers; 512, digits and arithmetic 256.", None
     )
     tokenizer: str | None = option(
         "Model", "A folder or hub name, for a new model.", None, metavar="NAME"
     )
     vocabulary: Pieces | None = option(
-        "Model", "Or make a tokenizer of so many pieces of the training text's words.", None
+        "Model",
+        "Or make a tokenizer of so many pieces of the training text's words, causal bytes.",
+        None,
     )
     model: str | None = option(
-        "Model", "Go on from a masked LM's folder or hub name.", None, metavar="NAME"
+        "Model", "Go on from a masked or causal LM's folder or hub name.", None, metavar="NAME"
     )
     mask: Share | None = option("Training", "Share that is masked; 0.15, of patches 0.5.", None)
     batch_size: Count = option("Training", "Rows of a step.", 32)
@@ -119,9 +119,26 @@ class Pretraining(TaskSettings):
     threads: Threads = option("Training", "CPU threads.", 1)
 
     @model_validator(mode="after")
-    def _digits_bring_their_model(self) -> Self:
+    def _some_tasks_bring_what_they_need(self) -> Self:
         if self.task == "digits":
             self._require_none("architecture", "tokenizer", "vocabulary", "model", why="for digits")
+        elif self.task in BUNDLED:
+            self._require_none("tokenizer", "vocabulary", "model", why=f"for {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_alone_are_written(self) -> Self:
+        if self.task in ARITHMETIC:
+            text = "arithmetic, which its tasks are fine-tuned from"
+            require(self.task == "arithmetic", "task", text, self.task)
+            require(self.causal, "causal", "true for the task arithmetic", self.causal)
+        if self.task == "digits":
+            require(not self.causal, "causal", "false for the task digits", self.causal)
+        if self.causal:
+            self._require_none("mask", why="beside causal")
+            enough = self.vocabulary is None or self.vocabulary >= BYTE_PIECES
+            text = f"at least {BYTE_PIECES} pieces beside causal"
+            require(enough, "vocabulary", text, self.vocabulary)
         return self
 
     @model_validator(mode="after")
@@ -133,7 +150,7 @@ class Pretraining(TaskSettings):
 
     @model_validator(mode="after")
     def _a_new_text_model_has_one_tokenizer(self) -> Self:
-        if self.task != "digits" and not self.model:
+        if self.task not in BUNDLED and not self.model:
             text = "a tokenizer's folder or hub name, or else a vocabulary, for a new model"
             one = bool(self.tokenizer) != (self.vocabulary is not None)
             require(one, "tokenizer", text, self.tokenizer)
@@ -152,18 +169,26 @@ class Pretraining(TaskSettings):
 
 
 def complete(pretraining: Pretraining) -> Pretraining:
-    """Fills in the defaults of text or of digits, and looks for the folders that are named.
+    """Fills in the defaults of the task and of the kind of model, and looks for the folders named.
 
     Raises ValueError naming the argument, what was wanted and what was got.
     """
-    if pretraining.task == "digits":
-        defaults = DIGITS_DEFAULTS
-    elif pretraining.model:
-        defaults = {"mask": TEXT_DEFAULTS["mask"]}
-    else:
-        defaults = TEXT_DEFAULTS | {"architecture": "bert"}
+    defaults = _defaults(pretraining)
     unset = {name: v for name, v in defaults.items() if getattr(pretraining, name) is None}
     pretraining = pretraining.replaced(**unset)
     check_data(pretraining)
     check_folder(Path(pretraining.out))
     return pretraining
+
+
+def _defaults(pretraining: Pretraining) -> dict:
+    """What takes the place of None: sizes, an architecture and a share that is masked, each where
+    the run has one."""
+    digits, causal = pretraining.task == "digits", pretraining.causal
+    mask = {} if causal else {"mask": DIGITS_MASK if digits else TEXT_MASK}
+    if digits:
+        return BUNDLED_SIZES | mask
+    if pretraining.model:
+        return mask
+    sizes = BUNDLED_SIZES if pretraining.task in BUNDLED else TEXT_SIZES
+    return sizes | mask | {"architecture": "llama" if causal else "bert"}

@@ -9,9 +9,10 @@ from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from .options import OptionsModel, option, require, wanted
-from .sources import SOURCES
+from .sources import ARITHMETIC, SOURCES
 
-TASKS = ("digits", *SOURCES)
+BUNDLED = ("digits", *ARITHMETIC)  # tasks that bring their data
+TASKS = (*BUNDLED, *SOURCES)
 MOST_TOKENS = 1_000_000
 
 MaxLength = Annotated[
@@ -77,9 +78,9 @@ class TaskSettings(OptionsModel):
         return self
 
     @model_validator(mode="after")
-    def _digits_bring_their_data(self) -> Self:
-        refused = "nothing, because the task digits brings its own"
-        require(self.task != "digits" or self.data is None, "data", refused, self.data)
+    def _some_tasks_bring_their_data(self) -> Self:
+        refused = f"nothing, because the task {self.task} brings its own"
+        require(self.task not in BUNDLED or self.data is None, "data", refused, self.data)
         return self
 
 

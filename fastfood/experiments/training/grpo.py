@@ -56,7 +56,7 @@ def make_grpo_trainer(
             model,
             reward_funcs=reward,
             args=trl.GRPOConfig(
-                **arguments,
+                **{"gradient_checkpointing": False} | arguments,
                 num_generations=trial.generations,
                 max_completion_length=task.max_new_tokens,
                 temperature=trial.temperature,

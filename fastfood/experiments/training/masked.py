@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..settings.measurement import Settings
 from ..settings.pretraining import SIZE_NAMES, Pretraining
@@ -13,33 +13,21 @@ from ..settings.pretraining import SIZE_NAMES, Pretraining
 
 def masked_parts(pretraining: Pretraining) -> tuple:
     """The model, its tokenizer or None, the rows to train on, and their collator or None."""
-    from transformers.utils import logging
+    from transformers import AutoModelForMaskedLM
 
-    from ..data.checkpoints import load_tokenizer
-    from ..data.tasks import load_task, text_parts
+    from ..data.tasks import load_task
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     if pretraining.task == "digits":
         train = load_task(Settings()).train
         rows = [{"index": i, "pixel_values": row["pixel_values"]} for i, row in enumerate(train)]
         model = _new_patch_model(pretraining)
         return model, None, rows, _patch_collator(pretraining, model.config)
-    texts = None
-    if pretraining.vocabulary or any(pretraining.checkpoints):
-        parts = text_parts(pretraining)
-        texts = [list(parts["train"][column]) for column in parts["texts"]]
-    if pretraining.vocabulary:
-        tokenizer = _new_tokenizer(itertools.chain(*texts), pretraining.vocabulary)
-    else:
-        source = pretraining.tokenizer or pretraining.model
-        revision = None if pretraining.tokenizer else pretraining.revision
-        tokenizer = load_tokenizer(source, revision)
+    texts, tokenizer = texts_and_tokenizer(pretraining, _new_tokenizer)
     if pretraining.model:
-        model = _load_model(pretraining)
+        model = load_model(pretraining, AutoModelForMaskedLM, "masked")
     else:
         model = _new_text_model(pretraining, tokenizer)
-    _fit_tokenizer(tokenizer, model)
+    fit_tokenizer(tokenizer, model)
     if not any(pretraining.checkpoints):
         return model, tokenizer, [], None
     if tokenizer.mask_token is None:
@@ -50,6 +38,23 @@ def masked_parts(pretraining: Pretraining) -> tuple:
     )
     rows = [dict(zip(tokens, row, strict=True)) for row in zip(*tokens.values(), strict=True)]
     return model, tokenizer, rows, _text_collator(pretraining, tokenizer)
+
+
+def texts_and_tokenizer(pretraining: Pretraining, make_tokenizer: Callable) -> tuple:
+    """The training texts, a list for each column, or None where the run needs none; and a tokenizer
+    that is loaded, or that make_tokenizer(texts, size) returns."""
+    from ..data.checkpoints import load_tokenizer
+    from ..data.tasks import text_parts
+
+    texts = None
+    if pretraining.vocabulary or any(pretraining.checkpoints):
+        parts = text_parts(pretraining)
+        texts = [list(parts["train"][column]) for column in parts["texts"]]
+    if pretraining.vocabulary:
+        return texts, make_tokenizer(itertools.chain(*texts), pretraining.vocabulary)
+    source = pretraining.tokenizer or pretraining.model
+    revision = None if pretraining.tokenizer else pretraining.revision
+    return texts, load_tokenizer(source, revision)
 
 
 def _new_tokenizer(texts: Iterator[str], size: int):
@@ -71,20 +76,23 @@ def _new_tokenizer(texts: Iterator[str], size: int):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def _load_model(pretraining: Pretraining):
+def load_model(pretraining: Pretraining, auto: type, kind: str):
+    """The model that a run goes on from, as `auto` reads it, in float32.
+
+    Raises ValueError where it is no language model of this kind, masked or causal.
+    """
     import torch
-    from transformers import AutoModelForMaskedLM
 
     from .models import SAFELY
 
     name = pretraining.model
     try:
-        return AutoModelForMaskedLM.from_pretrained(
+        return auto.from_pretrained(
             name, revision=pretraining.revision or "main", dtype=torch.float32, **SAFELY
         )
     except Exception as error:  # the loaders raise many unrelated types
         reason = " ".join(str(error).split())[:200]
-        wanted = "a folder or hub name of a masked language model"
+        wanted = f"a folder or hub name of a {kind} language model"
         raise ValueError(f"model: wanted {wanted}, got {name!r} ({reason})") from error
 
 
@@ -108,14 +116,14 @@ def _new_text_model(pretraining: Pretraining, tokenizer):
     if not masked and any(pretraining.checkpoints):
         wanted = "one that transformers has a masked-LM model of, or --checkpoints 0"
         raise ValueError(f"architecture: wanted {wanted}, got {name!r}")
-    sizes = _sized_config(pretraining, config_class())
+    sizes = sized_config(pretraining, config_class())
     config = config_class(**sizes, **_token_settings(tokenizer))
     if config.is_encoder_decoder:  # a decoder starts as BART's or as T5's does
         config.decoder_start_token_id = config.eos_token_id if masked else config.pad_token_id
     return (AutoModelForMaskedLM if masked else AutoModel).from_config(config)
 
 
-def _sized_config(pretraining: Pretraining, default) -> dict:
+def sized_config(pretraining: Pretraining, default) -> dict:
     """A new model's sizes, under the names that `default`'s class of configuration gives them."""
     known = default.to_dict()
     sizes = {
@@ -124,12 +132,13 @@ def _sized_config(pretraining: Pretraining, default) -> dict:
         for name in names
         if name in known
     }
-    if "d_kv" in known:
-        sizes["d_kv"] = pretraining.hidden_size // pretraining.heads
-    if "max_position_embeddings" in known:
-        # RoBERTa and models like it number positions from the padding token's id + 1 on.
-        needed = pretraining.max_length + 2
-        sizes["max_position_embeddings"] = max(known["max_position_embeddings"], needed)
+    for name in ("d_kv", "head_dim"):
+        if name in known:
+            sizes[name] = pretraining.hidden_size // pretraining.heads
+    for name in ("max_position_embeddings", "n_positions"):
+        if name in known:
+            # RoBERTa and models like it number positions from the padding token's id + 1 on.
+            sizes[name] = max(known[name], pretraining.max_length + 2)
     return sizes
 
 
@@ -151,7 +160,7 @@ def _token_settings(tokenizer) -> dict:
     }
 
 
-def _fit_tokenizer(tokenizer, model) -> None:
+def fit_tokenizer(tokenizer, model) -> None:
     """Removes the tokenizer's outputs that the model has no argument for, such as segment ids."""
     arguments = inspect.signature(model.forward).parameters
     names = tokenizer.model_input_names
@@ -164,7 +173,7 @@ def _new_patch_model(pretraining: Pretraining):
     from .models import digits_model
 
     config = digits_model(10).config
-    for name, value in _sized_config(pretraining, config).items():
+    for name, value in sized_config(pretraining, config).items():
         setattr(config, name, value)
     config.encoder_stride = config.patch_size  # the decoder returns the pixels of whole patches
     return ViTForMaskedImageModeling(config)

@@ -276,7 +276,8 @@ def trained_counts(
         "tinylora": lambda size: size,
     }
     return {
-        name: {str(size): count[name](size) + head for size in settings.sizes} for name in methods
+        name: {str(size): count[name](size) + head for size in settings.sizes_of(name)}
+        for name in methods
     }
 
 

@@ -1,5 +1,5 @@
-"""The command `fastfood pretrain`, which trains on masked words or masked patches for a few steps
-and saves checkpoints that a study can measure.
+"""The command `fastfood pretrain`, which trains on masked words, next words or masked patches for a
+few steps and saves checkpoints that a study can measure.
 
 Checkpoint N depends on the settings alone, not on which checkpoints follow or on where a run was
 stopped: the learning rate is constant after the warm-up, and masks and dropout are functions of the
@@ -26,9 +26,10 @@ def run(pretraining: Pretraining, say: Callable[[str], None] = lambda line: None
     """Makes the checkpoints that are missing in `out` and returns the folders of all, out/step-N.
 
     Each folder loads with AutoModelForSequenceClassification and AutoTokenizer (digits:
-    AutoModelForImageClassification) and holds pretrain.json. A run that was stopped goes on from
-    its last saved state. Raises ValueError naming the argument, before anything is written, if an
-    argument is wrong or the folder holds checkpoints of other settings.
+    AutoModelForImageClassification, causal: AutoModelForCausalLM) and holds pretrain.json. A run
+    that was stopped goes on from its last saved state. Raises ValueError naming the argument,
+    before anything is written, if an argument is wrong or the folder holds checkpoints of other
+    settings.
     """
     pretraining = complete(pretraining)
     out = Path(pretraining.out)
@@ -58,23 +59,30 @@ def _check_record(pretraining: Pretraining) -> dict:
             saved = dict(json.loads(path.read_text())["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"out: wanted a whole {path}, got {error!r}") from None
-        changed = [name for name in settings if saved.get(name) != settings[name]]
+        fields = Pretraining.model_fields  # a setting that was added later had its default then
+        saved = {name: fields[name].default for name in settings} | saved
+        changed = [name for name in settings if saved[name] != settings[name]]
         if changed:
-            got = f"{changed[0]} = {settings[changed[0]]!r}, not {saved.get(changed[0])!r}"
+            got = f"{changed[0]} = {settings[changed[0]]!r}, not {saved[changed[0]]!r}"
             raise ValueError(f"out: wanted the settings of {path}, got {got}")
     return {"settings": settings}
 
 
 def _train(pretraining: Pretraining, record: dict, say: Callable[[str], None]) -> None:
     from ..data.checkpoints import use_cache_without_network
+    from .causal import causal_parts
     from .environment import environment
     from .masked import masked_parts
 
     use_cache_without_network(pretraining, pretraining.tokenizer)
     from transformers import set_seed
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     set_seed(pretraining.seed)
-    model, tokenizer, rows, collate = masked_parts(pretraining)
+    make_parts = causal_parts if pretraining.causal else masked_parts
+    model, tokenizer, rows, collate = make_parts(pretraining)
     record |= environment()
     out = Path(pretraining.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -178,13 +186,15 @@ def _write_json(path: Path, content: dict) -> None:
 
 @with_options("options", Pretraining)
 def pretrain(options: dict) -> None:
-    """Trains on masked words or patches for a few steps and saves checkpoints for `fastfood study`.
+    """Trains on masked words, next words or masked patches, and saves checkpoints to be measured.
 
     Examples:
 
     `fastfood pretrain --out vit --checkpoints 0,100,1000`
 
     `fastfood pretrain --task glue/sst2 --vocabulary 4096 --layers 4 --out bert`
+
+    `fastfood pretrain --causal --task arithmetic --checkpoints 0,2500 --out llama`
 
     `--model` of other commands takes each OUT/step-N. Labels, validation and test rows are not
     used. Stop it at any time: the same command goes on where it stopped. Exit codes: 0 done, 1

@@ -62,7 +62,6 @@ class Schedule:
             "max_steps": self.max_steps,
             "per_device_train_batch_size": self.batch_size // self.accumulation,
             "gradient_accumulation_steps": self.accumulation,
-            "gradient_checkpointing": self.gradient_checkpointing,
             "lr_scheduler_type": "linear",
             "warmup_steps": self.warmup,
             "bf16": self.bf16,
@@ -72,6 +71,7 @@ class Schedule:
             "dataloader_pin_memory": self.device != "cpu",
             "logging_strategy": "no",
             "save_strategy": "no",
+            **({"gradient_checkpointing": True} if self.gradient_checkpointing else {}),
             **SILENT,
         }
 

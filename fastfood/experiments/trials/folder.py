@@ -69,10 +69,11 @@ class DescribedMeasurement(BaseModel):
     @model_validator(mode="after")
     def _check_facts(self) -> "DescribedMeasurement":
         facts = self.facts
-        least = {"D": facts.D, "num_labels": facts.num_labels, "m": facts.m or 1}
+        labels = facts.num_labels or int(self.settings.writes)  # what writes has no labels
+        least = {"D": facts.D, "num_labels": labels, "m": facts.m or 1}
         for method in set(SIZED_METHODS) & set(self.settings.methods):
             sizes = facts.counts.get(method, {})
-            least |= {f"{method} {n}": sizes.get(str(n), 0) for n in self.settings.sizes}
+            least |= {f"{method} {n}": sizes.get(str(n), 0) for n in self.settings.sizes_of(method)}
         for name, count in least.items():
             require(1 <= count <= LARGEST, f"facts.{name}", "a count of at least 1", count)
         for count in (*facts.sizes.values(), facts.overlap):

@@ -51,7 +51,7 @@ def trials(settings: Settings, facts: Facts, known: Known) -> list[Trial]:
         for d, method in sorted(cells, key=lambda cell: cell[0]):
             asked += cell_trials(settings, facts, method, d, seed)
         for method in settings.methods:
-            for size in settings.sizes if method in SIZED_METHODS else ():
+            for size in settings.sizes_of(method) if method in SIZED_METHODS else ():
                 d = facts.counts[method][str(size)]
                 asked += cell_trials(settings, facts, method, d, seed, size)
     return _without_pruned_rates(asked, known) if settings.prune else asked

@@ -1,0 +1,151 @@
+"""Builds the causal language models of `pretrain` and their batches: of any size and architecture
+that transformers knows, trained on the next token of texts or of sums. The loss of a text is that
+of all of its tokens and of its end; the loss of a sum is that of its result and its end, since
+nobody can foretell the numbers to be added."""
+
+from collections.abc import Callable, Iterator
+
+from ..data.written import IGNORED
+from ..settings.pretraining import Pretraining
+from .masked import fit_tokenizer, load_model, sized_config, texts_and_tokenizer
+
+
+def causal_parts(pretraining: Pretraining) -> tuple:
+    """The model, its tokenizer, the rows to train on, and their collator; a row has the numbers of
+    its tokens, `input_ids`, and how many of them have no loss, `given`.
+
+    Raises ValueError for an architecture or a tokenizer that cannot be trained so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from ..data.arithmetic import arithmetic_tokenizer
+
+    sums = pretraining.task == "arithmetic"
+    if sums:
+        texts, tokenizer = None, arithmetic_tokenizer()
+    else:
+        texts, tokenizer = texts_and_tokenizer(pretraining, _new_tokenizer)
+    if tokenizer.eos_token_id is None:
+        got = f"{pretraining.tokenizer or pretraining.model!r}, which has none"
+        raise ValueError(f"tokenizer: wanted one with a token that ends a text, got {got}")
+    if pretraining.model:
+        model = load_model(pretraining, AutoModelForCausalLM, "causal")
+    else:
+        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+            tokenizer.add_special_tokens({"pad_token": "<pad>"})  # the end of a text is not padding
+        model = _new_model(pretraining, tokenizer)
+    fit_tokenizer(tokenizer, model)
+    if not any(pretraining.checkpoints):
+        return model, tokenizer, [], None
+    rows = _rows_of_sums(tokenizer) if sums else _rows_of_texts(pretraining, tokenizer, texts)
+    return model, tokenizer, rows, _collator(tokenizer)
+
+
+def _new_tokenizer(texts: Iterator[str], size: int):
+    """A tokenizer of bytes with at most `size` pieces learned from `texts`; it takes any text, and
+    decoding gives it back."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        padding_side="left",  # of prompts that a batch goes on from
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+
+
+def _new_model(pretraining: Pretraining, tokenizer):
+    """A model with random weights, none of whose outputs depends on later tokens."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    name = pretraining.architecture
+    if name not in CONFIG_MAPPING:
+        raise ValueError(f"architecture: wanted a model type of transformers, got {name!r}")
+    config_class = CONFIG_MAPPING[name]
+    if config_class not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(f"architecture: wanted one that writes texts, got {name!r}")
+    default = config_class()
+    decoder = {"is_decoder": True} if "is_decoder" in default.to_dict() else {}
+    config = config_class(
+        **sized_config(pretraining, default),
+        **decoder,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    if _looks_ahead(model):
+        raise ValueError(f"architecture: wanted one that sees no later token, got {name!r}")
+    return model
+
+
+def _looks_ahead(model) -> bool:
+    """Whether the outputs at a text's first tokens depend on its last one."""
+    import torch
+
+    texts = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]])
+    with torch.no_grad():
+        first, second = model.eval()(input_ids=texts).logits[:, :3]
+    model.train()
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def _rows_of_texts(pretraining: Pretraining, tokenizer, texts: list[list[str]]) -> list[dict]:
+    """A row for each text; those of several columns are lines of one."""
+    lines = ["\n".join(columns) for columns in zip(*texts, strict=True)]
+    rows = []
+    for numbers in tokenizer(lines)["input_ids"]:
+        ended = numbers if numbers[-1:] == [tokenizer.eos_token_id] else _ended(tokenizer, numbers)
+        rows.append({"input_ids": ended[: pretraining.max_length], "given": 0})
+    return [row for row in rows if len(row["input_ids"]) > 1]  # an empty text has no next token
+
+
+def _rows_of_sums(tokenizer) -> list[dict]:
+    from ..data.arithmetic import pretraining_rows
+
+    sums = pretraining_rows()
+    texts = list({text for row in sums for text in row.values()})  # each once
+    numbers = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True))
+    rows = [(numbers[row["prompt"]], numbers[row["completion"]]) for row in sums]
+    return [
+        {"input_ids": _ended(tokenizer, prompt + completion), "given": len(prompt)}
+        for prompt, completion in rows
+    ]
+
+
+def _ended(tokenizer, numbers: list[int]) -> list[int]:
+    return [*numbers, tokenizer.eos_token_id]
+
+
+def _collator(tokenizer) -> Callable[[list[dict]], dict]:
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    pad = tokenizer.pad_token_id
+    pad = tokenizer.eos_token_id if pad is None else pad  # no loss and no attention sees it
+
+    def collate(rows: list[dict]) -> dict:
+        texts = [torch.tensor(row["input_ids"]) for row in rows]
+        labels = [text.clone() for text in texts]
+        for row, label in zip(rows, labels, strict=True):
+            label[: row["given"]] = IGNORED
+        return {
+            "input_ids": pad_sequence(texts, True, pad),
+            "attention_mask": pad_sequence([torch.ones_like(text) for text in texts], True, 0),
+            "labels": pad_sequence(labels, True, IGNORED),
+        }
+
+    return collate
