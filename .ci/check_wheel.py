@@ -117,7 +117,7 @@ def metadata_faults(folder):
     [file] = folder.glob("*.dist-info/METADATA")
     read = email.message_from_string(file.read_text())
     extras = set(read.get_all("Provides-Extra", []))
-    wanted = {"subspace", "hub", "peft", "experiments", "cluster", "test", "all"}
+    wanted = {"subspace", "hub", "peft", "experiments", "grpo", "cluster", "test", "all"}
     return [
         f"metadata: {field}: wanted {want}, got {got}"
         for field, want, got in (

@@ -73,6 +73,9 @@ def d90(options: dict) -> None:
     `fastfood d90 --model ./minilm --task ./reviews --text-columns review --label-column stars
     --splits train,test --data ./reviews`
 
+    `fastfood d90 --objective grpo --model Qwen/Qwen2.5-0.5B-Instruct --task gsm8k --chat
+    --method did,said,tinylora --dims 10,100,1000`
+
     Stop it at any time: the same command goes on where it stopped. Exit codes: 0 done, 1 a trial
     failed, 2 bad input, 130 interrupted.
     """

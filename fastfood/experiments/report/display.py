@@ -91,11 +91,9 @@ def d90_mark(measure: MeasureResults, method: str) -> Mark | None:
 def score_name(measure: MeasureResults) -> str:
     """What test scores are called: "test accuracy", "share of full fine-tuning's gain in loss"."""
     metric = measure.metric
-    return (
-        f"share of full fine-tuning's gain in {metric.shown}"
-        if metric.relative
-        else (f"test {metric.shown}")
-    )
+    if metric.relative:
+        return f"share of full fine-tuning's gain in {metric.shown}"
+    return f"test {metric.shown}"
 
 
 def line_name(measure: MeasureResults) -> str:

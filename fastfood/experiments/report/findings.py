@@ -70,11 +70,8 @@ def _scores(results: Results) -> str:
     relative = {measure.metric.relative for measure in results.measures}
     if relative == {True}:
         return "Share of full fine-tuning's gain in the test score over the base model"
-    return (
-        "Test score, or the share of full fine-tuning's gain in it,"
-        if True in relative
-        else ("Test score")
-    )
+    either = "Test score, or the share of full fine-tuning's gain in it,"
+    return either if True in relative else "Test score"
 
 
 def _levels(results: Results) -> str:

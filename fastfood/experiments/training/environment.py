@@ -5,13 +5,15 @@ import platform
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 import fastfood
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "optuna", "numpy", "scikit-learn")
+OPTIONAL = ("peft", "trl")  # libraries that some methods and objectives need
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -20,7 +22,7 @@ def environment() -> dict:
     """The versions and the hardware of this process. The hardware has the entry `gpus` only if the
     process has computed on a GPU before the first call."""
     versions = {"python": platform.python_version(), "fastfood": fastfood.__version__}
-    versions |= {name: metadata.version(name) for name in LIBRARIES}
+    versions |= {name: metadata.version(name) for name in (*LIBRARIES, *_installed(OPTIONAL))}
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -28,6 +30,10 @@ def environment() -> dict:
     hardware = {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
     gpus = _gpus()
     return {"versions": versions, "hardware": hardware | ({"gpus": gpus} if gpus else {})}
+
+
+def _installed(names: Iterable[str]) -> list[str]:
+    return [name for name in names if util.find_spec(name) is not None]
 
 
 def _gpus() -> list[dict]:
