@@ -151,6 +151,38 @@ def test_every_method_trains_what_it_counts_and_always_the_same(folders, method,
     assert (first.test == before) == (method == "base")
 
 
+@pytest.mark.parametrize("method", ["full", "said", "lora", "unilora"])
+def test_an_encoder_with_a_decoder_is_trained(folders, method):
+    given = settings(folders, "t5", methods=METHODS, sizes=(2,), metric="tokens", full_lrs=(0.1,))
+    given = given.replaced(max_steps=40, lrs=(1.0,), peft_lrs=(0.1,))
+    found = inspect(given)
+    size = 2 if method in found.counts else None
+    d = found.counts[method]["2"] if size else 200
+    base = train_trial(given, cell_trials(given, found, "base", 0, 0)[0])
+    scored = train_trial(given, cell_trials(given, found, method, d, 0, size)[-1])
+    assert scored.test > base.test + 0.2
+
+
+@pytest.mark.parametrize("method", ["did", "lora"])
+def test_grpo_may_hold_on_to_the_base_model(folders, method):
+    pytest.importorskip("trl")
+    given = settings(folders, objective="grpo", methods=METHODS, sizes=(2,), lrs=(0.3,))
+    given = given.replaced(reward=f"{__name__}:letters", metric="loss", max_new_tokens=4)
+    free, held = given.replaced(max_steps=20), given.replaced(max_steps=20, beta=9.0)
+    found = inspect(given)
+    size = 2 if method in found.counts else None
+    d = found.counts[method]["2"] if size else 200
+    base, *trained = (
+        train_trial(one, cell_trials(one, found, name, n, 0, of)[-1]).test
+        for one, name, n, of in [
+            (free, "base", 0, None),
+            (free, method, d, size),
+            (held, method, d, size),
+        ]
+    )
+    assert abs(trained[1] - base) < 0.7 * abs(trained[0] - base)
+
+
 def test_sft_learns_the_sums_and_the_base_model_does_not_know_them(folders):
     given = settings(folders, max_steps=150, batch_size=32, metric="tokens")
     base = train_trial(given, trial_of(given, "base", 0)).test
