@@ -5,6 +5,7 @@
 .. include:: transform.md
 .. include:: subspace_model.md
 .. include:: measuring.md
+.. include:: language.md
 .. include:: bounds.md
 .. include:: clusters.md
 .. include:: measured.md

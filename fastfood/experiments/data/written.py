@@ -70,7 +70,7 @@ def load_written(settings: Settings) -> WrittenTask:
     rows = {}
     for part in PARTS:
         texts = list(parts[part])
-        rows[part] = [_with_tokens(row, tokenizer, encoder_decoder) for row in texts]
+        rows[part] = _with_tokens(texts, tokenizer, encoder_decoder)
         origins[part] += f", {len(rows[part])} rows" + _unanswered(settings, part, texts, answer)
     short = [row for row in rows["train"] if _tokens(row) <= settings.max_length]
     if not short:
@@ -226,25 +226,32 @@ def _unanswered(settings: Settings, part: str, rows: list[dict], answer) -> str:
     return f", {without} of them without an answer" if without else ""
 
 
-def _with_tokens(row: dict, tokenizer, encoder_decoder: bool) -> dict:
-    """A row as `WrittenTask` has them."""
-    asked, end = json.loads(row["asked"]), tokenizer.eos_token_id
-    templated = not isinstance(asked, str)  # the template has put its special tokens in
+def _with_tokens(rows: list[dict], tokenizer, encoder_decoder: bool) -> list[dict]:
+    """The rows of a part as `WrittenTask` has them."""
+    asked, end = [json.loads(row["asked"]) for row in rows], tokenizer.eos_token_id
+    templated = not isinstance(asked[0], str)  # the template has put its special tokens in
+    texts = {name: [row[name] for row in rows] for name in ("prompt", "label")}
     try:
-        prompt = tokenizer(row["prompt"], add_special_tokens=not templated)["input_ids"]
-        completion = tokenizer(row["label"], add_special_tokens=False)["input_ids"]
+        prompts = tokenizer(texts["prompt"], add_special_tokens=not templated)["input_ids"]
+        completions = tokenizer(texts["label"], add_special_tokens=False)["input_ids"]
     except Exception as error:  # tokenizers of few characters raise errors of their own
         wanted = "texts that the model's tokenizer has tokens for"
-        raise ValueError(f"data: wanted {wanted}, got {row['prompt']!r:.100} ({error})") from error
-    if not encoder_decoder and prompt and prompt[-1] == end and not templated:
-        prompt = prompt[:-1]  # the model is to go on from here
-    return {
-        "prompt": row["prompt"],
-        "completion": row["label"],
-        "asked": asked,
-        "prompt_ids": prompt or [end],  # a model has to begin with some token
-        "completion_ids": [*completion, end],
-    }
+        got = f"others, such as {texts['prompt'][0]!r:.100} ({error})"
+        raise ValueError(f"data: wanted {wanted}, got {got}") from error
+    if not encoder_decoder and not templated:  # the model is to go on from here
+        prompts = [ids[:-1] if ids[-1:] == [end] else ids for ids in prompts]
+    return [
+        {
+            "prompt": prompt,
+            "completion": completion,
+            "asked": given,
+            "prompt_ids": prompt_ids or [end],  # a model has to begin with some token
+            "completion_ids": [*completion_ids, end],
+        }
+        for prompt, completion, given, prompt_ids, completion_ids in zip(
+            *texts.values(), asked, prompts, completions, strict=True
+        )
+    ]
 
 
 def _tokens(row: dict) -> int:

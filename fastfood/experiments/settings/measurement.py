@@ -54,6 +54,11 @@ TEXT_DEFAULTS = {
     "max_steps": 300,
     "batch_size": 32,
 }
+WRITTEN_DEFAULTS = {
+    "sft": {"full_lrs": (1e-5, 3e-5), "lr_factors": (1.5, 5.0)},
+    "grpo": {"full_lrs": (1e-6, 3e-6), "lr_factors": (0.5, 1.5)},  # a reward says less than a text
+}
+WRITTEN_DIMS = (1, 10, 100, 1000, 10000)
 
 Methods = Annotated[
     tuple[Annotated[Literal[METHODS], wanted(f"some of {', '.join(METHODS)}")], ...],
@@ -275,19 +280,31 @@ def complete(settings: Settings) -> Settings:
     digits = settings.task == "digits"
     out = "d90-" + re.sub("[/:]", "-", settings.task)
     defaults = {"metric": default_metric(settings.task), "out": out}
-    if settings.writes:
-        defaults["metric"] = "reward" if settings.reward else "exact"
-        defaults["answer"] = SOURCES[settings.task].answer if settings.task in SOURCES else None
-        defaults |= GRPO_DEFAULTS if settings.objective == "grpo" else {}
     if digits:  # the rates depend on d in a way of their own, so lr_factors stay None
         defaults |= DIGITS_DEFAULTS
     else:
         defaults |= TEXT_DEFAULTS | {"lr_factors": LR_FACTORS[settings.normalization]}
+    if settings.writes:
+        defaults |= _written_defaults(settings)
     unset = {name: v for name, v in defaults.items() if getattr(settings, name) is None}
     settings = settings.replaced(**unset)
     check_data(settings)
     check_folder(Path(settings.out))
     return settings
+
+
+def _written_defaults(settings: Settings) -> dict:
+    """The defaults of a model that writes, in place of those of a classifier of texts."""
+    rates = WRITTEN_DEFAULTS[settings.objective]
+    narrower = LR_FACTORS[settings.normalization][0] / LR_FACTORS["global"][0]
+    return {
+        "metric": "reward" if settings.reward else "exact",
+        "answer": SOURCES[settings.task].answer if settings.task in SOURCES else None,
+        "dims": WRITTEN_DIMS,
+        "full_lrs": rates["full_lrs"],
+        "lr_factors": tuple(narrower * factor for factor in rates["lr_factors"]),
+        **(GRPO_DEFAULTS if settings.objective == "grpo" else {}),
+    }
 
 
 def check(settings: Settings) -> None:
