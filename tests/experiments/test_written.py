@@ -79,6 +79,16 @@ def test_a_chat_template_asks_a_prompt(writer, folder):
     assert row["prompt_ids"] == tokenizer()("u=1+4= a=")["input_ids"]
 
 
+def test_special_tokens_stand_at_the_ends_alone(tmp_path, folder):
+    causal = save(tmp_path / "llama", llama(), chat=True, ends=True)
+    row = load_task(settings(causal, folder)).test[3]
+    assert row["prompt_ids"] == [2, *ids("1+4=")] and row["completion_ids"] == [*ids("5"), 1]
+    row = load_task(settings(causal, folder, chat=True)).test[3]  # the template has its own
+    assert row["prompt_ids"] == tokenizer()("u=1+4= a=")["input_ids"]
+    row = load_task(settings(save(tmp_path / "t5", t5(), ends=True), folder)).test[3]
+    assert row["prompt_ids"] == [2, *ids("1+4="), 1] and row["completion_ids"] == [*ids("5"), 1]
+
+
 def messages(*turns):
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
