@@ -2,15 +2,18 @@
 words, tables and figures, relative metrics, left-out values of d, and studies without a gain."""
 
 import json
+import math
 import re
+from dataclasses import replace
 
 import pytest
 from matplotlib import pyplot
 from study_folders import LOSS, draw_nothing, write_study, writing_measure
 
 from fastfood.experiments import recipes
-from fastfood.experiments.report import figure_curves, figures, headline, writer
+from fastfood.experiments.report import display, figure_curves, figures, headline, writer
 from fastfood.experiments.settings.measurement import Settings, complete
+from fastfood.experiments.trials.curves import summarise
 
 EXACT = {"half": 60, "full": 0.62}
 REWARD = {"metric": "reward", "objective": "grpo", "reward": "rewards:right"}
@@ -265,3 +268,21 @@ def test_six_methods_keep_apart_from_the_rows_of_their_d90s(tmp_path, count):
         # the curves have more than half of the panel
         low, high = axes.get_ylim()
         assert (0 - low) / (high - low) < 0.5
+
+
+@pytest.mark.parametrize("last, told", [(0.0, True), (0.9, False)])
+def test_a_curve_that_falls_below_the_line_again_is_told(tmp_path, last, told):
+    (measure,) = _gather(tmp_path, writing_measure(EXACT, methods=("did",))).measures
+    ends = [
+        replace(p, mean=m, test=(m,)) for p, m in zip(measure.points[:2], (0.1, 0.9), strict=True)
+    ]
+    assert [point.method for point in ends] == ["base", "full"]
+    curve = sorted(measure.points[2:], key=lambda point: point.d)
+    means = [0.1, 0.85, *[0.9] * (len(curve) - 3), last]
+    curve = [replace(p, mean=m, test=(m,)) for p, m in zip(curve, means, strict=True)]
+    summary = summarise([*ends, *curve], None, (), "base model")
+    found = display.remarks(replace(measure, points=[*ends, *curve], summary=summary))
+    reached = ", ".join(f"{point.d}" for point in curve[1:-1])
+    remark = f"DID: d = {reached} reach the line, but larger d fall below it again, so a curve that"
+    assert any(text.startswith(remark) for text in found) == told
+    assert (summary.d90["did"].value == math.inf) == told

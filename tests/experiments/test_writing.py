@@ -245,11 +245,15 @@ def test_rows_of_a_step_may_come_in_several_passes(folders):
     assert trial_of(whole, "full").key != trial_of(parts, "full").key
 
 
-def test_streamed_weights_and_checkpointing_score_the_same(folders):
+def test_streamed_weights_and_checkpointing_score_the_same(folders, monkeypatch):
     given = settings(folders, metric="loss")
+    copies = Projections(monkeypatch)
     wanted = train_trial(given, trial_of(given, "said")).test
     for changes in ({"weights": "streamed"}, {"gradient_checkpointing": True}):
         other = given.replaced(**changes)
+        before = copies.count
+        build_model(other, trial_of(other, "said"), 0)(torch.tensor([[3, 4]]))
+        assert (copies.count > before) == ("weights" not in changes)
         assert train_trial(other, trial_of(other, "said")).test == pytest.approx(wanted, rel=1e-5)
         assert trial_of(other, "said").key != trial_of(given, "said").key
 
@@ -311,8 +315,12 @@ def test_models_that_grpo_cannot_train_are_refused(folders):
 
 
 def test_a_checkpoint_that_lacks_its_head_is_refused(tmp_path, folders):
-    llama(tie_word_embeddings=False).model.save_pretrained(tmp_path / "body")
-    save(tmp_path / "body", llama().model)
-    given = settings(folders).replaced(model=str(tmp_path / "body"))
-    with pytest.raises(ValueError, match="model: wanted .* language model, got"):
-        inspect(given)
+    model = llama()
+    save(tmp_path / "body", model.model)
+    save(tmp_path / "part", model)
+    kept = {name: weight for name, weight in model.state_dict().items() if "lm_head" not in name}
+    model.save_pretrained(tmp_path / "part", state_dict=kept)
+    for name, refused in (("body", "a LlamaModel"), ("part", "which lacks lm_head.weight")):
+        given = settings(folders).replaced(model=str(tmp_path / name))
+        with pytest.raises(ValueError, match=f"model: wanted .* language model, got .*{refused}"):
+            inspect(given)

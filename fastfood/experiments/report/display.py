@@ -115,7 +115,23 @@ def remarks(measure: MeasureResults) -> list[str]:
     """What a reader of a measure's d90s should know of them."""
     found = absolute(measure)
     gain = [] if found is None else ["{}: base {}, full {}".format(*found)]
-    return [*gain, *measure.summary.remarks, *_left_out(measure)]
+    return [*gain, *measure.summary.remarks, *_fallen(measure), *_left_out(measure)]
+
+
+def _fallen(measure: MeasureResults) -> list[str]:
+    """A remark for each method that reaches the line at a d below its d90, and falls below the line
+    again, as it may where no rate tried fits a larger d."""
+    found = []
+    for method, d90 in measure.summary.d90.items():
+        points = [p for p in measure.points if p.method == method and d90.line is not None]
+        reached = sorted(p.d for p in points if p.mean >= d90.line and p.d < d90.value)
+        if reached:
+            shown = ", ".join(f"{d}" for d in reached)
+            found.append(
+                f"{METHOD_NAMES[method]}: d = {shown} reach{'es' if len(reached) == 1 else ''} the "
+                "line, but larger d fall below it again, so a curve that never falls does not"
+            )
+    return found
 
 
 def _left_out(measure: MeasureResults) -> list[str]:

@@ -24,6 +24,7 @@ STYLES = {
 PARTIAL = "hollow: seeds or learning rates are missing"
 # of the rows of d90 in a panel alone and in one of several, in inches
 FIRST_ROW, ROW = {True: 0.12, False: 0.11}, {True: 0.178, False: 0.163}
+WIDEST = 46  # characters above a panel of several
 ROWS = 3  # that a panel of several has room for; it grows with more
 
 
@@ -89,8 +90,9 @@ def _row_height(axes, row: int, alone: bool) -> float:
 def _title(measure: MeasureResults, alone: bool) -> str:
     D = measure.facts.D
     if not alone:
-        label = textwrap.shorten(measure.label, 40, placeholder="…")
-        return f"{display.literal(label)}, $D$ = {display.short(D)}"
+        label = display.literal(textwrap.shorten(measure.label, WIDEST, placeholder="…"))
+        size = f", $D$ = {display.short(D)}"
+        return label + size if len(measure.label) + len(size) <= WIDEST else label
     count = measure.settings.seeds
     partial = [
         point
