@@ -2,7 +2,7 @@
 step samples several completions of a prompt, and those with more reward than the mean of their
 prompt become likelier."""
 
-import os
+import logging
 import warnings
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from ..data.written import WrittenTask
 from ..settings.measurement import Settings
 from ..settings.trial import Trial
+from .models import SAFELY
 from .rewards import Reward
 
 TRL_NEEDED = "the package trl (pip install trl), which needs Python 3.11 or later"
@@ -28,9 +29,9 @@ def check_grpo(settings: Settings, task: WrittenTask) -> None:
 
 
 def _trl():
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import trl
 
+    logging.getLogger("trl").setLevel(logging.ERROR)  # it warns of what is meant so
     return trl
 
 
@@ -49,6 +50,9 @@ def make_grpo_trainer(
 
     disable_progress_bars()
     trl = _trl()
+    if trial.beta:  # TRL loads the base model again, by its name, unless PEFT has an adapter on it
+        again = SAFELY | {"revision": trial.revision or "main"}
+        arguments = arguments | {"model_init_kwargs": again}
     rows = [{"prompt": row["asked"], "reference": row["completion"]} for row in task.train]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about what TRL asks transformers
