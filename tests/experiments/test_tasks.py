@@ -8,7 +8,7 @@ import datasets
 import pytest
 from text_rows import rows, write_rows
 
-from fastfood.experiments.data import tasks
+from fastfood.experiments.data import checkpoints, tasks
 from fastfood.experiments.data.checkpoints import contamination
 from fastfood.experiments.settings.measurement import Settings, complete
 
@@ -148,17 +148,19 @@ def test_no_network_is_one_clear_message(model_folder, monkeypatch):
         (HTTPError("hub", 403, "forbidden", {}, None), None),
     ],
 )
-def test_an_unreachable_hub_is_not_tried_for_minutes(monkeypatch, answer, offline):
+def test_an_unreachable_hub_is_not_tried_for_minutes(monkeypatch, tmp_path, answer, offline):
     def urlopen(request, timeout):
         raise answer
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(tasks, "urlopen", urlopen)
-    tasks.use_cache_without_network(Settings())
-    assert "HF_HUB_OFFLINE" not in os.environ  # digits need no hub
-    tasks.use_cache_without_network(Settings(model="vit"))  # but for another model
+    monkeypatch.setattr(checkpoints, "urlopen", urlopen)
+    checkpoints.use_cache_without_network(Settings())
+    sums = Settings(objective="sft", task="arithmetic", model=str(tmp_path))
+    checkpoints.use_cache_without_network(sums)
+    assert "HF_HUB_OFFLINE" not in os.environ  # digits and sums need no hub
+    checkpoints.use_cache_without_network(Settings(model="vit"))  # but for another model
     assert os.environ.pop("HF_HUB_OFFLINE", None) == offline
-    tasks.use_cache_without_network(Settings(task="glue/sst2", model="bert"))
+    checkpoints.use_cache_without_network(Settings(task="glue/sst2", model="bert"))
     assert os.environ.get("HF_HUB_OFFLINE") == offline
 
 

@@ -15,6 +15,7 @@ from subspace_models import SMALL, mlp
 
 import fastfood
 from fastfood.experiments.data import tasks
+from fastfood.experiments.data.checkpoints import load_tokenizer
 from fastfood.experiments.settings.measurement import Settings, complete
 from fastfood.experiments.training import models
 
@@ -167,7 +168,12 @@ def test_code_in_a_model_folder_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="^model: .*custom code"):
         models.build_base(settings(folder, tmp_path), 2, seed=0)
     with pytest.raises(ValueError, match="^model: .*custom code"):
-        tasks.load_tokenizer(str(folder))
+        load_tokenizer(str(folder))
+    writes = Settings(objective="sft", task="arithmetic", model=str(folder))
+    with pytest.raises(ValueError, match="^model: .*custom code"):
+        tasks.load_task(writes)
+    with pytest.raises(ValueError, match="^model: .*custom code"):
+        models.build_base(writes, 0, seed=0)
     assert not ran.exists()
 
 
