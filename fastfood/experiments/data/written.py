@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
 
 from ..settings.measurement import Settings
 from ..settings.sources import ARITHMETIC, PARTS, SOURCES, Source
@@ -50,7 +49,6 @@ class WrittenTask(Task):
         }
 
 
-@lru_cache(maxsize=8)
 def load_written(settings: Settings) -> WrittenTask:
     """Loads the task of completed settings whose objective is sft or grpo.
 
