@@ -300,6 +300,12 @@ def test_a_reward_is_found_in_the_working_folder_and_hashed(tmp_path, monkeypatc
         rewards.load_reward("my_rewards_a:missing")
 
 
+def test_a_trial_depends_on_the_source_of_its_reward(folders):
+    given = settings(folders, objective="grpo", reward=f"{__name__}:letters")
+    found = [facts(given, reward_hash=text) for text in ("aa", "bb")]
+    assert len({cell_trials(given, one, "did", 20, 0)[0].key for one in found}) == 2
+
+
 def test_the_reward_of_the_answer(folders):
     task = replace(load_task(settings(folders)), answer=lambda text: text or None)
     reward = rewards.answer_rewards(task)
