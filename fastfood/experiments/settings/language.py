@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
-from .options import Count, option, require, wanted, whole_number
+from .options import Count, option, refusal, require, wanted, whole_number
 from .sources import ARITHMETIC, SOURCES
 from .task import TASKS, TaskSettings
 
@@ -122,7 +122,8 @@ class LanguageSettings(TaskSettings):
         try:
             re.compile(self.answer or "")
         except (re.error, RecursionError, OverflowError) as error:
-            require(False, "answer", f"a regular expression ({error})", self.answer)
+            text = f"a regular expression ({error})"
+            raise refusal("answer", text, self.answer) from None
         return self
 
     @model_validator(mode="after")
