@@ -111,7 +111,8 @@ def _measurement(
         raise refusal(key, "nothing, because the recipe varies it", options[key])
     values = {**common, **varied, **options, "out": str(out)}
     ran = "reward" in common or "reward" in varied  # a file must not decide what code is run
-    require(not ran, "reward", "it on the command line alone, because it is run", common | varied)
+    given = {**common, **varied}.get("reward")
+    require(not ran, "reward", "it on the command line alone, because it is run", given)
     if _brings_data(values):
         values.pop("data", None)  # it is the folder of the other tasks' data
     model = values.get("model")

@@ -72,6 +72,7 @@ OWN |= {"splits": ("train", "test")}
         ({"heartbeat": 10**30}, "heartbeat: wanted at least 1 second, at most a day, got"),
         ({"max_length": 2**62}, "max_length: wanted at least 4 tokens, at most 1,000,000, got"),
         ({"out": " "}, "out: wanted a folder, got ' '"),
+        ({"dtype": "bfloat16"}, "dtype: wanted float32 for the task digits, got 'bfloat16'"),
     ],
 )
 def test_bad_settings_are_refused_by_name(given, message):

@@ -154,6 +154,23 @@ def test_completions_without_an_answer_are_told(writer, tmp_path):
     assert task.splits["test"] == "test, 6 rows, 1 of them without an answer"
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_hub_has_to_give_a_split_to_train_on(writer, monkeypatch, split):
+    import datasets
+
+    rows = [{"question": f"{i}=", "answer": f"it is {i}"} for i in range(9)]
+    given = {name: datasets.Dataset.from_list(rows) for name in {"test", split}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names: given)
+    load_task.cache_clear()
+    asked = complete(Settings(objective="sft", task="gsm8k", model=str(writer), device="cpu"))
+    if split == "train":
+        task = load_task(asked)
+        assert len(task.test) == 9 and task.answer("first 3, it is 4") == Decimal(4)
+        return
+    with pytest.raises(ValueError, match="^data: wanted completions in train of gsm8k, got none"):
+        load_task(asked)
+
+
 def test_the_same_texts_are_held_out_whatever_their_order(writer, tmp_path):
     rows = sums(60)
     parts = []

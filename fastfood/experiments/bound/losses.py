@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..data.task import LabelledTask
-from ..data.written import WrittenTask
+from ..data.written import WrittenTask, token_count
 from ..settings.measurement import Settings
 from ..training.train import predict
 from ..training.writing import token_scores
@@ -84,9 +84,7 @@ class TokenLosses:
     ):
         self.task, self.rows, self.delta, self.base = task, rows, delta, base
         self.bf16, most = settings.bf16, settings.max_length
-        self.test = [
-            row for row in task.test if len(row["prompt_ids"]) + len(row["completion_ids"]) <= most
-        ]
+        self.test = [row for row in task.test if token_count(row) <= most]
         if not self.test:
             wanted = f"test rows of at most {most} tokens"
             raise ValueError(f"max_length: wanted {wanted}, got none in {len(task.test)}")

@@ -3,7 +3,8 @@ classes, or the numbers that are to be predicted."""
 
 from collections.abc import Sequence
 
-from ..settings.sources import PARTS, Source
+from ..settings.sources import Source
+from .parts import is_train
 
 SHOWN = 9  # labels in an error
 UNLABELLED = ({-1}, {None})  # the labels of such a split; the hub marks it by -1
@@ -20,7 +21,7 @@ def numbered(task: str, source: Source, splits: dict) -> tuple[dict, int]:
     values = {name: list(rows["label"]) for name, rows in splits.items()}
     values = {name: labels for name, labels in values.items() if set(labels) not in UNLABELLED}
     train = next(iter(splits), None)
-    if train not in values or train not in (source.splits[0], PARTS[0]):
+    if train not in values or not is_train(train, source):
         raise ValueError(f"data: wanted a labelled split {source.splits[0]} for {task}, got none")
     seen = set(values[train])
     if len(seen) < 2 and source.num_labels in (None, 1):

@@ -11,10 +11,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from ..settings.sources import Source
+from ..settings.sources import PARTS, Source
 
 CARVED_SHARE, CARVED_MOST = 0.1, 1000
 HELD_OUT = {"test": (0.2, 2000), "validation": (0.1, 1000)}  # of a split: its share, and at most
+
+
+def is_train(name: str, source: Source) -> bool:
+    """Whether a split of this name is the one to train on."""
+    return name in (source.splits[0], PARTS[0])
 
 
 def divide(task: str, data: str | None, source: Source, labelled: dict) -> tuple[dict, dict]:

@@ -20,7 +20,6 @@ class Task:
     splits: dict  # part name: where its rows came from
     data_hash: str  # of the rows of all parts
     metric: str
-    texts: tuple[str, ...] = ()  # the columns of text; images have none
     contamination: tuple[str, ...] = ()  # what is known of the model's own training on this task
     num_labels: int = 0  # outputs of a classifier; 1 where the label is a number
 
@@ -31,8 +30,8 @@ class Task:
 
     def overlap(self) -> int:
         """How many test rows have texts that are also a training row's, but for case, spaces and
-        punctuation. No two digits are the same."""
-        return count_overlap(self.train, self.test, self.texts) if self.texts else 0
+        punctuation."""
+        raise NotImplementedError
 
     def majority(self) -> float | None:
         """The best test score of always giving the same answer, None where a model writes: there
@@ -45,11 +44,16 @@ class LabelledTask(Task):
     """A task whose rows have a class or a number as label."""
 
     labels: dict  # part name: list of classes, or of the numbers to be predicted
+    texts: tuple[str, ...] = ()  # the columns of text; images have none
 
     @property
     def of_numbers(self) -> bool:
         """Whether the label is a number to be predicted, and no class."""
         return METRICS[self.metric].of_numbers
+
+    def overlap(self) -> int:
+        """No two digits are the same."""
+        return count_overlap(self.train, self.test, self.texts) if self.texts else 0
 
     def majority(self) -> float:
         """In the task's metric; it is 0 for correlations."""

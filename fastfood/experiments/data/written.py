@@ -12,7 +12,7 @@ from ..settings.measurement import Settings
 from ..settings.sources import ARITHMETIC, PARTS, SOURCES, Source
 from .arithmetic import arithmetic_parts
 from .checkpoints import contamination, load_tokenizer, writing_config
-from .parts import divide, hash_rows, normalized, scored_rows
+from .parts import divide, hash_rows, is_train, normalized, scored_rows
 from .readers import Columns
 from .rows import read_splits
 from .task import Task
@@ -33,7 +33,7 @@ class WrittenTask(Task):
     max_new_tokens: int
 
     def overlap(self) -> int:
-        """How many test prompts are also a training row's, but for case, spaces and punctuation."""
+        """Of prompts alone."""
         seen = {normalized([row["prompt"]]) for row in self.train}
         return sum(normalized([row["prompt"]]) in seen for row in self.test)
 
@@ -70,15 +70,15 @@ def load_written(settings: Settings) -> WrittenTask:
         texts = list(parts[part])
         rows[part] = _with_tokens(texts, tokenizer, encoder_decoder)
         origins[part] += f", {len(rows[part])} rows" + _unanswered(settings, part, texts, answer)
-    short = [row for row in rows["train"] if _tokens(row) <= settings.max_length]
+    short = [row for row in rows["train"] if token_count(row) <= settings.max_length]
     if not short:
-        least = min(map(_tokens, rows["train"]))
+        least = min(map(token_count, rows["train"]))
         wanted = f"training rows of at most {settings.max_length} tokens"
         raise ValueError(f"max_length: wanted {wanted}, got {least} and more")
     if len(short) < len(rows["train"]):
         longer = len(rows["train"]) - len(short)
         origins["train"] += f", {longer} of more than {settings.max_length} tokens left out"
-    pad, collate = tokenizer.pad_token_id, _collate_pairs if encoder_decoder else _collate_joined
+    pad, collate = tokenizer.pad_token_id, _collate_pairs if encoder_decoder else collate_joined
     return WrittenTask(
         **rows | {"train": short},
         collate=lambda batch: collate(batch, pad),
@@ -141,7 +141,9 @@ def _parts(settings: Settings, tokenizer) -> tuple[dict, dict]:
 
     if settings.task in ARITHMETIC:
         parts = {
-            part: dataset(settings.task, ((_asked(settings, r), r["completion"]) for r in rows))
+            part: dataset(
+                settings.task, ((_asked(settings, r["prompt"]), r["completion"]) for r in rows)
+            )
             for part, rows in arithmetic_parts(settings.task).items()
         }
         return parts, dict.fromkeys(parts, settings.task)
@@ -153,9 +155,10 @@ def _parts(settings: Settings, tokenizer) -> tuple[dict, dict]:
         if not rows.data.column("label").null_count:  # else of all rows: it has no completions
             where = f"data: {settings.task} {name}"
             written[name] = dataset(where, _pairs(settings, source, where, rows))
-    if next(iter(splits)) not in written:
-        got = f"data: wanted completions in {source.splits[0]} of {settings.task}, got none"
-        raise ValueError(got)
+    train = next(iter(splits), None)
+    if train not in written or not is_train(train, source):
+        wanted = f"wanted completions in {source.splits[0]} of {settings.task}"
+        raise ValueError(f"data: {wanted}, got none")
     described = source._replace(texts=("prompt",), written=True)
     return divide(settings.task, settings.data, described, written)
 
@@ -181,12 +184,12 @@ def _pairs(
         if settings.messages_column:
             yield _split_messages(f"{where} row {number}", row["label"])
         else:
-            yield _asked(settings, {"prompt": row[source.texts[0]]}), row["label"]
+            yield _asked(settings, row[source.texts[0]]), row["label"]
 
 
-def _asked(settings: Settings, row: dict) -> str | list:
-    """A row's prompt as it is, or as the only message of a chat."""
-    return [{"role": "user", "content": row["prompt"]}] if settings.chat else row["prompt"]
+def _asked(settings: Settings, prompt: str) -> str | list:
+    """A prompt as it is, or as the only message of a chat."""
+    return [{"role": "user", "content": prompt}] if settings.chat else prompt
 
 
 def _split_messages(where: str, messages: list) -> tuple[list, str]:
@@ -252,11 +255,12 @@ def _with_tokens(rows: list[dict], tokenizer, encoder_decoder: bool) -> list[dic
     ]
 
 
-def _tokens(row: dict) -> int:
+def token_count(row: dict) -> int:
+    """How many tokens a row's prompt and completion have together."""
     return len(row["prompt_ids"]) + len(row["completion_ids"])
 
 
-def _collate_joined(batch: list[dict], pad: int) -> dict:
+def collate_joined(batch: list[dict], pad: int) -> dict:
     """A batch for one stack of layers: each prompt and its completion, whose loss alone counts."""
     ids = [row["prompt_ids"] + row["completion_ids"] for row in batch]
     labels = [[IGNORED] * len(row["prompt_ids"]) + row["completion_ids"] for row in batch]

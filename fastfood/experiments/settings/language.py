@@ -13,7 +13,7 @@ from .sources import ARITHMETIC, SOURCES
 from .task import TASKS, TaskSettings
 
 OBJECTIVES = {"classify": "", "sft": "SFT", "grpo": "GRPO"}  # with their names in reports
-DEFAULTS = {"generations": 8, "temperature": 1.0, "beta": 0.0}  # of GRPO
+GRPO_DEFAULTS = {"generations": 8, "temperature": 1.0, "beta": 0.0}
 COLUMNS = ("prompt_column", "completion_column", "messages_column")
 
 Generations = Annotated[int, Field(ge=2, le=1_000), wanted("at least 2, at most 1,000")]
@@ -105,12 +105,14 @@ class LanguageSettings(TaskSettings):
         if not self.writes:
             unused += ("max_new_tokens",)
         if self.objective != "grpo":
-            unused += tuple(DEFAULTS)
+            unused += tuple(GRPO_DEFAULTS)
         beside = "messages_column" if self.messages_column else f"the objective {self.objective}"
         for name in unused:
             given = getattr(self, name)
             require(given is None, name, f"nothing beside {beside}", given)
         require(self.writes or not self.chat, "chat", f"nothing beside {beside}", self.chat)
+        narrow = self.task == "digits" and self.dtype != "float32"
+        require(not narrow, "dtype", "float32 for the task digits", self.dtype)
         if self.task in TASKS:
             known = self.known_tasks()
             text = f"one of {', '.join(known)}, or a data set, for the objective {self.objective}"

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
-from .language import DEFAULTS as GRPO_DEFAULTS
-from .language import LanguageSettings
+from .language import GRPO_DEFAULTS, LanguageSettings
 from .metrics import METRICS
 from .options import (
     Count,

@@ -3,16 +3,17 @@ that transformers knows, trained on the next token of texts or of sums. The loss
 of all of its tokens and of its end; the loss of a sum is that of its result and its end, since
 nobody can foretell the numbers to be added."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 
-from ..data.written import IGNORED
+from ..data.written import collate_joined
 from ..settings.pretraining import Pretraining
-from .masked import fit_tokenizer, load_model, sized_config, texts_and_tokenizer
+from .masked import config_class_of, fit_tokenizer, load_model, sized_config, texts_and_tokenizer
 
 
 def causal_parts(pretraining: Pretraining) -> tuple:
-    """The model, its tokenizer, the rows to train on, and their collator; a row has the numbers of
-    its tokens, `input_ids`, and how many of them have no loss, `given`.
+    """The model, its tokenizer, the rows to train on, and their collator; a row has the tokens that
+    have no loss, `prompt_ids`, and those after them, `completion_ids`.
 
     Raises ValueError for an architecture or a tokenizer that cannot be trained so.
     """
@@ -38,7 +39,9 @@ def causal_parts(pretraining: Pretraining) -> tuple:
     if not any(pretraining.checkpoints):
         return model, tokenizer, [], None
     rows = _rows_of_sums(tokenizer) if sums else _rows_of_texts(pretraining, tokenizer, texts)
-    return model, tokenizer, rows, _collator(tokenizer)
+    pad = tokenizer.pad_token_id
+    pad = tokenizer.eos_token_id if pad is None else pad  # no loss and no attention sees it
+    return model, tokenizer, rows, functools.partial(collate_joined, pad=pad)
 
 
 def _new_tokenizer(texts: Iterator[str], size: int):
@@ -68,12 +71,9 @@ def _new_tokenizer(texts: Iterator[str], size: int):
 
 def _new_model(pretraining: Pretraining, tokenizer):
     """A model with random weights, none of whose outputs depends on later tokens."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    name = pretraining.architecture
-    if name not in CONFIG_MAPPING:
-        raise ValueError(f"architecture: wanted a model type of transformers, got {name!r}")
-    config_class = CONFIG_MAPPING[name]
+    name, config_class = pretraining.architecture, config_class_of(pretraining)
     if config_class not in AutoModelForCausalLM._model_mapping:
         raise ValueError(f"architecture: wanted one that writes texts, got {name!r}")
     default = config_class()
@@ -109,8 +109,8 @@ def _rows_of_texts(pretraining: Pretraining, tokenizer, texts: list[list[str]]) 
     rows = []
     for numbers in tokenizer(lines)["input_ids"]:
         ended = numbers if numbers[-1:] == [tokenizer.eos_token_id] else _ended(tokenizer, numbers)
-        rows.append({"input_ids": ended[: pretraining.max_length], "given": 0})
-    return [row for row in rows if len(row["input_ids"]) > 1]  # an empty text has no next token
+        rows.append({"prompt_ids": [], "completion_ids": ended[: pretraining.max_length]})
+    return [row for row in rows if len(row["completion_ids"]) > 1]  # else there is no next token
 
 
 def _rows_of_sums(tokenizer) -> list[dict]:
@@ -119,33 +119,14 @@ def _rows_of_sums(tokenizer) -> list[dict]:
     sums = pretraining_rows()
     texts = list({text for row in sums for text in row.values()})  # each once
     numbers = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True))
-    rows = [(numbers[row["prompt"]], numbers[row["completion"]]) for row in sums]
     return [
-        {"input_ids": _ended(tokenizer, prompt + completion), "given": len(prompt)}
-        for prompt, completion in rows
+        {
+            "prompt_ids": numbers[row["prompt"]],
+            "completion_ids": _ended(tokenizer, numbers[row["completion"]]),
+        }
+        for row in sums
     ]
 
 
 def _ended(tokenizer, numbers: list[int]) -> list[int]:
     return [*numbers, tokenizer.eos_token_id]
-
-
-def _collator(tokenizer) -> Callable[[list[dict]], dict]:
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    pad = tokenizer.pad_token_id
-    pad = tokenizer.eos_token_id if pad is None else pad  # no loss and no attention sees it
-
-    def collate(rows: list[dict]) -> dict:
-        texts = [torch.tensor(row["input_ids"]) for row in rows]
-        labels = [text.clone() for text in texts]
-        for row, label in zip(rows, labels, strict=True):
-            label[: row["given"]] = IGNORED
-        return {
-            "input_ids": pad_sequence(texts, True, pad),
-            "attention_mask": pad_sequence([torch.ones_like(text) for text in texts], True, 0),
-            "labels": pad_sequence(labels, True, IGNORED),
-        }
-
-    return collate

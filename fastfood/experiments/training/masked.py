@@ -96,20 +96,26 @@ def load_model(pretraining: Pretraining, auto: type, kind: str):
         raise ValueError(f"model: wanted {wanted}, got {name!r} ({reason})") from error
 
 
+def config_class_of(pretraining: Pretraining) -> type:
+    """The configuration of a new model's architecture; raises ValueError where it is none."""
+    from transformers import CONFIG_MAPPING
+
+    name = pretraining.architecture
+    if name not in CONFIG_MAPPING:
+        raise ValueError(f"architecture: wanted a model type of transformers, got {name!r}")
+    return CONFIG_MAPPING[name]
+
+
 def _new_text_model(pretraining: Pretraining, tokenizer):
     """A model with random weights and a masked-LM head, or without a head if transformers has no
     masked-LM model of this architecture; then no step can be trained."""
     from transformers import (
-        CONFIG_MAPPING,
         AutoModel,
         AutoModelForMaskedLM,
         AutoModelForSequenceClassification,
     )
 
-    name = pretraining.architecture
-    if name not in CONFIG_MAPPING:
-        raise ValueError(f"architecture: wanted a model type of transformers, got {name!r}")
-    config_class = CONFIG_MAPPING[name]
+    name, config_class = pretraining.architecture, config_class_of(pretraining)
     if config_class not in AutoModelForSequenceClassification._model_mapping:
         raise ValueError(f"architecture: wanted one that classifies texts, got {name!r}")
     masked = config_class in AutoModelForMaskedLM._model_mapping

@@ -40,8 +40,7 @@ def load_reward(name: str) -> Reward:
 
 
 def _module_of_file(path: Path):
-    """The module in a file; it is kept under a name of its own, so that a function in it can be
-    pickled."""
+    """The module in a file, which is run once in a process."""
     name = "fastfood_reward_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

@@ -23,7 +23,7 @@ from ..settings.trial import Pruned, Score, Trial
 from .grpo import make_grpo_trainer
 from .models import build_model, parameter_groups, trained_numbers
 from .rewards import answer_rewards, load_reward
-from .writing import score_written
+from .writing import evaluating, score_written
 
 EVALUATION_BATCH = 128
 KEPT_ROWS = 5000  # a part of at most so many rows is tokenized once for all trials
@@ -56,7 +56,7 @@ class Schedule:
         return cls(**{name: value for name, value in named.items() if value is not None})
 
     def arguments(self) -> dict:
-        """The arguments of a silent training that keeps no checkpoint."""
+        """The arguments of a training that keeps no checkpoint."""
         return {
             "output_dir": gettempdir(),  # it has to exist; nothing is written there
             "max_steps": self.max_steps,
@@ -72,7 +72,6 @@ class Schedule:
             "logging_strategy": "no",
             "save_strategy": "no",
             **({"gradient_checkpointing": True} if self.gradient_checkpointing else {}),
-            **SILENT,
         }
 
 
@@ -138,7 +137,8 @@ def _fit(
     schedule, groups = Schedule.of(trial), parameter_groups(model, trial)
     if trial.objective == "grpo":
         reward = load_reward(trial.reward) if trial.reward else answer_rewards(task)
-        trainer = make_grpo_trainer(trial, groups, task, model, reward, schedule.arguments())
+        arguments = SILENT | schedule.arguments()
+        trainer = make_grpo_trainer(trial, groups, task, model, reward, arguments)
     else:
         trainer = make_trainer(schedule, groups, task, model)
     trainer.add_callback(_step_callback(after_step))
@@ -250,25 +250,17 @@ def predict(
 
     It runs in evaluation mode and leaves the model's mode and the random numbers as they were.
     """
-    device = next(model.parameters()).device
-    forked = [device] if device.type == "cuda" else []
     parts = [part for part in ("validation", "test") if rows is getattr(task, part)]
     keep = parts and len(rows) <= KEPT_ROWS
     batches = _kept_batches(task, parts[0]) if keep else _batches(task, rows)
-    order, labels, predicted, was_training = [], [], [], model.training
-    model.eval()
-    with (
-        torch.random.fork_rng(forked),
-        torch.no_grad(),
-        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-    ):
+    order, labels, predicted = [], [], []
+    with evaluating(model, bf16) as device:
         for numbers, batch in batches:
             inputs = {name: x.to(device) for name, x in batch.items() if name != "labels"}
             logits = model(**inputs).logits
             predicted.append(logits[:, 0].float() if task.of_numbers else logits.argmax(-1))
             labels.append(batch["labels"])
             order += numbers
-    model.train(was_training)
     by_row = torch.tensor(order).argsort()
     return tuple(torch.cat(x).cpu()[by_row].tolist() for x in (predicted, labels))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.written import IGNORED, WrittenTask
+from ..data.written import IGNORED, WrittenTask, token_count
 from ..settings.metrics import score
 from .rewards import Reward, rewards_of
 
@@ -56,7 +56,7 @@ def generate(
     """What the model writes after each row's prompt, always the likeliest token, up to the end of
     the text or `task.max_new_tokens`, without special tokens."""
     texts = [""] * len(rows)
-    with _evaluating(model, bf16) as device:
+    with evaluating(model, bf16) as device:
         for numbers in _by_length(rows, GENERATED_TOGETHER):
             inputs = task.prompts([rows[i] for i in numbers])
             inputs = {name: x.to(device) for name, x in inputs.items()}
@@ -94,10 +94,9 @@ def token_scores(
     """What the model thinks of each row's completion, given its prompt and the tokens before."""
     scored: list[TokenScores | None] = [None] * len(rows)
     shift = 0 if task.encoder_decoder else 1  # a causal model's logits are of the next token
-    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
-    entries = longest * model.get_output_embeddings().weight.shape[0]
+    entries = max(map(token_count, rows)) * model.get_output_embeddings().weight.shape[0]
     together = min(GENERATED_TOGETHER, max(1, LOGITS_TOGETHER // entries))
-    with _evaluating(model, bf16) as device:
+    with evaluating(model, bf16) as device:
         for numbers in _by_length(rows, together):
             batch = task.collate([rows[i] for i in numbers])
             batch = {name: x.to(device) for name, x in batch.items()}
@@ -114,7 +113,7 @@ def token_scores(
 
 
 @contextmanager
-def _evaluating(model: nn.Module, bf16: bool) -> Iterator[torch.device]:
+def evaluating(model: nn.Module, bf16: bool) -> Iterator[torch.device]:
     """Evaluation mode without gradients; gives the model's device."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
