@@ -43,6 +43,11 @@ FAMILIES = {
         | {"d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0},
         {"classification_head"},
     ),
+    "GPT2": (  # its linear layers are transformers' Conv1D
+        {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "vocab_size": 40}
+        | {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None},
+        {"score"},
+    ),
 }
 
 
@@ -117,9 +122,11 @@ def test_the_revision_is_asked_for(model_folder, data, monkeypatch):
     assert asked == ["main", "step1"]
 
 
+@pytest.mark.filterwarnings("error:fan_in_fan_out")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_s_head_is_trained_beside_every_adapter(family, monkeypatch):
-    """Only adapters and the head train, no adapter is inside the head, and both get gradients."""
+def test_every_family_s_head_is_trained_beside_every_adapter(family, digits, monkeypatch):
+    """Only adapters and the head train, as many numbers as are counted, no adapter is inside the
+    head, and both get gradients."""
     options, head = FAMILIES[family]
     config = getattr(transformers, f"{family}Config")(num_labels=3, **options)
     kind = getattr(transformers, f"{family}ForSequenceClassification")
@@ -133,13 +140,17 @@ def test_every_family_s_head_is_trained_beside_every_adapter(family, monkeypatch
         assert set(head_of(base)) == head
         in_head = [p for name in head for p in getattr(base, name).parameters()]
         in_head_before = {id(p) for p in in_head}
+        sizes = (PEFT[method] or 1,)
+        counted = trained_counts(digits.replaced(methods=(method,), sizes=sizes), 3, base)
         model = build_model(None, trial_of(method, d=60), 3)
         trained = [p for p in model.parameters() if p.requires_grad]
         adapter = [p for p in trained if id(p) not in in_head_before]
         assert len(trained) - len(adapter) == len(in_head) and adapter
         assert trained_numbers(model, trial_of(method)) == (_numel(trained), _numel(in_head))
         if method == "unilora":
-            assert _numel(adapter) == 60
+            assert _numel(adapter) == 60 and not counted
+        else:
+            assert counted == {method: {str(sizes[0]): _numel(trained)}}
         model(**inputs, labels=torch.tensor([1])).loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
         assert any(p.grad.any() for p in adapter) and any(p.grad.any() for p in in_head)

@@ -7,6 +7,7 @@ which is what transformers puts on top of the pre-trained model, is trained in f
 PEFT does. The head of a model that writes is part of the checkpoint and stays as it is."""
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -169,14 +170,27 @@ def _head_parameters(base: nn.Module) -> list[nn.Parameter]:
     return [p for module in head_of(base).values() for p in module.parameters()]
 
 
-def _adapted_layers(base: nn.Module) -> dict[str, nn.Linear]:
-    """All linear layers below the head by name, shared ones once."""
+class Sides(NamedTuple):
+    """How many numbers go into a linear layer and come out of it."""
+
+    inputs: int
+    outputs: int
+
+
+def _adapted_layers(base: nn.Module) -> dict[str, Sides]:
+    """All linear layers below the head by name, shared ones once; GPT-2's Conv1D is one, whose
+    weight is stored transposed."""
+    from transformers.pytorch_utils import Conv1D
+
     inside_head = {id(m) for module in head_of(base).values() for m in module.modules()}
-    layers = {
-        name: module
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and id(module) not in inside_head
-    }
+    layers = {}
+    for name, module in base.named_modules():
+        if id(module) in inside_head:
+            continue
+        if isinstance(module, nn.Linear):
+            layers[name] = Sides(module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            layers[name] = Sides(*module.weight.shape)
     if not layers:
         wanted = "a model with linear layers below its head"
         raise ValueError(f"model: wanted {wanted}, got {type(base).__name__}")
@@ -192,6 +206,7 @@ def _with_adapter(base: nn.Module, trial: Trial) -> nn.Module:
     torch.manual_seed(trial.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about what PEFT asks transformers
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it right for each layer
         model = peft.get_peft_model(base, config)
     for parameter in head:
         parameter.requires_grad_(True)
@@ -243,8 +258,7 @@ def _unilora_length(base: nn.Module, trial: Trial) -> int:
 
 
 def _sides(base: nn.Module) -> int:
-    layers = _adapted_layers(base).values()
-    return sum(layer.in_features + layer.out_features for layer in layers)
+    return sum(sum(sides) for sides in _adapted_layers(base).values())
 
 
 def _numel(parameters) -> int:
@@ -268,7 +282,7 @@ def trained_counts(
     if base is None:
         base = build_base(settings, num_labels, seed=0)
     layers, sides = _adapted_layers(base).values(), _sides(base)
-    outputs = sum(layer.out_features for layer in layers)
+    outputs = sum(layer.outputs for layer in layers)
     head = _numel(_head_parameters(base)) if settings.head == "inside" else 0
     count = {
         "lora": lambda size: size * sides,
