@@ -190,7 +190,7 @@ def random_numbers(seed: int, *purpose):
     import torch
 
     digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _text_collator(pretraining: Pretraining, tokenizer):
