@@ -16,7 +16,7 @@ help:
 	@echo 'make soak    repeat each kind of work 10,000 times: does memory grow? 4 minutes'
 	@echo 'make setup   make .venv with the built package and every extra'
 	@echo 'make lint    check what ruff and clang-format would change'
-	@echo 'make types   run mypy on the public API and on a script that uses it'
+	@echo 'make types   run mypy on the package and on a script that uses it'
 	@echo 'make format  let ruff and clang-format rewrite the sources'
 	@echo 'make hooks   make git run lint and types on the files of each commit'
 	@echo 'make bench   print the tables of speed, on an idle machine; with peers if you name them:'

@@ -196,7 +196,7 @@ def _base(model: str, task_class: str | None, labels: int | None, seed: int, dty
         if name is None:
             raise ValueError("its configuration names no architectures: give --task-class")
         cls = getattr(transformers, name, None)
-        if not hasattr(cls, "from_pretrained"):
+        if cls is None or not hasattr(cls, "from_pretrained"):
             raise ValueError(f"transformers has no model class {name!r}: give another --task-class")
         options = {} if labels is None else {"num_labels": labels}
         transformers.set_seed(seed)

@@ -2,6 +2,7 @@
 them; their options are the fields of `Settings`. Each other command is defined in its own module.
 Nothing heavy is imported before the arguments have been read."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ app.command()(pretrain.pretrain)
 def main() -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        if isinstance(stream, io.TextIOWrapper):  # a program may have put another one there
             stream.reconfigure(errors="backslashreplace")  # instead of failing at a character
     exit_on_signals()
     app(prog_name="fastfood")

@@ -80,7 +80,7 @@ def read(recipe: str, scale: str, options: Mapping[str, object]) -> Planned:
             raise ValueError(f"scale: wanted full, because {path.name} has no small, got 'small'")
         parsed = _replaced(parsed, small)
     name = path.stem + ("-small" if scale == "small" else "")
-    out = Path(options.get("out") or name)
+    out = Path(str(options.get("out") or name))
     check_folder(out)
     pretrainings = [_pretraining(table, out, options) for table in parsed["pretrain"]]
     folders = [pretraining.out for pretraining in pretrainings]
@@ -117,7 +117,7 @@ def _measurement(
         values.pop("data", None)  # it is the folder of the other tasks' data
     model = values.get("model")
     if str(model).startswith(PRETRAINED + "/"):
-        values["model"] = str(out / model)
+        values["model"] = str(out / str(model))
     settings = complete(read_settings(values))
     return Measurement(_label(settings), settings, x=_step_along_pretraining(varied))
 

@@ -149,8 +149,8 @@ def test_the_alpha_of_the_least_bound_is_chosen():
         losses = row_losses(tokens, alpha)
         numbers = losses.mean().item(), losses.var().item()
         least.append(min(token_bounds(450, *numbers, alpha, 1000, 40, 0.05).values()))
-    assert found.index == int(np.argmin(least)) and found.bounds[found.best] == min(least)
-    assert 0 < found.index < len(ALPHAS) - 1 and found.alpha == ALPHAS[found.index]
+    assert found.place == int(np.argmin(least)) and found.bounds[found.best] == min(least)
+    assert 0 < found.place < len(ALPHAS) - 1 and found.alpha == ALPHAS[found.place]
     assert found.mean == row_losses(tokens, found.alpha).mean().item()
 
 

@@ -20,11 +20,12 @@ from fastfood.quantize import quantize
 from ..data.checkpoints import use_cache_without_network
 from ..data.task import Task
 from ..data.tasks import load_task
+from ..data.written import WrittenTask
 from ..settings.measurement import Settings
 from ..settings.metrics import METRICS
 from ..training.models import build_base
 from ..training.train import Schedule, some_rows
-from .losses import TokenLosses, WrongAnswers
+from .losses import Losses, TokenLosses, WrongAnswers
 from .message import Message, decode_message, encode_message
 from .options import Options
 from .qat import fine_tune
@@ -57,10 +58,11 @@ def certify(settings: Settings, adapter: Path, options: Options) -> dict:
     rows = some_rows(task.train, options.train_rows or len(task.train))
     screen = some_rows(rows, options.screen_rows or len(rows))
     base = functools.partial(_base, settings, options, task)
-    if settings.writes:
-        losses = TokenLosses(settings, task, rows, options.delta, base)
-    else:
-        losses = WrongAnswers(settings, task, rows, options.delta, file.header["d"])
+    losses: Losses = (
+        TokenLosses(settings, task, rows, options.delta, base)
+        if isinstance(task, WrittenTask)
+        else WrongAnswers(settings, task, rows, options.delta, file.header["d"])
+    )
 
     tried = []
     for levels in options.levels:

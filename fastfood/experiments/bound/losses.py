@@ -4,6 +4,7 @@ the same methods: certify.py scores the models, chooses a message, and reports w
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from .formulas import all_bounds, best_bound, kl_of_bits, paper_order
 from .message import Message, with_alpha
 from .tokens import ALPHA_BITS, Tokens, best_smoothing, interval, row_losses
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BASE = "the base checkpoint, parameters and buffers: it must not have been made from these rows"
 HEAD = "the initial values of a new head: a function of its seed"
 CODE = "the architecture, the tokenizer and its chat template, max_length and this code"
@@ -24,7 +28,19 @@ ROWS = "delta and the m rows"
 ASSUMED = "the m rows are independent draws from the distribution that the risk is about"
 
 
-class WrongAnswers:
+class Losses(Protocol):
+    """What certify.py asks of either kind."""
+
+    in_advance: tuple[str, ...]
+    assumed: str
+    test: Sequence[dict]
+
+    def score(self, model: nn.Module, rows: Sequence[dict]) -> Any: ...
+    def tried(self, message: Message, scored: Any, screened: int) -> tuple[float, dict]: ...
+    def certified(self, message: Message, scored: Any, test_scored: Any) -> dict: ...
+
+
+class WrongAnswers(Losses):
     """The errors of a classifier. delta: one minus the confidence. d: the numbers of the adapter,
     for the order of magnitude of the paper's Theorem 1."""
 
@@ -64,7 +80,7 @@ class WrongAnswers:
         }
 
 
-class TokenLosses:
+class TokenLosses(Losses):
     """The losses of a model that writes, in bits per token under prediction smoothing (tokens.py).
 
     The rows are those of at most max_length tokens, since longer ones are left out of training, and
@@ -90,7 +106,7 @@ class TokenLosses:
             raise ValueError(f"max_length: wanted {wanted}, got none in {len(task.test)}")
         self.assumed = f"{ASSUMED}, pairs of prompt and completion of at most {most} tokens"
 
-    def score(self, model: nn.Module, rows: Sequence[dict]) -> Tokens:
+    def score(self, model: "PreTrainedModel", rows: Sequence[dict]) -> Tokens:
         """Each token's log-probability, so that every alpha can be tried on them."""
         scored = token_scores(model, self.task, rows, self.bf16)
         return Tokens(
@@ -110,7 +126,7 @@ class TokenLosses:
         them with; losses are means over rows in bits per token."""
         m, bits = len(self.rows), message.bits + ALPHA_BITS
         found = best_smoothing(m, tokens, bits, self.delta)
-        message, uniform = with_alpha(message, found.index), math.log2(tokens.vocabulary)
+        message, uniform = with_alpha(message, found.place), math.log2(tokens.vocabulary)
         base = self.base()
         at_base = {"train": self.score(base, self.rows), "test": self.score(base, self.test)}
         adapted = {"train": tokens, "test": test_tokens}

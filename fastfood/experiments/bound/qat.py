@@ -62,7 +62,8 @@ def fine_tune(
     """Trains theta (at `lr`) and lambda_ (at `lambda_lr`) of a SubspaceModel further, on at most
     `levels` values each, and leaves them rounded. The schedule's seed orders the batches."""
     leaves = [model.theta] if model.lambda_ is None else [model.theta, model.lambda_]
-    model.accepts_loss_kwargs = False  # the loss is a batch's mean, as in the first training
+    # the loss is a batch's mean, as in the first training
+    model.accepts_loss_kwargs = False  # type: ignore[assignment]
     trainer = make_trainer(schedule, parameter_groups(model, lr, lambda_lr), task, model)
     on_levels = OnLevels(leaves, levels)
     trainer.add_callback(on_levels)

@@ -44,18 +44,18 @@ class Tokens(NamedTuple):
 class Smoothed(NamedTuple):
     """What a model's tokens promise at one alpha.
 
-    index: alpha's place in ALPHAS. mean: the mean loss of the rows, in bits per token. bounds:
+    place: of alpha in ALPHAS. mean: the mean loss of the rows, in bits per token. bounds:
     token_bounds(), in bits per token. best: the name of the least of them.
     """
 
-    index: int
+    place: int
     mean: float
     bounds: dict[str, float]
     best: str
 
     @property
     def alpha(self) -> float:
-        return ALPHAS[self.index]
+        return ALPHAS[self.place]
 
 
 def interval(alpha: float, vocabulary: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ def numbered(task: str, source: Source, splits: dict) -> tuple[dict, int]:
     values = {name: list(rows["label"]) for name, rows in splits.items()}
     values = {name: labels for name, labels in values.items() if set(labels) not in UNLABELLED}
     train = next(iter(splits), None)
-    if train not in values or not is_train(train, source):
+    if train is None or train not in values or not is_train(train, source):
         raise ValueError(f"data: wanted a labelled split {source.splits[0]} for {task}, got none")
     seen = set(values[train])
     if len(seen) < 2 and source.num_labels in (None, 1):

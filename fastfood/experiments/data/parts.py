@@ -87,7 +87,7 @@ def hold_out(where: str, name: str, rows, source: Source) -> tuple[dict, dict]:
 
 def _ranked(digests: Sequence[bytes], labels: Sequence) -> dict[str, list[int]]:
     """The indices of the rows of each part, ascending; a part is empty where there are too few."""
-    alike = defaultdict(list)
+    alike: dict[bytes, list[int]] = defaultdict(list)
     for index, digest in enumerate(digests):
         alike[digest].append(index)
     strata = defaultdict(list)
@@ -95,7 +95,8 @@ def _ranked(digests: Sequence[bytes], labels: Sequence) -> dict[str, list[int]]:
         label = statistics.mode(sorted(labels[index] for index in alike[digest]))
         strata[label].append(alike[digest])
     shares = {part: min(share, most / len(labels)) for part, (share, most) in HELD_OUT.items()}
-    chosen, left = {part: [] for part in shares}, []  # left: a list of groups for each label
+    chosen: dict[str, list[int]] = {part: [] for part in shares}
+    left = []  # a list of groups for each label
     for groups in strata.values():
         count = sum(map(len, groups))
         for part, share in shares.items():
@@ -114,7 +115,8 @@ def _ranked(digests: Sequence[bytes], labels: Sequence) -> dict[str, list[int]]:
 
 def _take(groups: list[list[int]], most: int) -> tuple[list[int], list[list[int]]]:
     """The members of the first groups that fit into `most`, and the other groups."""
-    taken, left = [], []
+    taken: list[int] = []
+    left = []
     for group in groups:
         if len(taken) + len(group) <= most:
             taken += group

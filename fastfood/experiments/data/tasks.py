@@ -15,14 +15,15 @@ from .labels import numbered
 from .parts import divide, hash_rows, scored_rows
 from .readers import Columns
 from .rows import read_splits
-from .task import LabelledTask, Task
-from .written import load_written
+from .task import LabelledTask
+from .written import WrittenTask, load_written
 
 DIGITS_TEST, DIGITS_VALIDATION = 500, 200
+LoadedTask = LabelledTask | WrittenTask
 
 
 @lru_cache(maxsize=8)
-def load_task(settings: Settings) -> Task:
+def load_task(settings: Settings) -> LoadedTask:
     """Loads the task of completed settings.
 
     Raises ValueError for missing files or columns, labels out of range, completions in which no

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 from ..settings.measurement import Settings
 from ..settings.sources import ARITHMETIC, PARTS, SOURCES, Source
@@ -16,6 +17,9 @@ from .parts import divide, hash_rows, is_train, normalized, scored_rows
 from .readers import Columns
 from .rows import read_splits
 from .task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # a label that no loss counts
 NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?")
@@ -27,7 +31,7 @@ class WrittenTask(Task):
     """A task whose rows are texts, {"prompt", "completion"}, their tokens, {"prompt_ids",
     "completion_ids"}, and as "asked" what TRL's trainers take: the prompt, or its messages."""
 
-    tokenizer: object = field(repr=False)
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     encoder_decoder: bool
     answer: Callable[[str], Answer] = field(repr=False)  # of a text; None where it has none
     max_new_tokens: int
@@ -65,7 +69,7 @@ def load_written(settings: Settings) -> WrittenTask:
             parts[part] = parts[part].select(chosen)
     data_hash = hash_rows(parts)
     answer = answer_reader(settings.answer)
-    rows = {}
+    rows: dict[str, Any] = {}
     for part in PARTS:
         texts = list(parts[part])
         rows[part] = _with_tokens(texts, tokenizer, encoder_decoder)

@@ -4,6 +4,7 @@ model writes, the base model stands in place of the majority class."""
 
 import math
 import textwrap
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from ..trials.curves import Point
 from . import display
 from .results import MeasureResults, Results
 
+Style = dict[str, Any]  # what matplotlib draws a line with
 # Okabe and Ito's palette: told apart with colour blindness, and by marker and dash in grey print
-STYLES = {
+STYLES: dict[str, Style] = {
     "did": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "said": {"color": "#D55E00", "marker": "s", "linestyle": (0, (5, 1.5))},
     "lora": {"color": "#009E73", "marker": "^", "linestyle": (0, (3, 1, 1, 1))},

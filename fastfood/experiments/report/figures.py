@@ -7,16 +7,17 @@ import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..files import whole
 from ..trials.curves import Point
 from . import display, figure_curves
-from .figure_curves import STYLES
+from .figure_curves import STYLES, Style
 from .results import MeasureResults, Results
 
 DPI = 300
 TASK_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHAPE = {
+SHAPE: Any = {  # matplotlib types each key of its own
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -30,8 +31,8 @@ HALF = {  # a d90 that may change
     "markeredgewidth": 1,
     "markersize": 6,
 }
-HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 1.2, "markersize": 6}
-THIN = {"linewidth": 0.7, "alpha": 0.7, "markersize": 0, "zorder": 1}
+HOLLOW: Style = {"markerfacecolor": "white", "markeredgewidth": 1.2, "markersize": 6}
+THIN: Style = {"linewidth": 0.7, "alpha": 0.7, "markersize": 0, "zorder": 1}
 # offsets in points and alignment of a label, the nearest places around its point first
 LABEL_PLACES = [
     (side * across, up, align)
@@ -110,7 +111,7 @@ def _series(results: Results) -> dict[tuple[str, str], list[MeasureResults]]:
     return {key: members for key, members in series.items() if members}
 
 
-def _styles(series: dict) -> dict[tuple[str, str], dict]:
+def _styles(series: dict) -> dict[tuple[str, str], Style]:
     """A style for each series: the method's own, in the task's color when there are several."""
     tasks = list(dict.fromkeys(task for task, _ in series))
     styles = {}
@@ -200,7 +201,8 @@ def _place_labels(axes, labels: list[tuple], taken: list[tuple]) -> None:
     figure = axes.figure
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    point, inside, boxes = figure.dpi / 72, axes.get_window_extent(), []
+    point, inside = figure.dpi / 72, axes.get_window_extent()
+    boxes: list[Bbox] = []
     dots = axes.transData.transform(taken)
     for x, y, text in sorted(labels):
         label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", **LABEL)
@@ -264,7 +266,8 @@ def _figure3(pyplot, results: Results):
     series = _series(results)
     styles = _styles(series)
     figure, axes = _axes(pyplot, results, "parameters of the model, $D$", "$d_{90}$")
-    tops, taken = {}, []
+    tops: dict[str, tuple[float, float]] = {}
+    taken = []
     for row, (key, members) in enumerate(series.items()):
         for measure in members:
             mark = display.d90_mark(measure, key[1])
@@ -344,8 +347,11 @@ def _against_d90(
         return figure
     axes.margins(0.15, 0.12)
     _log_ticks(axes.xaxis)
-    extra = ({"color": "0.3", "marker": "o", "label": "full fine-tuning", "markersize": 5.5},)
-    extra += ({"color": "0.3", "marker": "o", "label": "the method at its $d_{90}$"} | HOLLOW,)
+    of_full = {"color": "0.3", "marker": "o", "label": "full fine-tuning", "markersize": 5.5}
+    extra = (
+        of_full,
+        {"color": "0.3", "marker": "o", "label": "the method at its $d_{90}$"} | HOLLOW,
+    )
     _legend(figure, results, styles, False, *(extra if at_d90 else ()))
     _place_labels(axes, _once(labels), taken)
     return figure

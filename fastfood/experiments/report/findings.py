@@ -105,7 +105,9 @@ def _d90_tables(results: Results) -> list[Block]:
             ]
         )
     header = ["measurement", "method", "d90 [95 % interval]", "of D", "D", "full", "90 % line"]
-    blocks = [Table([*header, "to beat"], rows, "llrrrrrr")] if rows else [Text("None yet.")]
+    blocks: list[Block] = [Text("None yet.")]
+    if rows:
+        blocks = [Table([*header, "to beat"], rows, "llrrrrrr")]
     remarks = [
         f"{measure.label}: {remark}" if len(results.measures) > 1 else remark
         for measure in results.measures
@@ -185,7 +187,8 @@ def _accuracy_table(results: Results) -> Table:
 
 
 def _data(results: Results) -> list[Block]:
-    rows, notes = {}, {}
+    rows = {}
+    notes: dict[str, None] = {}  # in order, each once
     for measure in results.measures:
         facts, task = measure.facts, measure.settings.task
         sizes = [facts.sizes.get(part) for part in ("train", "validation", "test")]
@@ -210,7 +213,9 @@ def _points(results: Results) -> list[Block]:
     for measure in results.measures:
         points = sorted(measure.points, key=lambda p: (order.index(p.method), p.d))
         rows = [_point_row(point) for point in points]
-        inner = [Table([*header, "s / run"], rows, "lrrrrrrrrlr")] if rows else NO_POINTS
+        inner = NO_POINTS
+        if rows:
+            inner = [Table([*header, "s / run"], rows, "lrrrrrrrrlr")]
         title = f"{measure.label}: {len(points)} points"
         blocks.append(Folded(title, inner, opened=total <= OPEN_ROWS))
     note = (

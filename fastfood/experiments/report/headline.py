@@ -179,11 +179,11 @@ def _say_relation(
 
 
 def full_accuracy(measure: MeasureResults) -> float | None:
-    return measure.full and display.mean(display.accuracies(measure.full))
+    return None if measure.full is None else display.mean(display.accuracies(measure.full))
 
 
 def full_gap(measure: MeasureResults) -> float | None:
-    return measure.full and display.mean(display.gaps(measure.full))
+    return None if measure.full is None else display.mean(display.gaps(measure.full))
 
 
 def _say_table1(results: Results, d90s: list[Found]) -> list[str]:

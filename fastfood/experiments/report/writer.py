@@ -91,12 +91,11 @@ def print_report(console, results: Results) -> None:
     from rich.table import Table
 
     for measure in results.measures:
-        metric = "share" if measure.metric.relative else measure.settings.metric
-        name = display.score_name(measure)
-        title = f"{measure.label}: {name} in %, rates chosen on validation"
+        column = "share" if measure.metric.relative else f"{measure.settings.metric}"
+        title = f"{measure.label}: {display.score_name(measure)} in %, rates chosen on validation"
         table = Table(title=escape(title), title_justify="left")
         partial = not all(point.whole for point in measure.points)
-        for name in ("method", "d", metric, "±", *(["seeds"] if partial else []), "rate"):
+        for name in ("method", "d", column, "±", *(["seeds"] if partial else []), "rate"):
             table.add_column(name, justify="left" if name == "method" else "right")
         for point in sorted(measure.points, key=lambda point: (point.d, point.method)):
             table.add_row(

@@ -107,7 +107,7 @@ METRICS = {
 }
 
 
-def score(metric: str, predicted: Sequence[float], labels: Sequence[float]) -> float:
+def score(metric: str, predicted: Sequence, labels: Sequence) -> float:
     """How well the predicted labels fit the true ones: a share in [0, 1] for accuracy, F1 and equal
     texts or tokens, a correlation in [-1, 1], 0 where it is undefined, for numbers, minus the mean
     of the losses, and the mean of the rewards, which come as `predicted`.

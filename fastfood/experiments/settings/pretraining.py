@@ -64,8 +64,6 @@ Checkpoints = Annotated[
     wanted("whole numbers of steps"),
     ascending,
 ]
-Width, InnerWidth = whole_number(1, 65_536), whole_number(1, 262_144)
-Layers = Heads = Threads = whole_number(1, 1_000)
 Pieces = Annotated[int, Field(ge=10, le=MOST_PIECES), wanted(f"10 to {MOST_PIECES:,} pieces")]
 Decay = Annotated[float, Field(ge=0, allow_inf_nan=False), wanted("a finite number of at least 0")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), wanted("a number of 32 bits")]
@@ -90,10 +88,14 @@ class Pretraining(TaskSettings):
         "[default: bert, causal llama]",
         None,
     )
-    hidden_size: Width | None = option("Model", "Width; 128, digits and arithmetic 64.", None)
-    layers: Layers | None = option("Model", "Layers (of each stack); 2.", None)
-    heads: Heads | None = option("Model", "Attention heads; 2, digits and arithmetic 4.", None)
-    intermediate_size: InnerWidth | None = option(
+    hidden_size: whole_number(1, 65_536) | None = option(
+        "Model", "Width; 128, digits and arithmetic 64.", None
+    )
+    layers: whole_number(1, 1_000) | None = option("Model", "Layers (of each stack); 2.", None)
+    heads: whole_number(1, 1_000) | None = option(
+        "Model", "Attention heads; 2, digits and arithmetic 4.", None
+    )
+    intermediate_size: whole_number(1, 262_144) | None = option(
         "Model", "Width of the feed-forward layers; 512, digits and arithmetic 256.", None
     )
     tokenizer: str | None = option(
@@ -116,7 +118,7 @@ class Pretraining(TaskSettings):
     seed: Seed = option("Training", "Of weights, order and masks.", 0)
     bf16: bool = option("Training", "Compute in bfloat16 (autocast).", False)
     device: Device = option("Training", "auto, cpu or cuda.", "auto")
-    threads: Threads = option("Training", "CPU threads.", 1)
+    threads: whole_number(1, 1_000) = option("Training", "CPU threads.", 1)
 
     @model_validator(mode="after")
     def _some_tasks_bring_what_they_need(self) -> Self:

@@ -73,7 +73,7 @@ class TaskSettings(OptionsModel):
             require(bool(self.task) and described, "task", known, self.task)
             fits = len(self.text_columns or ("",)) in (1, 2)
             require(fits, "text_columns", "one or two columns", self.text_columns)
-            fits = len(self.splits) in (1, 2, 3)
+            fits = len(self.splits or ()) in (1, 2, 3)
             require(fits, "splits", "one, two or three names", self.splits)
         return self
 

@@ -21,8 +21,7 @@ def causal_parts(pretraining: Pretraining) -> tuple:
 
     from ..data.arithmetic import arithmetic_tokenizer
 
-    sums = pretraining.task == "arithmetic"
-    if sums:
+    if pretraining.task == "arithmetic":
         texts, tokenizer = None, arithmetic_tokenizer()
     else:
         texts, tokenizer = texts_and_tokenizer(pretraining, _new_tokenizer)
@@ -38,7 +37,10 @@ def causal_parts(pretraining: Pretraining) -> tuple:
     fit_tokenizer(tokenizer, model)
     if not any(pretraining.checkpoints):
         return model, tokenizer, [], None
-    rows = _rows_of_sums(tokenizer) if sums else _rows_of_texts(pretraining, tokenizer, texts)
+    if texts is None:
+        rows = _rows_of_sums(tokenizer)
+    else:
+        rows = _rows_of_texts(pretraining, tokenizer, texts)
     pad = tokenizer.pad_token_id
     pad = tokenizer.eos_token_id if pad is None else pad  # no loss and no attention sees it
     return model, tokenizer, rows, functools.partial(collate_joined, pad=pad)

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..settings.measurement import Settings
 from ..settings.pretraining import SIZE_NAMES, Pretraining
@@ -76,7 +77,7 @@ def _new_tokenizer(texts: Iterator[str], size: int):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def load_model(pretraining: Pretraining, auto: type, kind: str):
+def load_model(pretraining: Pretraining, auto: Any, kind: str):
     """The model that a run goes on from, as `auto` reads it, in float32.
 
     Raises ValueError where it is no language model of this kind, masked or causal.

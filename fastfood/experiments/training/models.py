@@ -7,7 +7,7 @@ which is what transformers puts on top of the pre-trained model, is trained in f
 PEFT does. The head of a model that writes is part of the checkpoint and stays as it is."""
 
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -16,13 +16,17 @@ from ..data.checkpoints import writing_config
 from ..settings.measurement import SIZED_METHODS, SUBSPACE_METHODS, Settings
 from ..settings.trial import Trial
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 UNILORA_RANK = 4  # of the low-rank matrices that theta is spread over; PEFT's default
 # for from_pretrained: no pickle is loaded and no code of the checkpoint's is run
 SAFELY = {"use_safetensors": True, "trust_remote_code": False}
 LAYERS_AT_MOST = 100_000  # TinyLoRA seeds layer i by its seed + i: no two trials share a matrix
 
 
-def build_base(settings: Settings, num_labels: int, seed: int) -> nn.Module:
+def build_base(settings: Settings, num_labels: int, seed: int) -> "PreTrainedModel":
     """The base model theta_0 of a seed in `settings.dtype` on the CPU: the same for every method, d
     and rate. A head that the model's folder does not bring is drawn from the seed. With one label
     it is a regression head, whose loss is the mean squared error. A model that writes has no new
@@ -99,7 +103,7 @@ def _load(settings: Settings, num_labels: int) -> nn.Module:
         raise ValueError(f"model: wanted {wanted}, got {got} ({reason})") from error
 
 
-def digits_model(num_labels: int) -> nn.Module:
+def digits_model(num_labels: int) -> "PreTrainedModel":
     """A ViT of 102,218 random weights (with ten labels) for images of 8 x 8 grey pixels."""
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -142,7 +146,7 @@ def build_model(settings: Settings, trial: Trial, num_labels: int) -> nn.Module:
     return fastfood.get_subspace_model(base, config, weights=trial.weights or "resident")
 
 
-def head_of(base: nn.Module) -> dict[str, nn.Module]:
+def head_of(base: "PreTrainedModel") -> dict[str, nn.Module]:
     """The modules beside the pre-trained model, by name: classifier, score, classification_head,
     or sequence_summary and logits_proj; of a model that writes, the layer that gives the logits.
 
@@ -163,7 +167,7 @@ def head_of(base: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
-def _head_parameters(base: nn.Module) -> list[nn.Parameter]:
+def _head_parameters(base: "PreTrainedModel") -> list[nn.Parameter]:
     """What is trained in full beside an adapter: a classifier's head."""
     if base.can_generate():
         return []
@@ -295,7 +299,7 @@ def trained_counts(
     }
 
 
-def trained_numbers(model: nn.Module, trial: Trial) -> tuple[int, int]:
+def trained_numbers(model: "PreTrainedModel | PeftModel", trial: Trial) -> tuple[int, int]:
     """How many numbers `build_model`'s module trains: in all, and of a head beside an adapter."""
     trained = _numel(p for p in model.parameters() if p.requires_grad)
     if trial.method in ("base", "full", *SUBSPACE_METHODS):

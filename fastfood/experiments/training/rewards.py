@@ -44,6 +44,7 @@ def _module_of_file(path: Path):
     name = "fastfood_reward_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # as for each name that ends in .py
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[name] = module

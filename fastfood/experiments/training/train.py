@@ -14,10 +14,11 @@ from tempfile import gettempdir
 import torch
 from torch import nn
 
+from ...subspace import SubspaceModel
 from ..data.task import LabelledTask, Task
-from ..data.tasks import load_task
+from ..data.tasks import LoadedTask, load_task
 from ..data.written import WrittenTask
-from ..settings.measurement import SUBSPACE_METHODS, Settings
+from ..settings.measurement import Settings
 from ..settings.metrics import score
 from ..settings.trial import Pruned, Score, Trial
 from .grpo import make_grpo_trainer
@@ -90,7 +91,7 @@ def train_trial(settings: Settings, trial: Trial, floor: float | None = None) ->
     if trial.method != "base":
         halfway, seconds_per_step = _fit(settings, trial, task, model, floor)
     scores = _scores(trial, task, model)
-    if settings.save_adapters and trial.method in SUBSPACE_METHODS:
+    if settings.save_adapters and isinstance(model, SubspaceModel):
         name = f"{trial.method}-d{trial.d}-rate{trial.learning_rate}-seed{trial.seed}"
         model.save_pretrained(Path(settings.out, "adapters", f"{name}-{trial.key}"))
     return Score(
@@ -114,7 +115,11 @@ def _share_the_machine(settings: Settings, trial: Trial) -> None:
 
 
 def _fit(
-    settings: Settings, trial: Trial, task: Task, model: nn.Module, floor: float | None
+    settings: Settings,
+    trial: Trial,
+    task: LoadedTask,
+    model: nn.Module,
+    floor: float | None,
 ) -> tuple[float | None, float]:
     """Trains the model in place; returns the score at half of the steps, None without
     `settings.prune`, and the seconds of a step."""
@@ -135,7 +140,7 @@ def _fit(
                 raise Pruned(halfway, floor, step)
 
     schedule, groups = Schedule.of(trial), parameter_groups(model, trial)
-    if trial.objective == "grpo":
+    if isinstance(task, WrittenTask) and trial.objective == "grpo":
         reward = load_reward(trial.reward) if trial.reward else answer_rewards(task)
         arguments = SILENT | schedule.arguments()
         trainer = make_grpo_trainer(trial, groups, task, model, reward, arguments)
@@ -210,7 +215,7 @@ def silent_trainer(
     return trainer
 
 
-def _score(trial: Trial, task: Task, model: nn.Module, rows: Sequence[dict]) -> float:
+def _score(trial: Trial, task: LoadedTask, model: nn.Module, rows: Sequence[dict]) -> float:
     """The score of rows of the task in the trial's metric."""
     if isinstance(task, LabelledTask):
         return score(trial.metric, *predict(model, task, rows, trial.bf16))
@@ -218,7 +223,7 @@ def _score(trial: Trial, task: Task, model: nn.Module, rows: Sequence[dict]) -> 
     return score_written(trial.metric, model, task, rows, trial.bf16, reward)
 
 
-def _scores(trial: Trial, task: Task, model: nn.Module) -> dict[str, float | None]:
+def _scores(trial: Trial, task: LoadedTask, model: nn.Module) -> dict[str, float | None]:
     if isinstance(task, WrittenTask):
         parts = {"validation": task.validation, "test": task.test}
         return {part: _score(trial, task, model, rows) for part, rows in parts.items()}
@@ -262,7 +267,8 @@ def predict(
             labels.append(batch["labels"])
             order += numbers
     by_row = torch.tensor(order).argsort()
-    return tuple(torch.cat(x).cpu()[by_row].tolist() for x in (predicted, labels))
+    answers, wanted = (torch.cat(x).cpu()[by_row].tolist() for x in (predicted, labels))
+    return answers, wanted
 
 
 def _batches(task: Task, rows: Sequence[dict]) -> Iterator[tuple[list[int], dict]]:

@@ -4,7 +4,7 @@ forward. Both leave the model's mode and the random numbers as they were."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..data.written import IGNORED, WrittenTask, token_count
 from ..settings.metrics import score
 from .rewards import Reward, rewards_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GENERATED_TOGETHER = 128  # rows
 LOGITS_TOGETHER = 1 << 28  # the most entries of a forward's logits, 1 GiB in float32
@@ -27,7 +30,7 @@ class TokenScores(NamedTuple):
 
 def score_written(
     metric: str,
-    model: nn.Module,
+    model: "PreTrainedModel",
     task: WrittenTask,
     rows: Sequence[dict],
     bf16: bool = False,
@@ -51,7 +54,7 @@ def score_written(
 
 
 def generate(
-    model: nn.Module, task: WrittenTask, rows: Sequence[dict], bf16: bool = False
+    model: "PreTrainedModel", task: WrittenTask, rows: Sequence[dict], bf16: bool = False
 ) -> list[str]:
     """What the model writes after each row's prompt, always the likeliest token, up to the end of
     the text or `task.max_new_tokens`, without special tokens."""
@@ -68,7 +71,7 @@ def generate(
     return texts
 
 
-def _greedily(model: nn.Module, task: WrittenTask) -> dict:
+def _greedily(model: "PreTrainedModel", task: WrittenTask) -> dict:
     """The arguments of `generate`. Checkpoints may bring others, such as a penalty of repetitions,
     which would make it another model's score."""
     ends = model.generation_config.eos_token_id
@@ -89,7 +92,7 @@ def _greedily(model: nn.Module, task: WrittenTask) -> dict:
 
 
 def token_scores(
-    model: nn.Module, task: WrittenTask, rows: Sequence[dict], bf16: bool = False
+    model: "PreTrainedModel", task: WrittenTask, rows: Sequence[dict], bf16: bool = False
 ) -> list[TokenScores]:
     """What the model thinks of each row's completion, given its prompt and the tokens before."""
     scored: list[TokenScores | None] = [None] * len(rows)

@@ -17,6 +17,7 @@ def inspect(settings: Settings) -> Facts:
 
     from ..data.checkpoints import use_cache_without_network
     from ..data.tasks import load_task
+    from ..data.written import WrittenTask
     from ..training.grpo import check_grpo
     from ..training.models import build_base, trained_counts, unilora_limits
     from ..training.rewards import check_reward, hash_reward
@@ -30,10 +31,11 @@ def inspect(settings: Settings) -> Facts:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     task = load_task(settings)
-    if settings.objective == "grpo":
-        check_grpo(settings, task)
-    if settings.reward:
-        check_reward(settings.reward, task)
+    if isinstance(task, WrittenTask):
+        if settings.objective == "grpo":
+            check_grpo(settings, task)
+        if settings.reward:
+            check_reward(settings.reward, task)
     base = build_base(settings, task.num_labels, seed=0)
     facts = Facts(
         device=device,

@@ -5,6 +5,7 @@ to be done."""
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from ..settings.language import COLUMNS, GRPO_DEFAULTS
 from ..settings.measurement import (
     DIGITS_ONE_RATE_BELOW,
     LR_FACTORS,
@@ -35,7 +36,7 @@ def trials(settings: Settings, facts: Facts, known: Known) -> list[Trial]:
         trial for seed in seeds for trial in cell_trials(settings, facts, "full", facts.D, seed)
     ]
     if settings.search == "grid":
-        searched = {method: possible_dims(settings, facts, method) for method in settings.methods}
+        searched = {name: list(possible_dims(settings, facts, name)) for name in settings.methods}
     else:
         line = _line(base, full, known)
         searched = {
@@ -66,10 +67,10 @@ def cell_trials(
     has_new_head = not (subspace or method in ("base", "full") or settings.writes)
     if method == "base":
         rates = [0.0]
-    elif method == "full":
-        rates = sorted(set(settings.full_lrs))
+    elif subspace:
+        rates = list(theta_rates(settings, d))
     else:
-        rates = theta_rates(settings, d) if subspace else sorted(set(settings.peft_lrs))
+        rates = sorted(set(settings.full_lrs if method == "full" else settings.peft_lrs))
     language = _language_fields(settings, facts) if settings.writes else {}
     return [
         Trial(
@@ -111,8 +112,7 @@ def cell_trials(
 
 def _language_fields(settings: Settings, facts: Facts) -> dict:
     """What a trial of a model that writes depends on besides."""
-    names = ("objective", "prompt_column", "completion_column", "messages_column", "answer")
-    names += ("reward", "max_new_tokens", "generations", "temperature", "beta")
+    names = ("objective", *COLUMNS, "answer", "reward", "max_new_tokens", *GRPO_DEFAULTS)
     fields = {name: getattr(settings, name) for name in names}
     return fields | {"chat": settings.chat or None, "reward_hash": facts.reward_hash}
 
