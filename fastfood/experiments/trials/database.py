@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy as sa
@@ -49,7 +49,12 @@ class Attempt:
 
 def sqlite_url(path: Path) -> str:
     """The database URL of a file."""
-    return sa.URL.create("sqlite", database=str(path.absolute())).render_as_string()
+    name = str(path.absolute())
+    url = sa.URL.create("sqlite", database=name).render_as_string()
+    if sa.make_url(url).database == name:
+        return url
+    # SQLAlchemy before 2.1 takes what follows a question mark for options: SQLite decodes the name
+    return f"sqlite:///file:{quote(name)}?uri=true"
 
 
 def without_password(url: str) -> str:
