@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 
 import pytest
 import study_driver
@@ -101,6 +102,8 @@ def started_by(arguments, log):
         cli.main()
     except SystemExit as ended:
         code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -1,6 +1,8 @@
 """Installs one wheel under many Pythons and torches, runs there the tests that need torch alone,
 lets a compiler read our sources with the headers of each torch, as the sdist would, and prints the
-table: `python tests/tools/matrix.py dist/NAME.whl --python 3.10,3.14 --torch 2.10,newest`.
+table: `python tests/tools/matrix.py dist/NAME.whl --python 3.10,3.14 --torch 2.10,newest`. With
+--extras also the tests of the subspace model and of the studies, under the newest versions of all
+that they need.
 
 Environments are made with uv in the folder --out, one at a time, and removed again. A cell that is
 done stays there as a file. So a call that was killed can be repeated and goes on, and the table
@@ -34,6 +36,8 @@ TESTS = (
     "operators/test_projection",
     "operators/test_golden",
 )
+EXTRAS = "[experiments,peft,hub]"
+EXTRA_TESTS = ("subspace", "experiments")
 FACTS = """
 import json, platform, torch, fastfood
 from fastfood import ops
@@ -59,6 +63,7 @@ COLUMNS = {
     "GPU": "gpu",
     "CUDA library registered": "registered",
     "its headers fit": "fit",
+    "extras": "extras",
     "passed": "passed",
     "skipped": "skipped",
     "failed": "failed",
@@ -74,6 +79,7 @@ def read_arguments():
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--python", default="3.10,3.11,3.12,3.13,3.14", help="interpreters")
     parser.add_argument("--torch", default="2.10,newest", help="2.N, or newest")
+    parser.add_argument("--extras", action="store_true", help="test subspaces and studies too")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "matrix")
     parser.add_argument("--free", type=float, default=25, help="GB that have to be free for a cell")
     return parser.parse_args()
@@ -120,12 +126,12 @@ def fit(headers):
     return "yes"
 
 
-def try_cell(room, cache, wheel, python, torch):
+def try_cell(room, cache, wheel, python, torch, extras):
     """One row of the table, from an environment in `room`."""
     wanted = "torch" if torch == "newest" else f"torch=={torch}.*"
     uv(cache, "venv", "--python", python, room / "venv")
     program = room / "venv" / "bin" / "python"
-    uv(cache, "pip", "install", "--python", program, wheel, wanted, *PACKAGES)
+    uv(cache, "pip", "install", "--python", program, f"{wheel}{EXTRAS * extras}", wanted, *PACKAGES)
     shutil.copytree(ROOT / "tests", room / "tests", ignore=shutil.ignore_patterns("*.so"))
     shutil.copy(ROOT / "pyproject.toml", room)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -136,18 +142,19 @@ def try_cell(room, cache, wheel, python, torch):
     command = [program, "-m", "pytest", "--junitxml", room / "report.xml", "--durations=25"]
     command += ["-k", EXCEPT, "-p", "no:cacheprovider"]
     command += [f"tests/{name}.py" for name in TESTS]
+    command += [f"tests/{name}" for name in EXTRA_TESTS if extras]
     done = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True)
     if not (room / "report.xml").exists():
         raise CellFailed("pytest: " + " ".join((done.stdout + done.stderr).splitlines()[-4:]))
     (room.parent / f"{Path(python).name}-{torch}.log").write_text(done.stdout)
-    return facts | count(room / "report.xml")
+    return facts | {"extras": "yes" if extras else "no"} | count(room / "report.xml")
 
 
-def cell(place, wheel, python, torch):
+def cell(place, wheel, python, torch, extras):
     """`try_cell` in a room of its own, or a row with the reason why it was not possible."""
     room = Path(tempfile.mkdtemp(prefix=f"{Path(python).name}-{torch}-", dir=place))
     try:
-        return try_cell(room, place / "cache", wheel, python, torch)
+        return try_cell(room, place / "cache", wheel, python, torch, extras)
     except CellFailed as reason:
         return {"python": Path(python).name, "torch": torch, "reason": str(reason)}
     finally:
@@ -190,12 +197,13 @@ def main():
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()[:12]
     for python in options.python.split(","):
         for torch in options.torch.split(","):
-            file = place / f"{digest}-{Path(python).name}-{torch}.json"
+            kind = "-extras" * options.extras
+            file = place / f"{digest}-{Path(python).name}-{torch}{kind}.json"
             if file.exists() and "passed" in json.loads(file.read_text()):
                 continue
             make_room(place, options.free)
             start = time.monotonic()
-            row = cell(place, wheel, python, torch)
+            row = cell(place, wheel, python, torch, options.extras)
             file.write_text(json.dumps(row, indent=1) + "\n")
             print(f"{file.stem}: {time.monotonic() - start:.0f} s, {row}", file=sys.stderr)
     rows = [json.loads(file.read_text()) for file in sorted(place.glob(f"{digest}-*.json"))]
