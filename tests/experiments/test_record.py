@@ -215,6 +215,17 @@ def test_studies_of_one_database_do_not_mix(url, asked):
     assert study_driver.scores_of(first) == {asked[0].key: SCORE}
 
 
+def test_a_file_has_a_url_also_where_sqlalchemy_cuts_names(tmp_path, monkeypatch):
+    """As SQLAlchemy before 2.1 does at a question mark; SQLite then gets the name as a URI."""
+    path = tmp_path / "odd {name} %41?.db"
+    monkeypatch.setattr(database.sa, "make_url", lambda url: database.sa.URL.create("sqlite"))
+    url = sqlite_url(path)
+    assert url.startswith("sqlite:///file:/") and url.endswith(".db?uri=true")
+    name = url.removeprefix("sqlite:///").removesuffix("?uri=true")
+    sqlite3.connect(name, uri=True).execute("create table t (i)").connection.close()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_damaged_database_is_refused(tmp_path):
     path = tmp_path / "odd {name} %41?.db"
     path.write_text("no database " * 100)

@@ -36,7 +36,7 @@ TESTS = (
     "operators/test_projection",
     "operators/test_golden",
 )
-EXTRAS = "[experiments,peft,hub]"
+EXTRAS = "[experiments,grpo,hub,peft]"
 EXTRA_TESTS = ("subspace", "experiments")
 FACTS = """
 import json, platform, torch, fastfood
