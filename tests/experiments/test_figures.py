@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from study_folders import TEXT, facts, measures_of, score, write_study
+from study_folders import TEXT, WITHOUT_WARNINGS, facts, measures_of, score, write_study
 from trials import trial_of
 
 from fastfood.experiments.report import display, figures, writer
@@ -37,7 +37,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(figures.figure_curves, "draw", lambda pyplot, _: pyplot.figure())
 
 
-@pytest.mark.filterwarnings("error")
+@WITHOUT_WARNINGS
 @pytest.mark.parametrize("kind", ["figure1", "table1"])
 def test_a_complete_study_is_drawn(tmp_path, kind):
     results = _results(tmp_path / "study", kind)
@@ -50,7 +50,7 @@ def test_a_complete_study_is_drawn(tmp_path, kind):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.filterwarnings("error")
+@WITHOUT_WARNINGS
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("kind", ["table1", "figure2", "figure3", "figure4", "figure5"])
 def test_a_figure_is_drawn_for_whatever_came_out(tmp_path, kind, state, quick):
@@ -59,7 +59,7 @@ def test_a_figure_is_drawn_for_whatever_came_out(tmp_path, kind, state, quick):
     assert path.name == f"{kind}.png" and path.stat().st_size > 1500
 
 
-@pytest.mark.filterwarnings("error")
+@WITHOUT_WARNINGS
 @pytest.mark.parametrize("state", STATES)
 def test_curves_are_drawn_for_whatever_came_out(tmp_path, state, monkeypatch):
     monkeypatch.setattr(figures, "DPI", 60)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from matplotlib import pyplot
-from study_folders import LOSS, draw_nothing, write_study, writing_measure
+from study_folders import LOSS, WITHOUT_WARNINGS, draw_nothing, write_study, writing_measure
 
 from fastfood.experiments import recipes
 from fastfood.experiments.report import display, figure_curves, figures, headline, writer
@@ -227,7 +227,7 @@ def test_without_the_base_model_s_score_there_is_no_d90(tmp_path, monkeypatch):
 # drawn
 
 
-@pytest.mark.filterwarnings("error")
+@WITHOUT_WARNINGS
 def test_the_base_model_is_a_level_and_no_point(tmp_path):
     results = _gather(tmp_path, _exact())
     (axes,) = figure_curves.draw(pyplot, results).axes

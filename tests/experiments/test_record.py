@@ -155,7 +155,7 @@ def test_a_lone_driver_frees_what_a_killed_one_left_and_a_reader_frees_nothing(u
     assert record.claim(asked[0]) is not None
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::optuna.exceptions.ExperimentalWarning")
 def test_rows_without_heartbeats_are_freed_after_the_grace_period(url, asked, tmp_path):
     dead, record = open_record(url, "s", 60), open_record(url, "s", 60)
     dead.claim(asked[0]), dead.claim(asked[1])
