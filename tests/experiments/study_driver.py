@@ -26,6 +26,13 @@ def scores_of(record):
     return {key: entry.score for key, entry in record.states().items() if entry.score is not None}
 
 
+def work_in_threads(monkeypatch, count=1):
+    """Lets the workers of a study be threads of this process, which has loaded everything."""
+    from fastfood.experiments.trials import run
+
+    monkeypatch.setattr(run, "open_workers", lambda settings, device: Threads(count))
+
+
 def measures(folder, **changes):
     from fastfood.experiments.settings.measurement import Settings, complete
     from fastfood.experiments.settings.study import Measurement

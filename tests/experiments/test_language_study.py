@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from commands import contents, invoke
-from study_driver import Threads, scores_of, wait_for
+from study_driver import scores_of, wait_for, work_in_threads
 from writers import llama, save, sums, t5, write_rows
 
 from fastfood.experiments import recipes
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch):
     """Runs trials in this process, which has loaded everything."""
-    monkeypatch.setattr(run, "open_workers", lambda settings, device: Threads(1))
+    work_in_threads(monkeypatch)
     monkeypatch.setattr(run, "POLL", 0.05)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from study_driver import work_in_threads
 from study_folders import draw_nothing
 
 from fastfood.experiments.report import figures, writer
@@ -63,9 +64,7 @@ def resumed(kept, url):
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    import study_driver
-
-    monkeypatch.setattr(run, "open_workers", lambda settings, device: study_driver.Threads(1))
+    work_in_threads(monkeypatch)
     monkeypatch.setattr(figures, "draw", draw_nothing)
 
 

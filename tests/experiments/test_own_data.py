@@ -4,12 +4,11 @@ are threads of this process."""
 import json
 
 import pytest
-from study_driver import Threads
+from study_driver import work_in_threads
 from text_rows import rows, scored_pairs
 from typer.testing import CliRunner
 
 from fastfood.experiments.cli import app
-from fastfood.experiments.trials import run
 
 TINY = ("--dims", 20, "--lrs", 0.1, "--full-lrs", 1e-3, "--max-steps", 2, "--batch-size", 8)
 TINY += ("--max-length", 16, "--seeds", 1, "--device", "cpu", "--workers", 1)
@@ -17,7 +16,7 @@ TINY += ("--max-length", 16, "--seeds", 1, "--device", "cpu", "--workers", 1)
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(run, "open_workers", lambda settings, device: Threads(1))
+    work_in_threads(monkeypatch)
 
 
 def _run(command, *options):

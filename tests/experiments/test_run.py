@@ -28,7 +28,7 @@ def study(tmp_path):
 @pytest.fixture
 def drive(study, monkeypatch):
     """Runs the study with workers in threads; returns the failed count and the events."""
-    monkeypatch.setattr(run, "open_workers", lambda settings, device: study_driver.Threads(2))
+    study_driver.work_in_threads(monkeypatch, 2)
     monkeypatch.setattr(run, "POLL", 0.05)
 
     def start(record=None, given=None, train=study_driver.pretend, **changes):
