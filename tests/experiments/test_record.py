@@ -235,12 +235,15 @@ def test_a_damaged_database_is_refused(tmp_path):
     assert open_record(sqlite_url(path), "s").states() == {} and path.exists()
 
 
-def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
-    _execute(tmp_path, "create table recipes (title text)")
-    before = (tmp_path / "trials.db").read_bytes()
+@pytest.mark.parametrize("name", ["study", "odd {name} %41?"])
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    _execute(folder, "create table recipes (title text)")
+    before = (folder / "trials.db").read_bytes()
     with pytest.raises(ValueError, match="^storage: wanted an Optuna .* of something else"):
-        open_record(sqlite_url(tmp_path / "trials.db"), "s")
-    assert (tmp_path / "trials.db").read_bytes() == before
+        open_record(sqlite_url(folder / "trials.db"), "s")
+    assert (folder / "trials.db").read_bytes() == before
 
 
 @pytest.mark.parametrize(

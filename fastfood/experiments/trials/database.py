@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 import optuna
 import sqlalchemy as sa
@@ -108,7 +108,10 @@ def open_database(url: str, name: str, heartbeat: int | None) -> tuple[RDBStorag
 
 def _refuse_foreign(url: sa.URL) -> None:
     """Raises ValueError for a SQLite file of something else, into which Optuna would write."""
-    if url.get_backend_name() != "sqlite" or not url.database or not Path(url.database).is_file():
+    file = url.database or ""
+    if "uri" in url.query:
+        file = unquote(file.removeprefix("file:"))
+    if url.get_backend_name() != "sqlite" or not Path(file).is_file():
         return
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     try:
